@@ -1,0 +1,139 @@
+"""Owns every task of the process: nothing runs that nobody keeps, and nothing dies unseen."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, frozen=True)
+class Job:
+    """Something a room wants done again and again.
+
+    `every` is asked before each round, so a live setting takes effect with the next one; a
+    value of zero or less rests the job for a minute before asking again.
+    """
+
+    name: str
+    every: Callable[[], float]
+    run: Callable[[], Awaitable[None]]
+    at_once: bool = False
+    """Run the first round at start instead of one interval later."""
+
+
+class Background:
+    """Start, keep and stop tasks.
+
+    A `critical` task (a token exchange, whose answer exists only once) is never cancelled:
+    shutdown waits for it. All others are cancelled by `aclose`.
+    """
+
+    def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self._sleep = sleep
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._critical: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def spawn(self, work: Coroutine[Any, Any, T], *, name: str, critical: bool = False) -> asyncio.Task[T]:
+        """Run *work* as a task that is kept until it ends; its failure is logged."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        (self._critical if critical else self._tasks).add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def start(self, job: Job) -> asyncio.Task[None]:
+        """Repeat *job* until the end; a round that fails is logged and the next one comes."""
+        return self.spawn(self._repeat(job), name=f"job:{job.name}")
+
+    def statistics(self) -> dict[str, int]:
+        """Return how many tasks are alive."""
+        return {"tasks": len(self._tasks), "critical": len(self._critical)}
+
+    async def wait_critical(self) -> None:
+        """Wait until no critical task is left, those started meanwhile included."""
+        while self._critical:
+            await asyncio.wait(set(self._critical))
+
+    async def aclose(self) -> None:
+        """Cancel everything that may be cancelled, then wait for the critical rest."""
+        self._closing = True
+        while self._tasks:
+            running = set(self._tasks)
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+        await self.wait_critical()
+
+    async def _repeat(self, job: Job) -> None:
+        first = True
+        while True:
+            seconds = job.every()
+            if not (first and job.at_once):
+                await self._sleep(seconds if seconds > 0 else 60.0)
+            first = False
+            if seconds <= 0:
+                continue
+            try:
+                await job.run()
+            except Exception:
+                logger.exception("job failed name=%s", job.name)
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._critical.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            logger.error("task died name=%s error=%s", task.get_name(), type(error).__name__, exc_info=error)
+
+
+async def cancel_and_wait(task: "asyncio.Task[Any] | asyncio.Future[Any]") -> None:
+    """Cancel *task* and wait until it has really ended, whatever it ends with."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
+
+
+class Slots:
+    """At most so many at a time, where the number may change while they run."""
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        while self._taken >= max(1, self._limit()):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake()
+                raise
+            finally:
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(waiter)
+        self._taken += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._taken -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        free = max(1, self._limit()) - self._taken
+        for waiter in list(self._waiting):
+            if free <= 0:
+                return
+            if not waiter.done():
+                waiter.set_result(None)
+                free -= 1

@@ -1,0 +1,118 @@
+"""One story per turn: what was asked, what was tried, what it cost, how it ended.
+
+Log line, /stats, metrics and (later) records and money are made from the same `Trace`, so
+they cannot disagree. It is filled on the way and finished exactly once.
+"""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Who is asking: resolved once per turn from the client key."""
+
+    id: str
+    """Stable and safe to show; never the key."""
+    name: str
+
+
+LOCAL = Caller("local", "local")
+"""The caller when no key is needed."""
+
+
+class UsageSource(enum.Enum):
+    """Where token numbers come from."""
+
+    NONE = "none"
+    BACKEND = "backend"
+    ESTIMATE = "estimate"
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one turn; `input_tokens` includes cached ones, `output_tokens` the reasoning."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    source: UsageSource = UsageSource.NONE
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try on one target."""
+
+    alias: str
+    started: float
+    """Monotonic seconds."""
+    outcome: str = ""
+    """A verdict's word, or "ok"."""
+    status: int | None = None
+    seconds: float = 0.0
+
+
+class End(enum.Enum):
+    """How a turn ended, seen from the caller."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    """The answer ended early by a limit, and says so."""
+    FAILED = "failed"
+    """An error was answered, before or inside the stream."""
+    CALLER_GONE = "caller_gone"
+
+
+@dataclass(slots=True)
+class Trace:
+    """The story of one turn. Times are monotonic seconds unless they say otherwise."""
+
+    id: str
+    route: str
+    caller: Caller
+    started: float
+    started_wall: float
+    model: str = ""
+    stream: bool = False
+    client: str = ""
+    """The kind of client: "codex" or "other"."""
+    attempts: list[Attempt] = field(default_factory=list)
+    alias: str = ""
+    """The account that served, if one did."""
+    decision: str = ""
+    """Why this account: the rule that picked it."""
+    status: int = 0
+    """The HTTP status that the caller saw."""
+    error: str = ""
+    """The code of the error that the caller saw."""
+    end: End = End.OPEN
+    request_bytes: int = 0
+    answer_bytes: int = 0
+    first_event: float | None = None
+    finished: float | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    def finish(self, end: End, now: float) -> bool:
+        """Close the story; only the first call counts, and says so by True."""
+        if self.finished is not None:
+            return False
+        self.end = end
+        self.finished = now
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """How long the turn took; 0 while it runs."""
+        return 0.0 if self.finished is None else self.finished - self.started
+
+
+TraceSink = Callable[[Trace], None]
+"""What wants to hear of finished turns; called once per turn, must not block."""
