@@ -1,0 +1,676 @@
+"""The Responses dialect, inwards: a caller's body becomes what the backend takes.
+
+A Codex client's body is already what the backend takes: it is checked, five fields are
+forced, and when nothing differs the very bytes go on. Every other caller's body is
+normalised: what has another form gets it, what the backend refuses and only tunes the answer
+is left out (`LEFT_OUT`), and what would change the answer's meaning is refused by its path.
+Fields and item types that we do not know pass; the backend is strict and says so itself.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from codex_proxy.errors import RequestError
+from codex_proxy.protocol.catalog import AUTO, PRIORITY, Catalog, Resolved, on_the_wire
+from codex_proxy.protocol.names import MAX_ID_LENGTH, ItemIds
+from codex_proxy.protocol.request import (
+    LITE_HEADER,
+    LITE_METADATA,
+    TURN_STATE,
+    BackendRequest,
+    forwardable,
+    is_codex_client,
+    model_of,
+    parse_body,
+    render_body,
+    session_of,
+    set_routing_hint,
+)
+from codex_proxy.protocol.wire import JsonObject
+
+LEFT_OUT = frozenset({
+    "context_management",
+    "frequency_penalty",
+    "generate",
+    "logit_bias",
+    "logprobs",
+    "max_tool_calls",
+    "metadata",
+    "moderation",
+    "presence_penalty",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_logprobs",
+    "top_p",
+    "truncation",
+    "user",
+})
+"""What the backend refuses and an answer can do without. `max_output_tokens` is not among them: we keep it."""
+
+LIMITS = ("max_output_tokens", "max_completion_tokens", "max_tokens")
+"""The names of the output limit, the first that is given wins."""
+
+REASONING = "reasoning.encrypted_content"
+KEPT_INCLUDES = frozenset({REASONING, "web_search_call.action.sources", "web_search_call.results"})
+"""What the backend is known to include."""
+
+FUNCTIONS = "functions"
+"""The namespace that plain tools live in on the lite wire."""
+
+_PLAIN_TOOLS = frozenset({"function", "custom"})
+_LITE_TOOLS = _PLAIN_TOOLS | {"namespace"}
+_LITE_CALLS = frozenset({"function_call", "custom_tool_call"})
+_COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
+
+_STRINGS: dict[str, tuple[str, ...]] = {
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id",),
+    "custom_tool_call": ("call_id", "name", "input"),
+    "custom_tool_call_output": ("call_id",),
+}
+"""The fields that must be strings, by item type."""
+
+_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
+
+
+class _Body:
+    """A body that knows whether it was changed, so that an unchanged one need not be rendered."""
+
+    __slots__ = ("changed", "fields")
+
+    def __init__(self, fields: JsonObject) -> None:
+        self.fields = fields
+        self.changed = False
+
+    def set(self, key: str, value: Any) -> None:
+        old = self.fields.get(key)
+        # 0 and False are equal, and another thing on the wire.
+        if old != value or type(old) is not type(value):
+            self.fields[key] = value
+            self.changed = True
+
+    def drop(self, key: str) -> None:
+        if key in self.fields:
+            del self.fields[key]
+            self.changed = True
+
+
+def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> BackendRequest:
+    """Decode the body of `POST /v1/responses`; *headers* have lower-case names.
+
+    Raises:
+        RequestError: If the body is not what the API says, or asks for what only the
+            stored conversations of the public API can give. `param` is the field's path.
+    """
+    body = _Body(parse_body(raw))
+    fields = body.fields
+    asked = model_of(fields)
+    resolved = catalog.resolve(asked)
+    is_codex = is_codex_client(headers)
+    stream = _boolean(fields, "stream")
+    _check(fields)
+    items = _items(body)
+    metadata = _object(fields, "client_metadata") or {}
+    takes_lite = catalog.profile(resolved.model) == "lite"
+    lite = _is_true(headers.get(LITE_HEADER)) or _is_true(metadata.get(LITE_METADATA))
+    if not lite and not is_codex and takes_lite:
+        # The shape without its flag: a relay may have lost the header.
+        lite = any(item.get("type") == "additional_tools" for item in items)
+    session = session_of(headers, _string(fields, "prompt_cache_key"))
+
+    limit = _take_limit(body)
+    body.set("model", resolved.model)
+    _set_tier(body, resolved, catalog, is_codex)
+    _set_effort(body, items, resolved, catalog, is_codex)
+    if not is_codex:
+        _normalise(body, items, stream, lite)
+    body.set("store", False)
+    body.set("stream", True)
+    _set_include(body, is_codex)
+
+    # A Codex client that was given a name with a suffix takes it for an unknown model, and
+    # writes the standard shape.
+    encoded = takes_lite and not lite and (not is_codex or resolved.model != asked) and _fits_lite(fields)
+    if encoded:
+        encode_lite(fields)
+        body.changed = lite = True
+
+    forwarded = forwardable(headers, is_codex)
+    tier = fields.get("service_tier")
+    if is_codex:
+        set_routing_hint(forwarded, resolved.model, tier)
+    if lite:
+        forwarded[LITE_HEADER] = "true"
+    turn_state = metadata.get(TURN_STATE)
+    rendered = render_body(fields) if body.changed else raw
+    survey = Survey(fields["input"])
+    return BackendRequest(
+        endpoint="responses",
+        asked_model=asked,
+        model=resolved.model,
+        body=rendered,
+        stream=stream,
+        is_codex=is_codex,
+        lite=lite,
+        was_lite_encoded=encoded,
+        session=session,
+        service_tier=tier,
+        max_output_tokens=limit,
+        headers=forwarded,
+        turn_state=headers.get(TURN_STATE) or (turn_state if isinstance(turn_state, str) else None),
+        encrypted=survey.encrypted,
+        has_compaction=survey.has_compaction,
+        input_bytes=max(len(rendered) - survey.opaque_bytes, 0),
+        has_body_turn_state=TURN_STATE in metadata,
+    )
+
+
+class Survey:
+    """What a request's input holds that an account or an estimate must know of."""
+
+    __slots__ = ("encrypted", "has_compaction", "opaque_bytes")
+
+    def __init__(self, items: Any) -> None:
+        encrypted: list[str] = []
+        self.has_compaction = False
+        self.opaque_bytes = 0
+        """The size of pictures, files and encrypted contents: bytes that are no text."""
+        for item in items if isinstance(items, list) else ():
+            if not isinstance(item, dict):
+                continue
+            kind = _kind(item)
+            value = item.get("encrypted_content")
+            if isinstance(value, str):
+                self.opaque_bytes += len(value)
+                if kind == "reasoning":
+                    encrypted.append(value)
+                elif kind in _COMPACTIONS:
+                    self.has_compaction = True
+            if kind == "image_generation_call" and isinstance(item.get("result"), str):
+                self.opaque_bytes += len(item["result"])
+            for part in _parts(item):
+                for key in ("image_url", "file_data"):
+                    data = part.get(key)
+                    if isinstance(data, str):
+                        self.opaque_bytes += len(data)
+        self.encrypted = tuple(encrypted)
+
+
+# Checks that hold for every caller.
+
+
+def _check(fields: JsonObject) -> None:
+    if _given(fields, "previous_response_id"):
+        raise RequestError(
+            "previous responses are not stored here; send the whole conversation as input",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    for key, why in (
+        ("conversation", "conversations are not stored here; send the whole conversation as input"),
+        ("prompt", "stored prompts cannot be reached from here; send instructions and input"),
+    ):
+        if _given(fields, key):
+            raise RequestError(why, param=key, code="unsupported_parameter")
+    if _boolean(fields, "background"):
+        raise RequestError(
+            "answers are not stored here, so none can be fetched later; use stream",
+            param="background",
+            code="unsupported_parameter",
+        )
+    _string(fields, "instructions")
+    _string(fields, "service_tier")
+    _object(fields, "reasoning")
+    _object(fields, "text")
+    for index, tool in enumerate(_list(fields, "tools")):
+        if not isinstance(tool, dict):
+            raise _wrong(f"tools.{index}", "an object", tool)
+    for index, value in enumerate(_list(fields, "include")):
+        if not isinstance(value, str):
+            raise _wrong(f"include.{index}", "a string", value)
+
+
+def check_countable(fields: JsonObject) -> None:
+    """Check a body of which only the tokens are asked, so that the model may be missing.
+
+    Raises:
+        RequestError: If it is not what the API says.
+    """
+    if fields.get("model") is not None:
+        model_of(fields)
+    _check(fields)
+    if fields.get("input") is not None:
+        _items(_Body(fields))
+
+
+def _given(fields: JsonObject, key: str) -> bool:
+    return fields.get(key) is not None and fields[key] != ""
+
+
+def _items(body: _Body) -> list[JsonObject]:
+    """Return the input as a list of objects, each with a sound type and sound content."""
+    value = body.fields.get("input")
+    if isinstance(value, str):
+        value = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": value}]}]
+        body.fields["input"] = value
+        body.changed = True
+    if value is None:
+        raise RequestError("input is missing", param="input", code="missing_required_parameter")
+    if not isinstance(value, list):
+        raise _wrong("input", "a string or a list", value)
+    for index, item in enumerate(value):
+        _check_item(item, f"input.{index}")
+    return value
+
+
+def _check_item(item: Any, path: str) -> None:
+    if not isinstance(item, dict):
+        raise _wrong(path, "an object", item)
+    kind = item.get("type")
+    if kind is None:
+        if "role" not in item and isinstance(item.get("id"), str):
+            kind = "item_reference"
+    elif not isinstance(kind, str):
+        raise _wrong(f"{path}.type", "a string", kind)
+    if kind == "item_reference":
+        raise RequestError(
+            "items are not stored here, so none can be referred to; send the item itself",
+            param=path,
+            code="unsupported_value",
+        )
+    for key in ("content", "output"):
+        value = item.get(key)
+        if isinstance(value, list):
+            for index, part in enumerate(value):
+                if not isinstance(part, dict):
+                    raise _wrong(f"{path}.{key}.{index}", "an object", part)
+        elif key == "content" and value is not None and not isinstance(value, str):
+            raise _wrong(f"{path}.content", "a string or a list", value)
+
+
+def _take_limit(body: _Body) -> int | None:
+    limit: int | None = None
+    for key in LIMITS:
+        value = body.fields.get(key)
+        body.drop(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _wrong(key, "an integer", value)
+        if value < 1:
+            raise RequestError(f"{key} is {value}; it must be at least 1", param=key, code="invalid_value")
+        if limit is None:
+            limit = value
+    return limit
+
+
+# The model's name and what it says.
+
+
+def _set_tier(body: _Body, resolved: Resolved, catalog: Catalog, is_codex: bool) -> None:
+    if resolved.fast and catalog.has_fast(resolved.model):
+        body.set("service_tier", PRIORITY)
+    elif not is_codex:
+        if body.fields.get("service_tier") in ("fast", PRIORITY):
+            body.set("service_tier", PRIORITY)
+        else:
+            body.drop("service_tier")
+
+
+def _set_effort(
+    body: _Body, items: list[JsonObject], resolved: Resolved, catalog: Catalog, is_codex: bool
+) -> None:
+    """Put the effort where the backend reads it: the typed suffix first, then what the body says.
+
+    A Codex client knows its model's efforts, so only `ultra` and `auto` are changed there.
+    """
+    fields = body.fields
+    reasoning = _object(fields, "reasoning") or {}
+    given = _string(reasoning, "effort", "reasoning.effort")
+    wanted = given
+    if not is_codex:
+        for key in ("reasoning_effort", "variant"):
+            wanted = wanted or _string(fields, key)
+            body.drop(key)
+        wanted = wanted.lower() if wanted else None
+    if resolved.effort is not None:
+        wanted = resolved.effort
+    if not wanted or wanted == AUTO:
+        effort = None
+    elif is_codex and resolved.effort is None:
+        effort = on_the_wire(wanted)
+    else:
+        effort = catalog.nearest(resolved.model, wanted)
+
+    if effort is not None:
+        if effort != given:
+            fields["reasoning"] = {**reasoning, "effort": effort}
+            body.changed = True
+    elif given is not None:
+        del reasoning["effort"]
+        body.changed = True
+        if not reasoning:
+            body.drop("reasoning")
+    _align_updates(body, items, effort, wins=resolved.effort is not None)
+
+
+def _align_updates(body: _Body, items: list[JsonObject], effort: str | None, *, wins: bool) -> None:
+    """Let the efforts that stand in the input say the same as the request.
+
+    Args:
+        wins: Whether the caller typed the effort as a suffix, which outranks the input.
+    """
+    outdated = False
+    for item in items:
+        if item.get("type") != "configuration_update" or not isinstance(item.get("reasoning"), dict):
+            continue
+        old = item["reasoning"].get("effort")
+        if not isinstance(old, str):
+            continue
+        if wins and effort is None:
+            outdated = True
+            continue
+        new = effort if wins else on_the_wire(old)
+        if new != old:
+            item["reasoning"]["effort"] = new
+            body.changed = True
+    if outdated:
+        items[:] = [item for item in items if item.get("type") != "configuration_update"]
+        body.changed = True
+
+
+def _set_include(body: _Body, is_codex: bool) -> None:
+    given = _list(body.fields, "include")
+    wanted = given if is_codex else [value for value in given if value in KEPT_INCLUDES]
+    body.set("include", wanted if REASONING in wanted else [*wanted, REASONING])
+
+
+# The other callers.
+
+
+def _normalise(body: _Body, items: list[JsonObject], stream: bool, lite: bool) -> None:
+    fields = body.fields
+    delivery = (_object(fields, "stream_options") or {}).get("reasoning_summary_delivery")
+    if delivery is not None and stream:
+        body.set("stream_options", {"reasoning_summary_delivery": delivery})
+    else:
+        body.drop("stream_options")
+    # null says the same as nothing in this API; the backend refuses some.
+    for key in [key for key, value in fields.items() if value is None or key in LEFT_OUT]:
+        body.drop(key)
+    for key in ("background", "conversation", "previous_response_id", "prompt"):
+        body.drop(key)
+    _normalise_reasoning(body)
+    _normalise_tools(body, lite)
+    if not lite:
+        body.set("instructions", fields.get("instructions", ""))
+    _normalise_items(body, items)
+
+
+def _normalise_reasoning(body: _Body) -> None:
+    reasoning = body.fields.get("reasoning")
+    if reasoning is None:
+        return
+    for key in [key for key, value in reasoning.items() if value is None]:
+        del reasoning[key]
+        body.changed = True
+    if "generate_summary" in reasoning:
+        # The older name.
+        summary = reasoning.pop("generate_summary")
+        reasoning.setdefault("summary", summary)
+        body.changed = True
+    if not reasoning:
+        body.drop("reasoning")
+
+
+def _normalise_tools(body: _Body, lite: bool) -> None:
+    fields = body.fields
+    tools = _list(fields, "tools")
+    for index, tool in enumerate(tools):
+        kind = tool.get("type")
+        if not isinstance(kind, str):
+            raise _wrong(f"tools.{index}.type", "a string", kind)
+        if kind in _PLAIN_TOOLS and not isinstance(tool.get("name"), str):
+            raise _wrong(f"tools.{index}.name", "a string", tool.get("name"))
+        if kind == "namespace" and not isinstance(tool.get("tools"), list):
+            raise _wrong(f"tools.{index}.tools", "a list", tool.get("tools"))
+        _rename_search(body, tool)
+    parallel = _boolean(fields, "parallel_tool_calls", default=True)
+    if lite:
+        body.set("parallel_tool_calls", False)
+    elif tools:
+        body.set("parallel_tool_calls", parallel)
+    else:
+        body.drop("tools")
+        body.drop("parallel_tool_calls")
+    choice = fields.get("tool_choice")
+    if choice is None or isinstance(choice, str):
+        return
+    if not isinstance(choice, dict):
+        raise _wrong("tool_choice", "a string or an object", choice)
+    _rename_search(body, choice)
+    for index, tool in enumerate(_list(choice, "tools", "tool_choice.tools")):
+        if not isinstance(tool, dict):
+            raise _wrong(f"tool_choice.tools.{index}", "an object", tool)
+        _rename_search(body, tool)
+
+
+def _rename_search(body: _Body, tool: JsonObject) -> None:
+    kind = tool.get("type")
+    if isinstance(kind, str) and kind.startswith("web_search_preview"):
+        tool["type"] = "web_search"
+        body.changed = True
+
+
+def _normalise_items(body: _Body, items: list[JsonObject]) -> None:
+    for index, item in enumerate(items):
+        if item.get("type") is None:
+            if "role" not in item:
+                raise RequestError(f"input.{index}.type is missing", param=f"input.{index}.type")
+            item["type"] = "message"
+            body.changed = True
+    ids = ItemIds(items)
+    kept: list[JsonObject] = []
+    for index, item in enumerate(items):
+        path = f"input.{index}"
+        kind: str = item["type"]
+        if kind == "message":
+            _normalise_message(body, item, path)
+        for key in _STRINGS.get(kind, ()):
+            if not isinstance(item.get(key), str):
+                raise _wrong(f"{path}.{key}", "a string", item.get(key))
+        if kind in _OUTPUTS and not isinstance(item.get("output"), str | list):
+            raise _wrong(f"{path}.output", "a string or a list", item.get("output"))
+        for part in _parts(item):
+            if "prompt_cache_breakpoint" in part:
+                del part["prompt_cache_breakpoint"]
+                body.changed = True
+        if kind == "reasoning" and not _normalise_thought(body, item, path):
+            continue
+        _normalise_id(body, item, kind, path, ids)
+        kept.append(item)
+    if len(kept) != len(items):
+        items[:] = kept
+        body.changed = True
+
+
+def _normalise_message(body: _Body, item: JsonObject, path: str) -> None:
+    role = item.get("role")
+    if not isinstance(role, str) or not role:
+        raise _wrong(f"{path}.role", "a string", role)
+    if item.get("content") is None:
+        raise _wrong(f"{path}.content", "a string or a list", None)
+    if role == "system":
+        item["role"] = "developer"
+        body.changed = True
+    for index, part in enumerate(_parts(item)):
+        if not isinstance(part.get("type"), str):
+            raise _wrong(f"{path}.content.{index}.type", "a string", part.get("type"))
+
+
+def _normalise_thought(body: _Body, item: JsonObject, path: str) -> bool:
+    """Make a reasoning item fit; False when nothing of it is left.
+
+    Without its encrypted content an id points to what the backend has not stored.
+    """
+    encrypted = item.get("encrypted_content")
+    # One word, or it was made elsewhere; splitting is the fast way to ask that of a long text.
+    if not isinstance(encrypted, str) or encrypted.split() != [encrypted]:
+        for key in ("encrypted_content", "id"):
+            if key in item:
+                del item[key]
+                body.changed = True
+        if not item.get("summary") and not item.get("content"):
+            return False
+    elif isinstance(item.get("id"), str) and len(item["id"]) > MAX_ID_LENGTH:
+        # The content knows its id, so another one would not fit; none does.
+        del item["id"]
+        body.changed = True
+    summary = item.get("summary")
+    if summary is None:
+        item["summary"] = []
+        body.changed = True
+    elif not isinstance(summary, list):
+        raise _wrong(f"{path}.summary", "a list", summary)
+    return True
+
+
+def _normalise_id(body: _Body, item: JsonObject, kind: str, path: str, ids: ItemIds) -> None:
+    if "id" not in item:
+        return
+    value = item["id"]
+    if value is None or value == "":
+        del item["id"]
+        body.changed = True
+        return
+    if not isinstance(value, str):
+        raise _wrong(f"{path}.id", "a string", value)
+    repaired = ids.repair(value, kind)
+    if repaired != value:
+        item["id"] = repaired
+        body.changed = True
+
+
+# The lite wire shape. All that is known of it is here.
+
+
+def _fits_lite(fields: JsonObject) -> bool:
+    """Tell whether the lite shape can carry the tools: hosted ones, it cannot."""
+    tools = _list(fields, "tools")
+    return all(
+        _kind(tool) in _LITE_TOOLS
+        and isinstance(tool.get("name"), str)
+        # The caller's own namespace of that name could not be told apart in the answer.
+        and not (tool["type"] == "namespace" and tool["name"] == FUNCTIONS)
+        for tool in tools
+    )
+
+
+def encode_lite(fields: JsonObject) -> None:
+    """Write a standard body in the lite shape.
+
+    Tools are the first item of the input, the plain ones in a namespace; the instructions
+    are a developer's message after them; calls are made one by one; the reasoning of all
+    turns counts. The answer's calls carry the namespace, and the encoder takes it out again.
+    """
+    tools = _list(fields, "tools")
+    fields.pop("tools", None)
+    head: list[JsonObject] = []
+    if tools:
+        plain = [tool for tool in tools if tool["type"] in _PLAIN_TOOLS]
+        spaces = [tool for tool in tools if tool["type"] == "namespace"]
+        if plain:
+            spaces.insert(0, {"type": "namespace", "name": FUNCTIONS, "description": "", "tools": plain})
+        head.append({"type": "additional_tools", "role": "developer", "tools": spaces})
+    instructions = fields.pop("instructions", None)
+    if instructions:
+        content = [{"type": "input_text", "text": instructions}]
+        head.append({"type": "message", "role": "developer", "content": content})
+    for item in fields["input"]:
+        if item.get("type") in _LITE_CALLS and not item.get("namespace"):
+            item["namespace"] = FUNCTIONS
+    fields["input"] = [*head, *fields["input"]]
+    fields["reasoning"] = {**(fields.get("reasoning") or {}), "context": "all_turns"}
+    fields["parallel_tool_calls"] = False
+    choice = fields.get("tool_choice")
+    if isinstance(choice, dict):
+        for tool in (choice, *_list(choice, "tools")):
+            if isinstance(tool, dict) and _kind(tool) in _PLAIN_TOOLS and not tool.get("namespace"):
+                tool["namespace"] = FUNCTIONS
+
+
+# Reading fields of a body that may hold anything.
+
+
+def _is_true(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() == "true"
+
+
+def _kind(value: JsonObject) -> str:
+    """Return the type that an object names; a type that is no string is no type."""
+    kind = value.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
+def _parts(item: JsonObject) -> Iterator[JsonObject]:
+    for key in ("content", "output"):
+        value = item.get(key)
+        if isinstance(value, list):
+            for part in value:
+                if isinstance(part, dict):
+                    yield part
+
+
+def _boolean(fields: JsonObject, key: str, *, default: bool = False) -> bool:
+    value = fields.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise _wrong(key, "a boolean", value)
+    return value
+
+
+def _string(fields: JsonObject, key: str, path: str = "") -> str | None:
+    value = fields.get(key)
+    if value is not None and not isinstance(value, str):
+        raise _wrong(path or key, "a string", value)
+    return value
+
+
+def _object(fields: JsonObject, key: str) -> JsonObject | None:
+    value = fields.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise _wrong(key, "an object", value)
+    return value
+
+
+def _list(fields: JsonObject, key: str, path: str = "") -> list[Any]:
+    value = fields.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _wrong(path or key, "a list", value)
+    return value
+
+
+_KINDS: Iterable[tuple[type, str]] = (
+    (bool, "a boolean"),
+    (int, "a number"),
+    (float, "a number"),
+    (str, "a string"),
+    (list, "a list"),
+    (dict, "an object"),
+)
+
+
+def _wrong(path: str, expected: str, value: Any) -> RequestError:
+    if value is None:
+        return RequestError(
+            f"{path} must be {expected}, and is missing or null", param=path, code="invalid_type"
+        )
+    found = next(name for kind, name in _KINDS if isinstance(value, kind))
+    return RequestError(f"{path} must be {expected}, not {found}", param=path, code="invalid_type")
