@@ -1,0 +1,1 @@
+"""Accounts: files, tokens, quota, states, and which one serves next. Decide first, then do I/O."""

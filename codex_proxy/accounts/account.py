@@ -1,0 +1,259 @@
+"""One account: its credential, its state, its quota, what it carries now. Pure; times come in."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from codex_proxy.accounts.quota import MAIN_FAMILY, Quota
+from codex_proxy.accounts.state import Signal, State, step
+from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.trace import Usage
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from codex_proxy.accounts.store import Credential
+    from codex_proxy.accounts.tokens import Secret
+
+# A token is exchanged this long before it ends, as the Codex CLI does (contract, section 1.5).
+REFRESH_BEFORE = 300.0
+
+
+class Cause(enum.Enum):
+    """Why an account cools."""
+
+    LIMIT = "usage limit"
+    RATE = "rate limit"
+    OVERLOAD = "overloaded"
+    SERVER = "server error"
+    FORBIDDEN = "forbidden"
+    REJECTED = "token refused"
+    SILENT = "no answer in time"
+    CUT = "stream cut"
+    PATH = "unreachable"
+
+
+@dataclass(slots=True, frozen=True)
+class Backoff:
+    """How long a cause cools when the backend names no time: doubling from `first` to `cap` seconds."""
+
+    first: float
+    cap: float
+
+    def seconds(self, strikes: int, jitter: float) -> float:
+        """Return the pause after the n-th strike; *jitter* in 0..1 spreads it by a fifth each way."""
+        return float(min(self.cap, self.first * 2.0 ** max(0, min(strikes, 30) - 1)) * (0.8 + 0.4 * jitter))
+
+
+BACKOFF: dict[Cause, Backoff] = {
+    Cause.LIMIT: Backoff(60.0, 1_800.0),
+    Cause.RATE: Backoff(5.0, 300.0),
+    Cause.OVERLOAD: Backoff(2.0, 30.0),
+    Cause.SERVER: Backoff(1.0, 30.0),
+    Cause.FORBIDDEN: Backoff(30.0, 600.0),
+    Cause.REJECTED: Backoff(60.0, 1_800.0),
+    Cause.SILENT: Backoff(5.0, 60.0),
+    Cause.CUT: Backoff(1.0, 30.0),
+    Cause.PATH: Backoff(2.0, 30.0),
+}
+
+# How long an account that is not entitled rests before one request may try it again.
+REPROBE = Backoff(1_800.0, 6 * 3_600.0)
+
+
+@dataclass(slots=True)
+class Strikes:
+    """Failures of one cause in a row; a burst of parallel ones counts once."""
+
+    count: int = 0
+    last: float = float("-inf")
+    """Monotonic time of the last one that counted."""
+
+    def add(self, started: float, now: float) -> bool:
+        """Count a failure of a request sent at *started*; False when it belongs to the last burst."""
+        if started <= self.last:
+            return False
+        self.count += 1
+        self.last = now
+        return True
+
+
+@dataclass(slots=True)
+class Account:
+    """An account as the pool knows it.
+
+    Three things are kept apart: what its owner wants (disabled), what the backend allows
+    (cooldowns, entitlement), and whether its login works. `state` is their sum, moved only
+    through the transition table.
+    """
+
+    credential: "Credential"
+    alias: str
+    disk: "Credential | None" = None
+    """What its file held when we last read or wrote it."""
+    state: State = State.READY
+    quota: Quota = field(default_factory=Quota)
+    holds: dict[Cause, float] = field(default_factory=dict)
+    """Cooldowns by cause, as wall clock; the account rests until the last of them."""
+    family_holds: dict[str, float] = field(default_factory=dict)
+    """Limits of one model family beside the main one."""
+    refusals: dict[str, float] = field(default_factory=dict)
+    """What the backend said this account lacks (endpoint and model), until when that is believed."""
+    strikes: dict[Cause, Strikes] = field(default_factory=dict)
+    unavailable_until: float = 0.0
+    unavailable_reason: str = ""
+    unavailable_count: int = 0
+    login_lost: str = ""
+    """Why its refresh token is of no use any more; its access token may still be."""
+    rejected: str = ""
+    """Digest of the access token that the backend refused."""
+    models: frozenset[str] | None = None
+    """The slugs of its model list; None while we have not seen one."""
+    model_objects: list[JsonObject] = field(default_factory=list)
+    models_at: float | None = None
+    models_etag: str = ""
+
+    refreshing: "asyncio.Task[bool] | None" = None
+    refresh_after: float = 0.0
+    """Wall clock before which no further exchange is tried on a timer."""
+    refresh_failures: int = 0
+    last_error: str = ""
+    unsaved: bool = False
+    """Its new tokens could not be written to its file yet."""
+    removed: bool = False
+    """Its file is gone: no new requests, running ones may end."""
+
+    in_flight: int = 0
+    total_requests: int = 0
+    total_errors: int = 0
+    last_used: float | None = None
+    usage: Usage = field(default_factory=Usage)
+    completions: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its identity: the same in every file and after every login."""
+        return self.credential.key
+
+    # -- tokens ---------------------------------------------------------------------------
+
+    def access_is_valid(self, now: float) -> bool:
+        """Tell whether its access token can be sent: there, not refused, not known to be over."""
+        credential = self.credential
+        if not credential.access or (self.rejected and credential.access.digest() == self.rejected):
+            return False
+        return credential.expires_at is None or credential.expires_at > now
+
+    def can_refresh(self) -> bool:
+        """Tell whether an exchange could bring a new access token."""
+        return bool(self.credential.refresh) and not self.login_lost
+
+    def refresh_due(self, jitter: float) -> float | None:
+        """Return the wall clock at which its token should be exchanged; None when no timer knows.
+
+        *jitter* (0..1) moves it up to a minute earlier, so that accounts logged in together
+        do not knock together.
+        """
+        if not self.can_refresh():
+            return None
+        if not self.credential.access:
+            return self.refresh_after
+        if self.credential.expires_at is None:
+            return None
+        return max(self.credential.expires_at - REFRESH_BEFORE - 60.0 * jitter, self.refresh_after)
+
+    def headers(self, token: "Secret") -> dict[str, str]:
+        """Return the headers that say whose request it is; the account's own, never a caller's."""
+        headers = {"authorization": f"Bearer {token.reveal()}"}
+        identity = self.credential.identity
+        if identity.account_id:
+            headers["chatgpt-account-id"] = identity.account_id
+        if identity.is_fedramp:
+            headers["x-openai-fedramp"] = "true"
+        if identity.residency:
+            headers["x-openai-internal-codex-residency"] = identity.residency
+        return headers
+
+    # -- states ---------------------------------------------------------------------------
+
+    def signal(self, signal: Signal) -> bool:
+        """Move along the table; True when the state changed."""
+        before = self.state
+        self.state = step(before, signal)
+        return self.state is not before
+
+    def settle(self, now: float) -> bool:
+        """Bring the state up to date with the clock; True when it changed."""
+        before = self.state
+        if self.state is State.DISABLED:
+            return False
+        for cause in [cause for cause, until in self.holds.items() if until <= now]:
+            del self.holds[cause]
+        for table in (self.family_holds, self.refusals):
+            for name in [name for name, until in table.items() if until <= now]:
+                del table[name]
+        if self.state is State.UNAVAILABLE and self.unavailable_until <= now:
+            self.signal(Signal.RESTED)
+        if self.state is State.COOLING and not self.holds:
+            self.signal(Signal.RESTED)
+        if self.state is State.READY and self.unavailable_until > now:
+            self.signal(Signal.UNENTITLED)
+        if self.state is State.READY and self.holds:
+            self.signal(Signal.HELD)
+        if not self.access_is_valid(now) and not self.can_refresh():
+            self.signal(Signal.LOGIN_LOST)
+        return self.state is not before
+
+    def hold(self, cause: Cause, until: float) -> bool:
+        """Cool until *until*; a cooldown only ever grows. True when the state changed."""
+        self.holds[cause] = max(until, self.holds.get(cause, 0.0))
+        return self.signal(Signal.HELD)
+
+    def absolve(self, cause: Cause) -> bool:
+        """Take back what *cause* held, because it was not the account's fault."""
+        if self.holds.pop(cause, None) is None:
+            return False
+        self.strikes.pop(cause, None)
+        return not self.holds and self.signal(Signal.ABSOLVED)
+
+    def cooling_until(self) -> float | None:
+        """Return when the last cooldown ends."""
+        return max(self.holds.values()) if self.holds else None
+
+    def cooling_cause(self) -> Cause | None:
+        """Return the cause of the cooldown that ends last."""
+        return max(self.holds, key=lambda cause: self.holds[cause]) if self.holds else None
+
+    def succeeded(self, started: float) -> None:
+        """Forget failures that are older than a request which has now been answered."""
+        self.signal(Signal.OK)
+        for cause in [c for c, s in self.strikes.items() if s.last <= started]:
+            del self.strikes[cause]
+        if self.state is State.READY:
+            self.unavailable_count = 0
+            self.unavailable_reason = ""
+
+    def reason(self) -> str:
+        """Say in a few words why it is not ready; '' when it is."""
+        match self.state:
+            case State.READY:
+                return ""
+            case State.COOLING:
+                cause = self.cooling_cause()
+                return cause.value if cause is not None else ""
+            case State.UNAVAILABLE:
+                return self.unavailable_reason
+            case State.NEEDS_LOGIN:
+                return self.login_lost or "no usable token"
+            case State.DISABLED:
+                return "disabled in its file"
+
+    # -- quota ----------------------------------------------------------------------------
+
+    def left(self, now: float, family: str | None) -> float | None:
+        """Return the percent left for a model of *family* (None: the main limit)."""
+        main = self.quota.left(now)
+        if family is None or family == MAIN_FAMILY:
+            return main
+        own = self.quota.left(now, family)
+        return own if own is not None else main

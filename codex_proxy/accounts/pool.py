@@ -1,0 +1,563 @@
+"""The accounts together: who serves next, and what a failure means for whom.
+
+Every decision is synchronous: nothing else runs between looking and taking, so there is no
+lock. What a failure does to an account is one `match` over its verdict (`Pool.failed`).
+"""
+
+import logging
+import random
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from codex_proxy.accounts.account import BACKOFF, REPROBE, Account, Cause, Strikes
+from codex_proxy.accounts.affinity import Affinity, Origins
+from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
+from codex_proxy.accounts.scheduler import MostQuotaLeft, Strategy
+from codex_proxy.accounts.state import Signal, State
+from codex_proxy.accounts.store import Credential, Problem, Scan
+from codex_proxy.clock import Clock
+from codex_proxy.errors import (
+    PoolEmpty,
+    PoolError,
+    PoolExhausted,
+    PoolShortage,
+    RequestError,
+    UpstreamError,
+    Verdict,
+)
+from codex_proxy.protocol.wire import JsonObject
+
+logger = logging.getLogger(__name__)
+
+# How long "this account lacks this model" is believed.
+REFUSAL_SECONDS = 3_600.0
+
+# Failures that speak of the way to the backend, seen on several accounts within this time,
+# are the way's fault.
+EGRESS_WINDOW = 30.0
+
+_CAUSES: dict[Verdict, Cause] = {
+    Verdict.LIMITED: Cause.RATE,
+    Verdict.OVERLOADED: Cause.OVERLOAD,
+    Verdict.SERVER: Cause.SERVER,
+    Verdict.FORBIDDEN: Cause.FORBIDDEN,
+    Verdict.UNAUTHORIZED: Cause.REJECTED,
+    Verdict.SILENT: Cause.SILENT,
+    Verdict.CUT: Cause.CUT,
+}
+
+
+@dataclass(slots=True, frozen=True)
+class Want:
+    """What a request needs of an account."""
+
+    model: str
+    endpoint: str = "responses"
+    session: str | None = None
+    prefer: str | None = None
+    """The key of the account that the caller's turn is bound to."""
+
+    @property
+    def refusal(self) -> str:
+        """The name under which an account's "I lack this" is remembered."""
+        return f"{self.endpoint} {self.model}"
+
+
+class Lease:
+    """The right to send one request with one account; reported once, released once."""
+
+    __slots__ = ("_pool", "_released", "_reported", "account", "started", "want", "why")
+
+    def __init__(self, pool: "Pool", account: Account, want: Want, why: str, started: float) -> None:
+        self._pool = pool
+        self._released = False
+        self._reported = False
+        self.account = account
+        self.want = want
+        self.why = why
+        self.started = started
+        """Monotonic seconds."""
+
+    def ok(self) -> None:
+        """Report that the account answered."""
+        if not self._reported:
+            self._reported = True
+            self._pool.succeeded(self)
+
+    def failed(self, error: UpstreamError) -> None:
+        """Report a failure; one that follows an `ok` (a late one) counts too."""
+        self._reported = True
+        self._pool.failed(self, error)
+
+    def release(self) -> None:
+        """Give the account back; only the first call counts."""
+        if not self._released:
+            self._released = True
+            self.account.in_flight -= 1
+
+
+class Pool:
+    """All accounts, by identity.
+
+    Args:
+        clock: Where times come from.
+        jitter: Where randomness comes from; 0..1.
+        strategy: How one of several good accounts is chosen.
+    """
+
+    def __init__(
+        self, clock: Clock, *, rng: random.Random | None = None, strategy: Strategy | None = None
+    ) -> None:
+        self._clock = clock
+        self._rng = rng if rng is not None else random.Random()
+        self._strategy: Strategy = strategy if strategy is not None else MostQuotaLeft()
+        self._accounts: dict[str, Account] = {}
+        self._affinity = Affinity()
+        self.origins = Origins()
+        self._families: dict[str, str] = {}
+        """Which limit a model counts on, learned from refusals."""
+        self._listed: frozenset[str] = frozenset()
+        self._path_faults: dict[str, float] = {}
+        self.problems: list[Problem] = []
+        self.lists_version = 0
+        """Moves when any account's model list does."""
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(list(self._accounts.values()))
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def accounts(self) -> list[Account]:
+        """Return all accounts, their states brought up to date."""
+        now = self._clock.now()
+        for account in self._accounts.values():
+            self._settle(account, now)
+        return list(self._accounts.values())
+
+    def get(self, key: str) -> Account | None:
+        """Return the account of that identity."""
+        return self._accounts.get(key)
+
+    def by_tag(self, tag: str) -> Account | None:
+        """Return the account whose identity starts with *tag*."""
+        return next((a for a in self._accounts.values() if a.key.startswith(tag)), None) if tag else None
+
+    # -- loading --------------------------------------------------------------------------
+
+    def apply(self, scan: Scan) -> None:
+        """Make the accounts what the files say: new ones come, changed ones follow, gone ones go."""
+        self.problems = list(scan.problems)
+        seen: set[str] = set()
+        for credential in scan.credentials:
+            seen.add(credential.key)
+            account = self._accounts.get(credential.key)
+            if account is None:
+                self._add(credential)
+            elif account.refreshing is None:
+                self.adopt(account, credential)
+        for key in [key for key in self._accounts if key not in seen]:
+            account = self._accounts[key]
+            if account.refreshing is not None:
+                # Its exchange ends first; the next look at the folder decides.
+                continue
+            account.removed = True
+            del self._accounts[key]
+            self._relist()
+            logger.info("account removed alias=%s in_flight=%d", account.alias, account.in_flight)
+
+    def adopt(self, account: Account, credential: Credential) -> bool:
+        """Take over what the account's file says; True when its tokens are other ones."""
+        old = account.credential
+        if account.unsaved and not _same_tokens(old, credential):
+            if account.disk is not None and _same_tokens(account.disk, credential):
+                # The file still holds what we could not replace yet; ours are newer.
+                return False
+            account.unsaved = False
+        account.credential = credential
+        account.disk = credential
+        if credential.alias and credential.alias != account.alias:
+            account.alias = self._free_alias(credential.alias)
+        now = self._clock.now()
+        if credential.disabled != (account.state is State.DISABLED):
+            self._signal(account, Signal.SWITCHED_OFF if credential.disabled else Signal.SWITCHED_ON, now)
+        if _same_tokens(old, credential):
+            return False
+        self.refreshed(account)
+        logger.info("account tokens changed in its file alias=%s", account.alias)
+        return True
+
+    def _add(self, credential: Credential) -> None:
+        account = Account(credential, self._free_alias(credential.alias or credential.default_alias))
+        account.disk = credential
+        account.quota.plan = credential.identity.plan
+        self._accounts[credential.key] = account
+        if credential.disabled:
+            account.signal(Signal.SWITCHED_OFF)
+        self._settle(account, self._clock.now())
+        logger.info("account loaded alias=%s state=%s", account.alias, account.state.value)
+
+    def _free_alias(self, wish: str) -> str:
+        taken = {account.alias for account in self._accounts.values()}
+        alias, number = wish, 2
+        while alias in taken:
+            alias, number = f"{wish}-{number}", number + 1
+        return alias
+
+    # -- choosing -------------------------------------------------------------------------
+
+    def pick(self, want: Want, exclude: Collection[str] = ()) -> Lease:
+        """Take an account for one request.
+
+        The account of the caller's turn comes first, then that of the conversation, then the
+        strategy's choice.
+
+        Raises:
+            PoolError: If none can serve now; it says when one can.
+            RequestError: If every account lacks the model.
+        """
+        now = self._clock.now()
+        ready: list[Account] = []
+        for account in self._accounts.values():
+            self._settle(account, now)
+            if account.state is State.READY and account.key not in exclude and self._may(account, want, now):
+                ready.append(account)
+        if not ready:
+            raise self._nobody(want, now)
+        account, why = self._choose(ready, want, now)
+        account.in_flight += 1
+        account.total_requests += 1
+        account.last_used = now
+        return Lease(self, account, want, why, self._clock.monotonic())
+
+    def _choose(self, ready: list[Account], want: Want, now: float) -> tuple[Account, str]:
+        if want.prefer is not None:
+            for account in ready:
+                if account.key == want.prefer:
+                    return account, "turn state"
+        bound = self._affinity.find(want.session, now)
+        if bound is not None:
+            for account in ready:
+                if account.key == bound:
+                    return account, "conversation"
+        # A caller need not wait for an exchange while another account's token is good.
+        fresh = [account for account in ready if account.access_is_valid(now)]
+        return self._strategy.choose(fresh or ready, self._families.get(want.model), now)
+
+    def _may(self, account: Account, want: Want, now: float) -> bool:
+        return self._has(account, want) and self._family_hold(account, want, now) is None
+
+    def _has(self, account: Account, want: Want) -> bool:
+        if want.refusal in account.refusals:
+            return False
+        return (
+            not want.model
+            or account.models is None
+            or want.model in account.models
+            # What no list names may still be served: lists lag behind.
+            or want.model not in self._listed
+        )
+
+    def _family_hold(self, account: Account, want: Want, now: float) -> float | None:
+        if not account.family_holds:
+            return None
+        family = self._families.get(want.model)
+        until = account.family_holds.get(family) if family is not None else None
+        return until if until is not None and until > now else None
+
+    def _nobody(self, want: Want, now: float) -> PoolError | RequestError:
+        if not self._accounts:
+            return PoolEmpty("no account is loaded: put account files into the auth-dir, or log in")
+        usable = [a for a in self._accounts.values() if a.state in (State.READY, State.COOLING)]
+        if not usable:
+            counts: dict[str, int] = {}
+            for account in self._accounts.values():
+                counts[account.state.value] = counts.get(account.state.value, 0) + 1
+            states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+            return PoolEmpty(f"no account can serve without help: {states}; see /stats for the reasons")
+        able = [a for a in usable if self._has(a, want)]
+        if not able:
+            return self._no_model(want)
+        limits: list[float] = []
+        passing: list[float] = []
+        for account in able:
+            cause = account.cooling_cause()
+            until = account.cooling_until()
+            family = self._family_hold(account, want, now)
+            if until is not None and (family is None or until >= family):
+                (limits if cause is Cause.LIMIT else passing).append(until)
+            elif family is not None:
+                limits.append(family)
+            else:
+                # Ready, but tried in vain for this request.
+                passing.append(now + 1.0)
+        if passing and (not limits or min(passing) <= min(limits)):
+            return PoolShortage(
+                "every account that could serve this is busy or in passing trouble; try again in a moment",
+                retry_after=max(0.0, min(passing) - now),
+            )
+        resets_at = min(limits)
+        return PoolExhausted(
+            "the usage limit of every account that could serve this has been reached",
+            resets_at=resets_at,
+            retry_after=max(0.0, resets_at - now),
+        )
+
+    def _no_model(self, want: Want) -> RequestError:
+        if not want.model:
+            return RequestError(f"no account's backend serves {want.endpoint}", code="not_supported")
+        served = sorted(self._listed)
+        names = f"; they serve: {', '.join(served)}" if served else ""
+        return RequestError(
+            f"the model {want.model!r} is not available on any of the accounts{names}",
+            param="model",
+            code="model_not_found",
+        )
+
+    # -- what happened --------------------------------------------------------------------
+
+    def succeeded(self, lease: Lease) -> None:
+        """Note that an account answered: its conversation stays, old failures are forgotten."""
+        account, now = lease.account, self._clock.now()
+        before = account.state
+        account.succeeded(lease.started)
+        self._note(account, before, now)
+        account.last_error = ""
+        self._path_faults.clear()
+        if lease.want.session is not None:
+            self._affinity.bind(lease.want.session, account.key, now)
+
+    def failed(self, lease: Lease, error: UpstreamError) -> None:
+        """Draw the consequences of a failure for its account, and for nobody else."""
+        account, now = lease.account, self._clock.now()
+        match error.verdict:
+            case Verdict.CALLER | Verdict.ENCRYPTED:
+                return
+            case Verdict.MODEL:
+                account.refusals[lease.want.refusal] = now + REFUSAL_SECONDS
+                logger.info("account lacks model alias=%s model=%s", account.alias, lease.want.model)
+                return
+            case Verdict.UNENTITLED:
+                self._unentitled(account, lease, error, now)
+            case Verdict.EXHAUSTED:
+                self._exhausted(account, lease, error, now)
+            case Verdict.PATH:
+                self._path_fault(account, lease, now)
+            case (
+                Verdict.LIMITED
+                | Verdict.OVERLOADED
+                | Verdict.SERVER
+                | Verdict.FORBIDDEN
+                | Verdict.UNAUTHORIZED
+                | Verdict.SILENT
+                | Verdict.CUT
+            ):
+                self._cool(account, _CAUSES[error.verdict], lease, error, now)
+        account.total_errors += 1
+        account.last_error = f"{error.verdict.value} {error.fault.code or error.fault.type or error.status}"
+
+    def _exhausted(self, account: Account, lease: Lease, error: UpstreamError, now: float) -> None:
+        family = error.limit_family or MAIN_FAMILY
+        until = reset_time(error.resets_at, None, now)
+        if until is None:
+            known = account.quota.families.get(family)
+            until = known.spent_until(now) if known is not None else None
+        if family != MAIN_FAMILY and lease.want.model:
+            self._families[lease.want.model] = family
+            if until is None:
+                until = now + (error.retry_after or BACKOFF[Cause.LIMIT].seconds(1, self._rng.random()))
+            account.family_holds[family] = max(until, account.family_holds.get(family, 0.0))
+            logger.info("account limit alias=%s family=%s seconds=%.0f", account.alias, family, until - now)
+            return
+        self._cool(account, Cause.LIMIT, lease, error, now, until)
+
+    def _unentitled(self, account: Account, lease: Lease, error: UpstreamError, now: float) -> None:
+        before = account.state
+        if account.unavailable_until <= now:
+            account.unavailable_count += 1
+        pause = REPROBE.seconds(account.unavailable_count, self._rng.random())
+        account.unavailable_until = max(account.unavailable_until, now + pause)
+        account.unavailable_reason = error.fault.code or error.fault.type or f"status {error.status}"
+        account.signal(Signal.UNENTITLED)
+        self._note(account, before, now)
+
+    def _cool(
+        self,
+        account: Account,
+        cause: Cause,
+        lease: Lease,
+        error: UpstreamError,
+        now: float,
+        until: float | None = None,
+    ) -> None:
+        strikes = account.strikes.setdefault(cause, Strikes())
+        counted = strikes.add(lease.started, self._clock.monotonic())
+        if until is None and error.retry_after is not None:
+            until = reset_time(None, error.retry_after, now)
+        if until is None:
+            if not counted and cause in account.holds:
+                # One of many that failed together: the first has said it all.
+                return
+            until = now + BACKOFF[cause].seconds(strikes.count, self._rng.random())
+        before = account.state
+        account.hold(cause, until)
+        self._note(account, before, now)
+
+    def _path_fault(self, account: Account, lease: Lease, now: float) -> None:
+        self._path_faults = {k: t for k, t in self._path_faults.items() if now - t < EGRESS_WINDOW}
+        self._path_faults[account.key] = now
+        if len(self._path_faults) > 1 or len(self._accounts) == 1:
+            # The same failure from several accounts (or from the only one): the way there is
+            # broken, and resting accounts would not mend it.
+            for key in self._path_faults:
+                other = self._accounts.get(key)
+                if other is not None:
+                    before = other.state
+                    other.absolve(Cause.PATH)
+                    self._note(other, before, now)
+            logger.warning("the way to the backend fails accounts=%d", len(self._path_faults))
+            return
+        strikes = account.strikes.setdefault(Cause.PATH, Strikes())
+        strikes.add(lease.started, self._clock.monotonic())
+        before = account.state
+        account.hold(Cause.PATH, now + BACKOFF[Cause.PATH].seconds(strikes.count, self._rng.random()))
+        self._note(account, before, now)
+
+    def refreshed(self, account: Account) -> None:
+        """Note that an account has new tokens; its cooldowns stay."""
+        before = account.state
+        account.login_lost = ""
+        account.rejected = ""
+        account.refresh_after = 0.0
+        account.refresh_failures = 0
+        account.holds.pop(Cause.REJECTED, None)
+        account.signal(Signal.REFRESHED)
+        account.settle(self._clock.now())
+        self._note(account, before, self._clock.now())
+
+    def login_lost(self, account: Account, reason: str) -> None:
+        """Note that an account's refresh token is dead; its access token may serve to its end."""
+        before = account.state
+        account.login_lost = reason
+        account.settle(self._clock.now())
+        logger.warning("account login lost alias=%s reason=%s", account.alias, reason)
+        self._note(account, before, self._clock.now())
+
+    def reject(self, account: Account) -> None:
+        """Note that the backend refused an account's access token."""
+        before = account.state
+        account.rejected = account.credential.access.digest()
+        account.settle(self._clock.now())
+        self._note(account, before, self._clock.now())
+
+    def read_headers(self, account: Account, headers: Mapping[str, str]) -> None:
+        """Take quota and model-list news from an answer's headers."""
+        account.quota.read_headers(headers, self._clock.now())
+        etag = headers.get("x-models-etag")
+        if etag and etag != account.models_etag:
+            if account.models_etag:
+                # The list changed since we read it.
+                account.models_at = None
+            account.models_etag = etag
+
+    def set_models(self, account: Account, objects: list[JsonObject]) -> None:
+        """Note an account's model list."""
+        account.model_objects = objects
+        account.models = frozenset(o["slug"] for o in objects if isinstance(o.get("slug"), str))
+        account.models_at = self._clock.now()
+        self._relist()
+        for name in account.models:
+            account.refusals.pop(f"responses {name}", None)
+
+    def _relist(self) -> None:
+        self.lists_version += 1
+        self._listed = frozenset().union(*(a.models for a in self._accounts.values() if a.models is not None))
+
+    def model_lists(self) -> list[list[JsonObject]]:
+        """Return the model lists of all accounts that have one."""
+        return [a.model_objects for a in self._accounts.values() if a.model_objects]
+
+    def pool_limits(self) -> JsonObject | None:
+        """Return the pool's quota as one `codex.rate_limits` event; None when nothing is known.
+
+        The mean over all accounts, and the earliest reset: one account's 98 % is not its
+        caller's trouble.
+        """
+        now = self._clock.now()
+        limits: JsonObject = {}
+        for which, is_ours in (("primary", _is_short), ("secondary", _is_long)):
+            used: list[float] = []
+            resets: list[float] = []
+            minutes = 0
+            for account in self._accounts.values():
+                family = account.quota.families.get(MAIN_FAMILY)
+                if family is None or account.state in (State.DISABLED, State.NEEDS_LOGIN):
+                    continue
+                for _, window in family.windows():
+                    if not is_ours(window.minutes):
+                        continue
+                    minutes = max(minutes, window.minutes or 0)
+                    used.append(0.0 if window.is_over(now) else min(100.0, window.used_percent))
+                    if window.resets_at is not None and window.resets_at > now:
+                        resets.append(window.resets_at)
+            if used:
+                entry: JsonObject = {"used_percent": round(sum(used) / len(used)), "window_minutes": minutes}
+                if resets:
+                    entry["reset_at"] = int(min(resets))
+                    entry["reset_after_seconds"] = int(min(resets) - now)
+                limits[which] = entry
+        if not limits:
+            return None
+        return {
+            "type": "codex.rate_limits",
+            "plan_type": None,
+            "metered_limit_name": None,
+            "limit_name": None,
+            "rate_limits": {
+                "allowed": True,
+                "limit_reached": False,
+                "primary": limits.get("primary"),
+                "secondary": limits.get("secondary"),
+            },
+            "code_review_rate_limits": None,
+            "credits": None,
+            "promo": None,
+        }
+
+    # -- helpers --------------------------------------------------------------------------
+
+    def _settle(self, account: Account, now: float) -> None:
+        before = account.state
+        if account.settle(now):
+            self._note(account, before, now)
+
+    def _signal(self, account: Account, signal: Signal, now: float) -> None:
+        before = account.state
+        account.signal(signal)
+        account.settle(now)
+        self._note(account, before, now)
+
+    def _note(self, account: Account, before: State, now: float) -> None:
+        if account.state is before:
+            return
+        until = account.cooling_until() if account.state is State.COOLING else None
+        logger.info(
+            "account state alias=%s from=%s to=%s reason=%s seconds=%.0f",
+            account.alias,
+            before.value,
+            account.state.value,
+            account.reason() or "-",
+            until - now if until is not None else 0.0,
+        )
+
+
+def _is_short(minutes: int | None) -> bool:
+    return minutes is not None and minutes <= 24 * 60
+
+
+def _is_long(minutes: int | None) -> bool:
+    return minutes is not None and minutes > 24 * 60
+
+
+def _same_tokens(one: Credential, other: Credential) -> bool:
+    return one.access == other.access and one.refresh == other.refresh

@@ -1,0 +1,257 @@
+"""One client for everything that leaves this machine.
+
+No redirects (a token never follows one), no cookies, no environment proxies, no total
+deadline. A proxy that cannot be used is an error; nothing falls back to a direct connection.
+"""
+
+import asyncio
+import enum
+import logging
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+import yarl
+from aiohttp_socks import ProxyConnector, ProxyError
+
+from codex_proxy.config import Live
+
+logger = logging.getLogger(__name__)
+
+# A model list or a usage answer is kilobytes; anything larger is not what we asked for.
+MAX_REPLY_SIZE = 32 * 1024 * 1024
+
+
+class NetKind(enum.StrEnum):
+    """Where on its way a call failed."""
+
+    CONNECT = "connect"
+    DNS = "dns"
+    PROXY = "proxy"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    """No byte before the deadline."""
+    CUT = "cut"
+    """The connection ended after the request may have been sent."""
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the request never left: the way there is what failed."""
+        return self in (NetKind.CONNECT, NetKind.DNS, NetKind.PROXY, NetKind.TLS)
+
+
+class NetError(Exception):
+    """A call that got no answer, or lost it. The message names the host, never the path."""
+
+    def __init__(self, kind: NetKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(slots=True, frozen=True)
+class Reply:
+    """A whole answer; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Deadlines:
+    """How long each part may take, in seconds; there is no total."""
+
+    connect: float
+    first_byte: float
+    idle: float
+
+
+class Answer:
+    """An answer whose body is read as it comes."""
+
+    __slots__ = ("_idle", "_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
+        self._response = response
+        self._idle = idle
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+
+    async def read(self, within: float | None = None) -> bytes:
+        """Return what has arrived, waiting for at least a byte; b'' at the end.
+
+        Nothing is lost when it times out: the next call goes on where this one stopped.
+
+        Args:
+            within: How long to wait; None means the idle deadline.
+
+        Raises:
+            NetError: If nothing came in that time, or the connection was lost.
+        """
+        wait = self._idle if within is None else within
+        try:
+            async with asyncio.timeout(wait):
+                return await self._response.content.readany()
+        except TimeoutError as exc:
+            raise NetError(NetKind.TIMEOUT, f"no byte for {wait:g} s") from exc
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            raise NetError(NetKind.CUT, "the connection was lost") from exc
+
+    async def read_all(self, limit: int = MAX_REPLY_SIZE) -> bytes:
+        """Return the rest of the body.
+
+        Raises:
+            NetError: As `read`, and when the body is larger than *limit* bytes.
+        """
+        parts: list[bytes] = []
+        size = 0
+        while chunk := await self.read():
+            size += len(chunk)
+            if size > limit:
+                raise NetError(NetKind.CUT, f"the answer is larger than {limit} bytes")
+            parts.append(chunk)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Abort: the connection is closed, so the other side stops working."""
+        self._response.close()
+
+    def release(self) -> None:
+        """Give the connection back when the body has been read to its end, else close it."""
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+class Outbound:
+    """Calls through one client session per proxy; a changed proxy serves new connections."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._tls = ssl.create_default_context()
+
+    async def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadlines: Deadlines,
+        proxy_url: str | None = None,
+    ) -> Answer:
+        """Send a request and wait for the head of its answer.
+
+        Args:
+            proxy_url: The way out; None means the configured one.
+
+        Raises:
+            NetError: If there is no head by the first-byte deadline, or no connection at all.
+        """
+        proxy = self._live.current.proxy_url if proxy_url is None else proxy_url
+        session = self._session(proxy)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=deadlines.connect, sock_read=None)
+        host = urlsplit(url).hostname or ""
+        try:
+            async with asyncio.timeout(deadlines.connect + deadlines.first_byte):
+                response = await session.request(
+                    method,
+                    yarl.URL(url, encoded=True),
+                    headers=headers,
+                    data=body,
+                    allow_redirects=False,
+                    timeout=timeout,
+                    proxy=proxy if proxy and not _is_socks(proxy) else None,
+                )
+        except (TimeoutError, aiohttp.ClientError, ProxyError, OSError, ValueError) as exc:
+            raise _net_error(exc, host) from exc
+        return Answer(response, deadlines.idle)
+
+    async def fetch(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout: float = 30.0,
+        proxy_url: str | None = None,
+    ) -> Reply:
+        """Send a request and return its whole answer, all within *timeout* seconds.
+
+        Raises:
+            NetError: As `open`.
+        """
+        deadlines = Deadlines(min(timeout, self._live.current.connect_timeout), timeout, timeout)
+        answer: Answer | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await self.open(
+                    method, url, headers=headers, body=body, deadlines=deadlines, proxy_url=proxy_url
+                )
+                data = await answer.read_all()
+        except TimeoutError as exc:
+            raise NetError(NetKind.TIMEOUT, f"no whole answer within {timeout:g} s") from exc
+        finally:
+            if answer is not None:
+                answer.release()
+        return Reply(answer.status, answer.headers, data)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    def _session(self, proxy: str) -> aiohttp.ClientSession:
+        session = self._sessions.get(proxy)
+        if session is None:
+            session = self._sessions[proxy] = aiohttp.ClientSession(
+                connector=self._connector(proxy),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                # Compressed streams would sit in a decoder's buffer; nobody gains by them here.
+                headers={"Accept-Encoding": "identity"},
+                skip_auto_headers=("User-Agent", "Accept"),
+                # One event may be large, and its reader slow: the socket waits, not our memory.
+                read_bufsize=64 * 1024,
+                max_line_size=65_536,
+                max_field_size=65_536,
+            )
+        return session
+
+    def _connector(self, proxy: str) -> aiohttp.BaseConnector:
+        if proxy and _is_socks(proxy):
+            # socks5h means that the proxy looks names up; the library's own switch for it.
+            remote = proxy.startswith("socks5h")
+            return ProxyConnector.from_url(
+                proxy.replace("socks5h://", "socks5://", 1), rdns=remote, limit=0, ssl=self._tls
+            )
+        return aiohttp.TCPConnector(limit=0, ssl=self._tls, keepalive_timeout=60.0)
+
+
+def _is_socks(proxy: str) -> bool:
+    return proxy.startswith("socks")
+
+
+_KINDS: tuple[tuple[type[BaseException], NetKind], ...] = (
+    (aiohttp.ConnectionTimeoutError, NetKind.CONNECT),
+    (TimeoutError, NetKind.TIMEOUT),
+    (aiohttp.ClientConnectorDNSError, NetKind.DNS),
+    (aiohttp.ClientProxyConnectionError, NetKind.PROXY),
+    (aiohttp.ClientHttpProxyError, NetKind.PROXY),
+    (ProxyError, NetKind.PROXY),
+    (aiohttp.ClientSSLError, NetKind.TLS),
+    (aiohttp.ClientConnectorError, NetKind.CONNECT),
+)
+
+
+def _net_error(exc: BaseException, host: str) -> NetError:
+    for kind_of, kind in _KINDS:
+        if isinstance(exc, kind_of):
+            return NetError(kind, f"{kind.value} failed for {host}")
+    return NetError(NetKind.CUT, f"the connection to {host} was lost")
