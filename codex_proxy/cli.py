@@ -1,0 +1,185 @@
+"""Arguments and subcommands.
+
+`codex-proxy [-config FILE]` alone runs the daemon. A subcommand is one line in `COMMANDS`;
+what it needs is imported only when it is called. Exit codes: 0, 1 at run time, 2 for usage
+or configuration.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from codex_proxy import __version__, config
+from codex_proxy.errors import ConfigError, ProxyError
+from codex_proxy.server import keyfile
+
+OK = 0
+FAILED = 1
+USAGE = 2
+
+
+@dataclass(slots=True, frozen=True)
+class Command:
+    """One subcommand."""
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    """Called only when this subcommand is meant, so it may import what it likes."""
+    takes_config: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parsed = _parser(arguments).parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = getattr(parsed, "run", _run_daemon)
+        code = run(parsed)
+        sys.stdout.flush()
+    except ConfigError as exc:
+        _complain(exc.message)
+        return USAGE
+    except ProxyError as exc:
+        _complain(exc.message)
+        return FAILED
+    except BrokenPipeError:
+        # `codex-proxy check | head`: nobody reads on. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as exc:
+        _complain(str(exc))
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+    return code
+
+
+def _complain(message: str) -> None:
+    for line in message.splitlines():
+        print(f"codex-proxy: {line}", file=sys.stderr)
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="codex-proxy",
+        description="Serve your ChatGPT/Codex accounts through one address. Without a command: run the daemon.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"codex-proxy {__version__}")
+    parser.add_argument(
+        "-config",
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help="configuration file (default: ./config.yaml if there, else the defaults)",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name, help=command.help, description=_sentence(command.help), allow_abbrev=False
+        )
+        sub.set_defaults(run=command.run)
+        if command.takes_config:
+            # Suppressed, because a default here would undo a -config before the command.
+            sub.add_argument(
+                "-config",
+                "--config",
+                metavar="FILE",
+                type=Path,
+                default=argparse.SUPPRESS,
+                help="configuration file",
+            )
+        if command.add_arguments is not None and command.name in arguments:
+            command.add_arguments(sub)
+    return parser
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _load(args: argparse.Namespace) -> config.Loaded:
+    return config.load(args.config, os.environ)
+
+
+def _run_daemon(args: argparse.Namespace) -> int:
+    loaded = _load(args)
+    code: int = importlib.import_module("codex_proxy.daemon").run(loaded)
+    return code
+
+
+def _check(args: argparse.Namespace) -> int:
+    loaded = _load(args)
+    print(
+        f"# {loaded.path if loaded.path is not None else 'no configuration file'}: valid; these settings count"
+    )
+    for name, value in config.masked(loaded.settings).items():
+        text = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=1000).rstrip("\n")
+        first, newline, rest = text.partition("\n")
+        print(f"{first}  # {loaded.origins.get(name, 'default')}{newline}{rest}")
+    for warning in loaded.warnings:
+        _complain(f"warning: {warning}")
+    return OK
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"codex-proxy {__version__}")
+    return OK
+
+
+def _key(args: argparse.Namespace) -> int:
+    settings = _load(args).settings
+    key = keyfile.read_client_key(settings.data_dir)
+    if key is None:
+        _complain(
+            f"there is no generated key in {settings.data_dir / keyfile.NAME}: the daemon makes one when it starts"
+            " without api-keys on an address that other machines reach"
+        )
+        return FAILED
+    print(key)
+    if not keyfile.needs_key(settings):
+        _complain(
+            "note: this key does not count now: the configuration has api-keys, auth: none, or listens on loopback"
+        )
+    return OK
+
+
+def _from_module(
+    module: str,
+) -> tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]:
+    """Return `run` and `add_arguments` of *module*, imported when they are called."""
+
+    def run(args: argparse.Namespace) -> int:
+        code: int = importlib.import_module(module).run(args)
+        return code
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        importlib.import_module(module).add_arguments(parser)
+
+    return run, add_arguments
+
+
+COMMANDS: list[Command] = [
+    Command(
+        "check", "validate the configuration and print the settings that count", _check, takes_config=True
+    ),
+    Command("key", "print the client key that the daemon generated", _key, takes_config=True),
+    Command(
+        "simulate",
+        "run a local Codex backend to try clients against",
+        *_from_module("codex_proxy.simulator.cli"),
+    ),
+    Command(
+        "demo", "show simulator and daemon at work, without an account", *_from_module("codex_proxy.demo")
+    ),
+    Command("version", "print the version", _version),
+]

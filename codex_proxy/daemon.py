@@ -1,0 +1,291 @@
+"""Builds everything, starts it in order, and ends it without losing anything.
+
+The end, after SIGTERM or SIGINT: not ready, no new connections, streams may end until
+drain-timeout, what is left gets a proper terminal error, token exchanges in flight are waited
+for, unsaved tokens are tried once more. A second signal skips the waiting for streams.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from aiohttp import web
+
+from codex_proxy import __version__, config, logs
+from codex_proxy.accounts.pool import Pool
+from codex_proxy.accounts.upkeep import EXCHANGE_SECONDS, Keeper
+from codex_proxy.clock import Clock, SystemClock
+from codex_proxy.config import ApiKey, Live, Loaded, Settings
+from codex_proxy.errors import PoolShortage, ProxyError
+from codex_proxy.net import Outbound
+from codex_proxy.protocol.responses import render_error
+from codex_proxy.server import keyfile
+from codex_proxy.server.access import Access, Level
+from codex_proxy.server.admin import admin_handlers
+from codex_proxy.server.app import ROUTES, SERVER_OPTIONS, build_app
+from codex_proxy.server.middleware import Handler
+from codex_proxy.server.public import Public, log_turn
+from codex_proxy.server.views import Phase, PoolAdmin, count_turn
+from codex_proxy.tasks import Background
+from codex_proxy.upstream.backend import AccountRoute
+from codex_proxy.upstream.executor import Executor
+
+logger = logging.getLogger(__name__)
+
+CONTROL_SOCKET = "control.sock"
+"""In data-dir: where commands reach a running daemon; only its owner may open it."""
+
+# How long the last terminal errors may take to reach their callers.
+_CUT_SECONDS = 5.0
+
+_RENDERERS = {"openai": render_error}
+
+
+class Daemon:
+    """The whole process, as an object that tests can start and stop.
+
+    Args:
+        loaded: The settings, and where they came from.
+        environ: The environment, for reading the settings again.
+    """
+
+    def __init__(
+        self, loaded: Loaded, *, environ: Mapping[str, str] | None = None, clock: Clock | None = None
+    ) -> None:
+        self._loaded = loaded
+        self._environ = environ if environ is not None else {}
+        self.live = Live(loaded.settings)
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.background = Background(self.clock.sleep)
+        self.outbound = Outbound(self.live)
+        self.pool = Pool(self.clock)
+        self.keeper = Keeper(
+            self.pool,
+            live=self.live,
+            clock=self.clock,
+            background=self.background,
+            outbound=self.outbound,
+        )
+        route = AccountRoute(self.pool, self.keeper, live=self.live, clock=self.clock, outbound=self.outbound)
+        self.executor = Executor(route, live=self.live, clock=self.clock, background=self.background)
+        self.executor.listen(log_turn)
+        self.executor.listen(lambda trace: count_turn(self.pool, trace))
+        self._phase: Phase = "starting"
+        self._runners: list[web.AppRunner] = []
+        self._sites: list[web.BaseSite] = []
+        self.port = 0
+        """Where it listens; known once started."""
+        self._control: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for a client on this machine."""
+        host = self.live.current.listen_host
+        if host in (None, "0.0.0.0"):
+            host = "127.0.0.1"
+        elif host == "::":
+            host = "::1"
+        return f"http://{f'[{host}]' if ':' in str(host) else host}:{self.port}"
+
+    # -- start ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load the accounts, open the port, start what runs by itself.
+
+        Raises:
+            OSError: If the port cannot be opened.
+            ProxyError: If the client key cannot be made or read.
+        """
+        settings = self.live.current
+        await asyncio.to_thread(_make_folders, settings)
+        access = Access(self.live, self._client_key(settings))
+        await self.keeper.load()
+        if not len(self.pool):
+            logger.warning("no account loaded yet: put account files into %s", settings.auth_dir)
+
+        admin = PoolAdmin(
+            self.pool,
+            self.keeper,
+            clock=self.clock,
+            background=self.background,
+            phase=lambda: self._phase,
+        )
+        owner = admin_handlers(admin, self.clock.monotonic)
+        public = Public(self.executor, self.pool, live=self.live, clock=self.clock)
+        await self._listen(build_app(access, {**public.handlers(), **owner}, _RENDERERS), settings)
+        await self._open_control(access, owner, settings)
+
+        self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
+        for job in self.keeper.jobs():
+            _ = self.background.start(job)
+        _ = self.background.spawn(
+            config.watch(self.live, self._loaded.path, self._environ, since=self._loaded), name="config"
+        )
+        self._phase = "ready"
+        logger.info("listening url=%s accounts=%d version=%s", self.url, len(self.pool), __version__)
+
+    def _client_key(self, settings: Settings) -> ApiKey | None:
+        if settings.auth == "none":
+            logger.warning("auth is none: whoever reaches %s may use the accounts", settings.listen)
+            return None
+        if not keyfile.needs_key(settings):
+            return None
+        key, created = keyfile.ensure_client_key(settings.data_dir)
+        keyfile.announce(key, created, settings.data_dir, sys.stderr)
+        return ApiKey.of("generated", key)
+
+    async def _listen(self, app: web.Application, settings: Settings) -> None:
+        runner = await self._run_app(app)
+        # One socket for one port: with "all interfaces" and port 0 the two families would
+        # otherwise get two ports.
+        site = web.TCPSite(runner, settings.listen_host, settings.listen_port, reuse_address=True)
+        await site.start()
+        self._sites.append(site)
+        self.port = settings.listen_port or int(runner.addresses[0][1])
+
+    async def _run_app(self, app: web.Application) -> web.AppRunner:
+        runner = web.AppRunner(
+            app,
+            # A caller who leaves ends its handler, which tells the exchange.
+            handler_cancellation=True,
+            shutdown_timeout=1.0,
+            **SERVER_OPTIONS,
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        return runner
+
+    async def _open_control(
+        self, access: Access, handlers: Mapping[str, Handler], settings: Settings
+    ) -> None:
+        """Serve the owner's routes on a socket that only this user can open; without it, go on."""
+        path = settings.data_dir / CONTROL_SOCKET
+        routes = [
+            dataclasses.replace(route, level=Level.PUBLIC) for route in ROUTES if route.handler in handlers
+        ]
+        if await asyncio.to_thread(_is_in_use, path):
+            logger.warning("control socket is in use by another daemon path=%s", path)
+            return
+        runner = await self._run_app(build_app(access, handlers, _RENDERERS, routes))
+        before = os.umask(0o177)
+        try:
+            site = web.UnixSite(runner, path)
+            await site.start()
+        except OSError as exc:
+            logger.warning("no control socket path=%s reason=%s", path, exc.strerror or type(exc).__name__)
+            return
+        finally:
+            os.umask(before)
+        self._control = path
+
+    # -- end ------------------------------------------------------------------------------
+
+    async def stop(self, hurry: asyncio.Event | None = None) -> None:
+        """End in order; *hurry* cuts the waiting for streams short."""
+        self._phase = "draining"
+        logger.info("draining turns=%d", self.executor.in_flight)
+        for site in self._sites:
+            await site.stop()
+        for runner in self._runners:
+            if runner.server is not None:
+                # Idle connections close now, busy ones after their answer.
+                runner.server.pre_shutdown()
+        await self._drain(hurry if hurry is not None else asyncio.Event())
+        if self.executor.in_flight:
+            self.executor.cut_all(PoolShortage("the proxy is being restarted; try again in 1s"))
+            await self.executor.drain(_CUT_SECONDS)
+        for runner in self._runners:
+            await runner.cleanup()
+        try:
+            # The wait for another process's lock comes before an exchange and may be cut.
+            async with asyncio.timeout(EXCHANGE_SECONDS + 5.0):
+                await self.background.wait_critical()
+        except TimeoutError:
+            logger.error("a token exchange did not end in time")
+        await self.keeper.save_unsaved()
+        await self.background.aclose()
+        await self.outbound.aclose()
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.unlink()
+        logger.info("stopped")
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        drained = self.background.spawn(self.executor.drain(self.live.current.drain_timeout), name="drain")
+        hurried = self.background.spawn(hurry.wait(), name="hurry")
+        await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, hurried):
+            task.cancel()
+
+    async def run_until_signalled(self) -> None:
+        """Serve until SIGTERM or SIGINT, then end in order."""
+        loop = asyncio.get_running_loop()
+        ending, hurry = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            (hurry if ending.is_set() else ending).set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        await self.start()
+        try:
+            await ending.wait()
+        finally:
+            await self.stop(hurry)
+
+
+def _make_folders(settings: Settings) -> None:
+    """Make data-dir, for its owner only, and auth-dir, where the first files will be put."""
+    for folder in (settings.data_dir, settings.auth_dir):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _is_in_use(path: Path) -> bool:
+    """Tell whether somebody answers at a Unix socket; a dead one is taken away."""
+    if not path.exists():
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return False
+    return True
+
+
+def run(loaded: Loaded) -> int:
+    """Run the daemon until it is told to end; return the exit code."""
+    logs.setup(loaded.settings.log_level)
+    for warning in loaded.warnings:
+        logger.warning("configuration: %s", warning)
+    if loaded.path is None:
+        logger.info("no configuration file; the defaults and the environment count")
+
+    async def main() -> None:
+        daemon = Daemon(loaded, environ=dict(os.environ))
+        try:
+            await daemon.run_until_signalled()
+        except BaseException:
+            await daemon.background.aclose()
+            await daemon.outbound.aclose()
+            raise
+
+    try:
+        asyncio.run(main())
+    except ProxyError as exc:
+        logger.error("not started: %s", exc.message)
+        return 1
+    except OSError as exc:
+        logger.error("not started: cannot listen on %s: %s", loaded.settings.listen, exc.strerror or exc)
+        return 1
+    return 0

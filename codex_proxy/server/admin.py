@@ -1,0 +1,481 @@
+"""Health, statistics, and the two rounds over all accounts that an owner may ask for.
+
+What is shown is what `Admin` hands over: views with an alias and masked names, so nothing
+here could leak a token if it tried. The shapes are those of the Go daemon with more fields;
+a time that is unset is null, a zero is a zero.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+from aiohttp import web
+
+from codex_proxy import __version__
+from codex_proxy.errors import RequestError
+from codex_proxy.protocol.sse import frame
+from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.server.middleware import Handler
+from codex_proxy.tasks import Background
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["active", "cooldown", "unavailable", "needs_login", "disabled"]
+STATUSES: tuple[Status, ...] = ("active", "cooldown", "unavailable", "needs_login", "disabled")
+
+# While nothing happens in a round, this is said, so that no relay between takes it for dead.
+KEEP_ALIVE_SECONDS = 15.0
+
+MAX_PAGE_SIZE = 200
+DEFAULT_PAGE_SIZE = 100
+
+
+@dataclass(slots=True, frozen=True)
+class WindowView:
+    """One quota window."""
+
+    window: str
+    """`primary`, `secondary`, or the name of a further limit."""
+    minutes: int | None = None
+    used_percent: float | None = None
+    resets_at: float | None = None
+    age: float | None = None
+    """Seconds since this was learned."""
+
+
+@dataclass(slots=True, frozen=True)
+class QuotaView:
+    """What is known of an account's quota, and from when."""
+
+    valid: bool | None = None
+    status_code: int | None = None
+    checked_at: float | None = None
+    source: str | None = None
+    plan: str | None = None
+    windows: tuple[WindowView, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class TokensView:
+    """What an account has served since start."""
+
+    total_completions: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class AccountView:
+    """One account as an owner may see it. Times are seconds since the epoch."""
+
+    alias: str
+    status: Status
+    email: str | None = None
+    """Masked."""
+    file: str | None = None
+    """The file's name, e-mail in it masked."""
+    reason: str | None = None
+    plan_type: str | None = None
+    account_id: str | None = None
+    """Masked."""
+    total_requests: int = 0
+    total_errors: int = 0
+    consecutive_failures: int = 0
+    in_flight: int = 0
+    last_used_at: float | None = None
+    last_refreshed_at: float | None = None
+    cooldown_until: float | None = None
+    quota_exhausted: bool = False
+    quota_resets_at: float | None = None
+    token_expire: float | None = None
+    usage: TokensView = field(default_factory=TokensView)
+    quota: QuotaView | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class ProblemView:
+    """A file of auth-dir that is not in use, and why; e-mail in its name masked."""
+
+    file: str
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class Health:
+    """What the liveness routes need, cheap to ask for however large the pool is."""
+
+    accounts: int
+    active: int
+    """Accounts that could take a request now."""
+    phase: Literal["starting", "ready", "draining"] = "ready"
+
+
+@dataclass(slots=True, frozen=True)
+class Item:
+    """What a round did to one account."""
+
+    alias: str
+    email: str | None
+    """Masked."""
+    success: bool
+    reason: str | None = None
+
+
+class Progress:
+    """One round over the accounts, told to any number of listeners.
+
+    The items are kept and listeners read on from where they are: whoever comes late hears it
+    all, and one that reads slowly costs no more than its place in the list.
+    """
+
+    def __init__(self, total: int, started: float) -> None:
+        self.total = total
+        self.started = started
+        self.ended: float | None = None
+        """When the round was over, in the clock of `started`."""
+        self.is_whole = False
+        """Every account had its turn; set at the end."""
+        self.items: list[Item] = []
+        self._news = asyncio.Event()
+
+    def add(self, item: Item) -> None:
+        """Tell of one account."""
+        self.items.append(item)
+        self._wake()
+
+    def finish(self, now: float, *, is_whole: bool) -> None:
+        """Tell that nothing more comes."""
+        self.ended = now
+        self.is_whole = is_whole
+        self._wake()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def listen(self, silence: float = KEEP_ALIVE_SECONDS) -> AsyncIterator[Item | None]:
+        """Yield every item, from the first one, until the end; None after *silence* seconds without one."""
+        position = 0
+        while True:
+            # Taken before looking: what happens between the look and the wait is not missed.
+            news = self._news
+            while position < len(self.items):
+                position += 1
+                yield self.items[position - 1]
+            if news is not self._news:
+                continue
+            if self.ended is not None:
+                return
+            try:
+                await asyncio.wait_for(news.wait(), silence)
+            except TimeoutError:
+                yield None
+
+
+Work = Callable[[], tuple[int, AsyncIterator[Item]]]
+"""Start a round: how many accounts it has, and what becomes of each, as it becomes known."""
+
+
+class Rounds:
+    """Run one kind of round, one at a time: whoever asks while one runs joins it.
+
+    The round is owned by *background*, so it goes on when whoever asked leaves.
+    """
+
+    def __init__(self, name: str, work: Work, background: Background, monotonic: Callable[[], float]) -> None:
+        self._name = name
+        self._work = work
+        self._background = background
+        self._monotonic = monotonic
+        self._current: Progress | None = None
+
+    def join(self) -> Progress:
+        """Return the running round, else a new one."""
+        if self._current is None or self._current.ended is not None:
+            total, items = self._work()
+            progress = self._current = Progress(total, self._monotonic())
+            task = self._background.spawn(self._run(progress, items), name=f"round:{self._name}")
+            # Also when the task is cancelled before its first step, where no `finally` runs.
+            task.add_done_callback(lambda _: self._end(progress))
+        return self._current
+
+    async def _run(self, progress: Progress, items: AsyncIterator[Item]) -> None:
+        async for item in items:
+            progress.add(item)
+        progress.is_whole = True
+
+    def _end(self, progress: Progress) -> None:
+        progress.finish(self._monotonic(), is_whole=progress.is_whole)
+        failed = sum(not item.success for item in progress.items)
+        logger.info(
+            "round done name=%s total=%d failed=%d whole=%s",
+            self._name, progress.total, failed, progress.is_whole,
+        )  # fmt: skip
+
+
+class Admin(Protocol):
+    """What the handlers here need of the pool."""
+
+    def health(self) -> Health: ...
+
+    def accounts(self) -> Sequence[AccountView]:
+        """Return a view of every account, in a stable order."""
+        ...
+
+    def problems(self) -> Sequence[ProblemView]: ...
+
+    def refresh_all(self) -> Progress:
+        """Refresh every account's tokens, or join the round that does."""
+        ...
+
+    def check_quota(self) -> Progress:
+        """Ask for every account's quota, or join the round that does."""
+        ...
+
+
+def admin_handlers(admin: Admin, monotonic: Callable[[], float]) -> dict[str, Handler]:
+    """Return the handlers of the owner's and the liveness routes, by the names in `app.ROUTES`."""
+    started = monotonic()
+
+    async def health(request: web.Request) -> web.Response:
+        now = admin.health()
+        status = "ok" if now.active else "degraded" if now.accounts else "unavailable"
+        return _json({
+            "status": status,
+            "accounts": now.accounts,
+            "active": now.active,
+            "version": __version__,
+        })
+
+    async def livez(request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def readyz(request: web.Request) -> web.Response:
+        now = admin.health()
+        status: str = now.phase if now.phase != "ready" or now.accounts else "no_accounts"
+        return _json({"status": status}, 200 if status == "ready" else 503)
+
+    async def stats(request: web.Request) -> web.Response:
+        views = admin.accounts()
+        answer: JsonObject = {"summary": summary(views)}
+        shown, pagination = _page(views, request.query)
+        answer["accounts"] = [account_json(view) for view in shown]
+        if pagination is not None:
+            answer["pagination"] = pagination
+        answer["problems"] = [asdict(problem) for problem in admin.problems()]
+        answer["version"] = __version__
+        answer["uptime_seconds"] = round(monotonic() - started, 3)
+        return _json(answer)
+
+    async def refresh(request: web.Request) -> web.StreamResponse:
+        return await _tell(request, admin.refresh_all(), admin, "refresh", monotonic)
+
+    async def check_quota(request: web.Request) -> web.StreamResponse:
+        return await _tell(request, admin.check_quota(), admin, "quota check", monotonic)
+
+    handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+        "health": health,
+        "livez": livez,
+        "readyz": readyz,
+        "stats": stats,
+        "refresh": refresh,
+        "check_quota": check_quota,
+    }
+    return handlers
+
+
+def rfc3339(seconds: float | None) -> str | None:
+    """Return a time as RFC 3339 in UTC; None for one that is unset or beyond any calendar."""
+    if not seconds or seconds < 0:
+        return None
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def account_json(view: AccountView) -> JsonObject:
+    """Render one account of /stats."""
+    return {
+        "alias": view.alias,
+        "email": view.email,
+        "file_path": view.file,
+        "status": view.status,
+        "reason": view.reason,
+        "disable_reason": view.reason if view.status in ("unavailable", "needs_login", "disabled") else None,
+        "plan_type": view.plan_type,
+        "account_id": view.account_id,
+        "total_requests": view.total_requests,
+        "total_errors": view.total_errors,
+        "consecutive_failures": view.consecutive_failures,
+        "in_flight": view.in_flight,
+        "last_used_at": rfc3339(view.last_used_at),
+        "last_refreshed_at": rfc3339(view.last_refreshed_at),
+        "cooldown_until": rfc3339(view.cooldown_until),
+        "quota_exhausted": view.quota_exhausted,
+        "quota_resets_at": rfc3339(view.quota_resets_at),
+        "token_expire": rfc3339(view.token_expire),
+        "usage": asdict(view.usage),
+        "quota": None if view.quota is None else _quota_json(view.quota),
+    }
+
+
+def _quota_json(quota: QuotaView) -> JsonObject:
+    return {
+        "valid": quota.valid,
+        "status_code": quota.status_code,
+        "checked_at": rfc3339(quota.checked_at),
+        "source": quota.source,
+        "plan": quota.plan,
+        "windows": [
+            {
+                "window": window.window,
+                "minutes": window.minutes,
+                "used_percent": window.used_percent,
+                "resets_at": rfc3339(window.resets_at),
+                "age": None if window.age is None else round(window.age, 1),
+            }
+            for window in quota.windows
+        ],
+    }
+
+
+def summary(views: Sequence[AccountView]) -> JsonObject:
+    """Count and add up over all accounts, also those that a page leaves out."""
+    by_status = Counter(view.status for view in views)
+    checked = [view.quota for view in views if view.quota is not None and view.quota.checked_at]
+    return {
+        "total": len(views),
+        **{status: by_status[status] for status in STATUSES},
+        "in_flight": sum(view.in_flight for view in views),
+        "total_requests": sum(view.total_requests for view in views),
+        "total_errors": sum(view.total_errors for view in views),
+        "total_completions": sum(view.usage.total_completions for view in views),
+        "total_input_tokens": sum(view.usage.input_tokens for view in views),
+        "total_cache_read_tokens": sum(view.usage.cached_tokens for view in views),
+        "total_output_tokens": sum(view.usage.output_tokens for view in views),
+        "total_reasoning_tokens": sum(view.usage.reasoning_tokens for view in views),
+        "total_tokens": sum(view.usage.total_tokens for view in views),
+        "quota_checked": len(checked),
+        "quota_valid": sum(quota.valid is True for quota in checked),
+        "quota_invalid": sum(quota.valid is False for quota in checked),
+        "quota_exhausted": sum(view.quota_exhausted for view in views),
+    }
+
+
+def _page(
+    views: Sequence[AccountView], query: Mapping[str, str]
+) -> tuple[Sequence[AccountView], JsonObject | None]:
+    """Return the page that was asked for; all, and no pagination, when none was."""
+    if not query.keys() & {"page", "page_size", "q"}:
+        return views, None
+    page = _number(query, "page", 1, 1_000_000)
+    size = _number(query, "page_size", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    wanted = query.get("q", "").strip()[:200]
+    needle = wanted.lower()
+    matching = [
+        view
+        for view in views
+        if not needle
+        or any(needle in (text or "").lower() for text in (view.alias, view.email, view.file, view.status))
+    ]
+    pages = max(1, -(-len(matching) // size))
+    shown = matching[(page - 1) * size : page * size]
+    return shown, {
+        "page": page,
+        "page_size": size,
+        "total": len(views),
+        "filtered_total": len(matching),
+        "total_pages": pages,
+        "returned": len(shown),
+        "has_prev": page > 1,
+        "has_next": page < pages,
+        "query": wanted,
+    }
+
+
+def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    text = query.get(name, "")
+    if not text:
+        return default
+    # ASCII digits only: `isdigit` alone also knows superscripts, which int refuses.
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise RequestError(f"{name} must be a whole number from 1 to {most}", param=name)
+    return int(text)
+
+
+def _json(value: JsonObject, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=dumps(value),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+async def _tell(
+    request: web.Request, progress: Progress, admin: Admin, what: str, monotonic: Callable[[], float]
+) -> web.StreamResponse:
+    """Stream *progress* as events until its end; the caller may leave, the round does not care."""
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-cache",
+            # nginx would hold the frames back until the round is over.
+            "X-Accel-Buffering": "no",
+        }
+    )
+    await response.prepare(request)
+    current = good = 0
+    try:
+        async for item in progress.listen():
+            if item is None:
+                await response.write(b": keep-alive\n\n")
+                continue
+            current += 1
+            good += item.success
+            event: JsonObject = {
+                "type": "item",
+                "email": item.email,
+                "alias": item.alias,
+                "success": item.success,
+                "total": progress.total,
+                "current": current,
+                "reason": item.reason,
+            }
+            await response.write(frame("item", dumps(event)))
+        ended = progress.ended if progress.ended is not None else monotonic()
+        await response.write(
+            frame(
+                "done",
+                dumps({
+                    "type": "done",
+                    "message": _message(what, progress, current, good),
+                    "total": progress.total,
+                    "success_count": good,
+                    "failed_count": current - good,
+                    # What the pool still has: with us a failure takes no account away.
+                    "remaining": admin.health().accounts,
+                    "duration": f"{ended - progress.started:.3f}s",
+                }),
+            )
+        )
+        await response.write_eof()
+    except ConnectionError:
+        logger.debug("round goes on without its caller what=%s", what)
+    return response
+
+
+def _message(what: str, progress: Progress, current: int, good: int) -> str:
+    if not progress.is_whole:
+        return f"{what} stopped early: {current} of {progress.total} accounts done"
+    if not progress.total:
+        return "no accounts"
+    return f"{what} done: {good} succeeded, {current - good} failed"

@@ -1,0 +1,116 @@
+"""The client key that we make ourselves when a network could reach us and nobody set one."""
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import TextIO
+
+from codex_proxy.config import Settings
+from codex_proxy.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+NAME = "client-key"
+
+# Ours is "cp-" and 43 characters; another one that a person wrote there is as good when it is
+# long enough not to be guessed and survives a header.
+_KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
+
+
+def needs_key(settings: Settings) -> bool:
+    """Tell whether a key must be generated: keys are asked for, none is set, a network can reach us."""
+    return settings.auth == "keys" and not settings.api_keys and not settings.is_loopback
+
+
+def ensure_client_key(data_dir: Path) -> tuple[str, bool]:
+    """Return the generated client key and whether this call made it.
+
+    Two daemons that start at once on one folder agree on one key: it is written in full
+    beside its place and linked there, which fails for the second.
+
+    Raises:
+        ConfigError: If the folder or the file cannot be used.
+    """
+    path = data_dir / NAME
+    try:
+        if not path.exists():
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _create(path, key := "cp-" + secrets.token_urlsafe(32)):
+                return key, True
+        return _read(path), False
+    except OSError as exc:
+        raise ConfigError(
+            f"data-dir: {path}: {exc.strerror or type(exc).__name__}; the generated client key is kept there"
+        ) from exc
+
+
+def read_client_key(data_dir: Path) -> str | None:
+    """Return the generated client key, None when there is none yet.
+
+    Raises:
+        ConfigError: If the file cannot be used.
+    """
+    path = data_dir / NAME
+    try:
+        return _read(path) if path.exists() else None
+    except OSError as exc:
+        raise ConfigError(f"data-dir: {path}: {exc.strerror or type(exc).__name__}") from exc
+
+
+def announce(key: str, created: bool, data_dir: Path, terminal: TextIO) -> None:
+    """Say where the key is; a terminal sees the key itself, once, a log never does."""
+    path = data_dir / NAME
+    logger.warning("client key required created=%s file=%s show=`codex-proxy key`", created, path)
+    if created and terminal.isatty():
+        terminal.write(f"\nGenerated client key (shown once, kept in {path}):\n\n    {key}\n\n")
+        terminal.flush()
+
+
+def _create(path: Path, key: str) -> bool:
+    beside = path.with_name(f".{NAME}.{secrets.token_hex(8)}")
+    try:
+        _write(beside, key)
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # Some mounted file systems know no links. Exclusive creation is then the best
+            # there is: a reader may for an instant find the file empty, and says so.
+            try:
+                _write(path, key)
+            except FileExistsError:
+                return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def _write(path: Path, key: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if mode & 0o077:
+            os.fchmod(file.fileno(), 0o600)
+            logger.warning("client key file was open to others mode=%o file=%s", mode & 0o777, path)
+        text = file.read(4096).decode("ascii", "replace").strip()
+    if _KEY.fullmatch(text) is None:
+        state = "holds no usable key" if text else "is empty"
+        raise ConfigError(f"data-dir: {path} {state}; delete it to have a new one generated, or set api-keys")
+    return text

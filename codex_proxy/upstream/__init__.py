@@ -1,0 +1,1 @@
+"""Towards the backend: targets, and the only loop over them."""

@@ -1,0 +1,253 @@
+"""The Codex backend as a target: which headers go there, and what its refusals mean.
+
+Facts: backend contract, sections 2.1, 4 and 5.
+"""
+
+from collections.abc import Collection, Mapping
+from email.utils import parsedate_to_datetime
+
+from codex_proxy.accounts.account import Account
+from codex_proxy.accounts.pool import Lease as PoolLease
+from codex_proxy.accounts.pool import Pool, Want
+from codex_proxy.accounts.quota import MAIN_FAMILY
+from codex_proxy.accounts.tokens import Secret
+from codex_proxy.accounts.upkeep import Keeper
+from codex_proxy.clock import Clock
+from codex_proxy.config import Live
+from codex_proxy.errors import BackendFault, UpstreamError, Verdict, classify, fault_of
+from codex_proxy.net import Answer, Deadlines, NetError, NetKind, Outbound
+from codex_proxy.protocol.request import LITE_HEADER, TURN_STATE, BackendRequest
+from codex_proxy.protocol.responses import read_reset
+from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
+
+# An error is a sentence; a page may be longer, and nobody reads it.
+MAX_ERROR_SIZE = 256 * 1024
+
+# Enough of an account's identity to find it again among a few thousand.
+_TAG_LENGTH = 12
+
+_LONG_ENDPOINTS = frozenset({"responses/compact", "images/generations", "images/edits"})
+
+
+class AccountRoute:
+    """Picks accounts of the pool."""
+
+    def __init__(self, pool: Pool, keeper: Keeper, *, live: Live, clock: Clock, outbound: Outbound) -> None:
+        self._pool = pool
+        self._keeper = keeper
+        self._live = live
+        self._clock = clock
+        self._outbound = outbound
+
+    def pick(self, request: BackendRequest, tried: Collection[str]) -> "AccountLease":
+        """Take the account that serves best; see `Pool.pick`."""
+        tag, _ = split_turn_state(request.turn_state)
+        bound = self._pool.by_tag(tag)
+        want = Want(
+            request.model,
+            request.endpoint,
+            request.session,
+            bound.key if bound is not None else None,
+        )
+        return AccountLease(self, self._pool.pick(want, tried))
+
+    def limits(self) -> JsonObject | None:
+        """Return the pool's own view of its quota."""
+        return self._pool.pool_limits()
+
+
+class AccountLease:
+    """One exchange with one account."""
+
+    def __init__(self, route: AccountRoute, lease: PoolLease) -> None:
+        self._route = route
+        self._lease = lease
+        self._account: Account = lease.account
+        self._sent: Secret | None = None
+        self.key = self._account.key
+        self.alias = self._account.alias
+        self.why = lease.why
+
+    async def open(self, request: BackendRequest) -> Answer:
+        """Send the request with the account's token; see `route.Lease.open`."""
+        route, account = self._route, self._account
+        token = await route._keeper.token(account)
+        if token is None:
+            raise UpstreamError(
+                Verdict.UNAUTHORIZED, BackendFault("no usable access token", code="no_token"), status=401
+            )
+        self._sent = token
+        settings = route._live.current
+        first_byte = (
+            settings.compact_timeout if request.endpoint in _LONG_ENDPOINTS else settings.first_byte_timeout
+        )
+        turn_state = self._own_turn_state(request)
+        own_proxy = account.credential.extra.proxy_url
+        try:
+            answer = await route._outbound.open(
+                "POST",
+                f"{settings.base_url}/{request.endpoint}",
+                headers=self._headers(request, token, turn_state),
+                body=request.body_for(turn_state, self._was_refused if self._any_refused else _never),
+                deadlines=Deadlines(settings.connect_timeout, first_byte, settings.idle_timeout),
+                proxy_url=own_proxy.reveal() if own_proxy else None,
+            )
+        except NetError as exc:
+            raise net_failure(exc) from exc
+        route._pool.read_headers(account, answer.headers)
+        if 200 <= answer.status < 300:
+            return answer
+        try:
+            raise await self._refusal(answer)
+        finally:
+            answer.release()
+
+    def _headers(self, request: BackendRequest, token: Secret, turn_state: str | None) -> dict[str, str]:
+        settings = self._route._live.current
+        headers = {
+            "originator": settings.originator,
+            "user-agent": settings.user_agent,
+            "accept": "text/event-stream" if request.endpoint == "responses" else "*/*",
+            "content-type": request.content_type,
+            **request.headers,
+            **self._account.headers(token),
+        }
+        if request.lite:
+            headers[LITE_HEADER] = "true"
+        if turn_state is not None:
+            headers[TURN_STATE] = turn_state
+        return headers
+
+    def _own_turn_state(self, request: BackendRequest) -> str | None:
+        """Return the caller's turn-state when it is this account's; another's is dropped."""
+        tag, raw = split_turn_state(request.turn_state)
+        return raw if tag and self.key.startswith(tag) else None
+
+    @property
+    def _any_refused(self) -> bool:
+        return self._route._pool.origins.any_refused
+
+    def _was_refused(self, content: str) -> bool:
+        return self._route._pool.origins.was_refused(content, self.key, self._route._clock.now())
+
+    async def _refusal(self, answer: Answer) -> UpstreamError:
+        """Read an answer that is not good as a failure."""
+        try:
+            body = await answer.read_all(MAX_ERROR_SIZE)
+        except NetError:
+            body = b""
+        return refusal(answer.status, answer.headers, body, now=self._route._clock.now())
+
+    async def recover(self, error: UpstreamError, request: BackendRequest) -> bool:
+        """Mend a refused token by an exchange, and unreadable items by leaving them out."""
+        if error.verdict is Verdict.UNAUTHORIZED and self._sent is not None:
+            return await self._route._keeper.token(self._account, refused=self._sent) is not None
+        if error.verdict is Verdict.ENCRYPTED:
+            return self._leave_out_foreign(request)
+        return False
+
+    def _leave_out_foreign(self, request: BackendRequest) -> bool:
+        origins, now = self._route._pool.origins, self._route._clock.now()
+        sent = [c for c in request.encrypted if not origins.was_refused(c, self.key, now)]
+        # All of them when none is known to be foreign: the backend has refused one of them.
+        foreign = [c for c in sent if origins.is_foreign(c, self.key, now)] or sent
+        for content in foreign:
+            origins.refused(content, self.key, now)
+        return bool(foreign)
+
+    def wrap_turn_state(self, value: str) -> str:
+        """Put the account's tag before a turn-state, so that it comes back to this account only."""
+        return f"{self.key[:_TAG_LENGTH]}.{value}"
+
+    def observe(self, kind: str, payload: Mapping[str, object]) -> None:
+        """Take in quota numbers, and note which account issued an encrypted item."""
+        now = self._route._clock.now()
+        if kind == "codex.rate_limits":
+            self._account.quota.read_event(payload, now)
+            return
+        item = payload.get("item")
+        if isinstance(item, Mapping) and isinstance(item.get("encrypted_content"), str):
+            self._route._pool.origins.issued(item["encrypted_content"], self.key, now)
+
+    def ok(self) -> None:
+        """Report that the account answered."""
+        self._lease.ok()
+
+    def failed(self, error: UpstreamError) -> None:
+        """Report a failure."""
+        self._lease.failed(error)
+
+    def release(self) -> None:
+        """Give the account back."""
+        self._lease.release()
+
+
+def _never(_: str) -> bool:
+    return False
+
+
+def split_turn_state(value: str | None) -> tuple[str, str | None]:
+    """Return the tag and the raw value of a wrapped turn-state; ('', None) when it is not ours."""
+    if value is None:
+        return "", None
+    tag, dot, raw = value.partition(".")
+    if not dot or not raw or len(tag) != _TAG_LENGTH:
+        return "", None
+    return tag, raw
+
+
+def net_failure(error: NetError) -> UpstreamError:
+    """Say as a verdict what a lost call means."""
+    verdict = (
+        Verdict.PATH
+        if error.kind.is_path
+        else Verdict.SILENT
+        if error.kind is NetKind.TIMEOUT
+        else Verdict.CUT
+    )
+    return UpstreamError(
+        verdict, BackendFault(f"the backend was not reached: {error}", code=error.kind.value)
+    )
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> UpstreamError:
+    """Turn a refusing answer into a failure with all that the next decision needs."""
+    is_page = body.lstrip()[:1] == b"<"
+    payload: object = None
+    if not is_page:
+        try:
+            payload = loads_lenient(body) if body else None
+        except BadJson:
+            payload = None
+    fault = fault_of(payload, f"the backend answered with status {status}")
+    family = headers.get("x-codex-active-limit", "").strip().lower().replace("-", "_")
+    resets_at: float | None = None
+    wait: float | None = None
+    if isinstance(payload, Mapping):
+        resets_at, wait = read_reset(payload, now=now)
+    retry_after = _retry_after(headers, now)
+    return UpstreamError(
+        classify(status, fault, is_page=is_page),
+        fault,
+        status=status,
+        retry_after=retry_after if retry_after is not None else wait,
+        resets_at=resets_at,
+        limit_family=family if family and family != MAIN_FAMILY else None,
+    )
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    for name, scale in (("retry-after-ms", 0.001), ("x-ms-retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if not value:
+            continue
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - now
+            except (TypeError, ValueError):
+                continue
+        if 0.0 <= seconds < 1e9:
+            return seconds
+    return None

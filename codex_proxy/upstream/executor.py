@@ -1,0 +1,570 @@
+"""The only loop over targets: try, wait for the first good event, answer; else the next one.
+
+A turn has two moments that matter. Until the first good event nothing has been said to the
+caller, so any failure may be tried again elsewhere; after it, none may. Greetings (`created`,
+`in_progress`, quota and metadata frames) are held back until then, bounded in bytes and time.
+
+What each verdict means for the loop:
+
+| verdict      | this target           | counts as a retry | then                                   |
+|--------------|-----------------------|-------------------|----------------------------------------|
+| CALLER       | blameless             | -                 | to the caller at once                  |
+| ENCRYPTED    | blameless             | no                | once more without those items          |
+| UNAUTHORIZED | one token exchange    | no                | once more, then the next target        |
+| MODEL, EXHAUSTED, UNENTITLED, LIMITED | left for this turn | no | the next target                   |
+| OVERLOADED, SERVER, FORBIDDEN, PATH, SILENT, CUT | rests | yes        | the next target, or this one later |
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from codex_proxy.clock import Clock
+from codex_proxy.config import Live
+from codex_proxy.errors import (
+    BackendFault,
+    PoolError,
+    PoolShortage,
+    ProxyError,
+    RequestError,
+    UpstreamError,
+    Verdict,
+)
+from codex_proxy.net import Answer, NetError, NetKind
+from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.protocol.responses import failure_of, is_handshake
+from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
+from codex_proxy.tasks import Background
+from codex_proxy.trace import Attempt, End, Trace, TraceSink, Usage
+from codex_proxy.upstream.backend import net_failure
+from codex_proxy.upstream.budget import RetryBudget, Slot
+from codex_proxy.upstream.gate import Gate, OpenGate
+from codex_proxy.upstream.route import Lease, Route
+
+logger = logging.getLogger(__name__)
+
+# What is held back before the first good event: `created` repeats the caller's instructions
+# and tools, so it may be large; past this we answer with what we have.
+MAX_HELD_BYTES = 4 * 1024 * 1024
+
+# A shortage that ends so soon is waited for instead of told.
+LONGEST_PAUSE = 3.0
+LONGEST_PAUSES = 6.0
+
+# After the terminal event the backend ends its body at once; a connection whose end has been
+# read serves the next request.
+_TAIL_SECONDS = 1.0
+
+# What a unary answer (compact, search, images) may hold.
+MAX_UNARY_BYTES = 128 * 1024 * 1024
+
+
+@dataclass(slots=True, frozen=True)
+class Head:
+    """What a sink learns when an answer begins."""
+
+    alias: str
+    status: int
+    headers: Mapping[str, str]
+    """The backend's; lower-case names. Most of them are nobody's business downstream."""
+    lease: Lease
+    content_type: str
+
+
+class Sink(Protocol):
+    """Where an answer goes: a dialect's encoder and the caller's connection."""
+
+    failure: UpstreamError | None
+    """A failure that came after the answer had begun."""
+
+    async def open(self, head: Head) -> None:
+        """Begin the answer; after this nothing is tried again."""
+        ...
+
+    async def send(self, batch: Batch) -> bool:
+        """Take the events of one read; False when the caller has all it asked for."""
+        ...
+
+    async def body(self, data: bytes) -> None:
+        """Take a part of an answer that is no event stream."""
+        ...
+
+    async def keepalive(self) -> None:
+        """Show a sign of life."""
+        ...
+
+    async def end(self) -> None:
+        """End an answer whose last event has been sent."""
+        ...
+
+    async def fail(self, error: ProxyError) -> None:
+        """End with *error*: as a status when nothing has been said yet, else in the stream."""
+        ...
+
+    def usage(self, *, estimate: bool) -> Usage:
+        """Return the turn's tokens; an estimate when asked for one and the backend said nothing."""
+        ...
+
+    def end_state(self) -> End:
+        """Return how the answer ended, seen from the caller."""
+        ...
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the caller sees the answer as it comes."""
+        ...
+
+    @property
+    def wants_failure_events(self) -> bool:
+        """Whether a refusal of the caller's own request may go out as the event it came as."""
+        ...
+
+    @property
+    def delivered_bytes(self) -> int:
+        """How many bytes of an answer went to the caller."""
+        ...
+
+
+class Exchange:
+    """One turn under way: a task of its own, so that it can outlive its caller's connection."""
+
+    def __init__(self, executor: "Executor", request: BackendRequest, sink: Sink, trace: Trace) -> None:
+        self._executor = executor
+        self._request = request
+        self._sink = sink
+        self._trace = trace
+        self._caller_gone = False
+        self._cut: ProxyError | None = None
+        self._committed = False
+        self._started = executor.clock.monotonic()
+        self._written = self._started
+        self.task: asyncio.Task[None] | None = None
+
+    # -- from outside ---------------------------------------------------------------------
+
+    async def wait(self) -> None:
+        """Wait for the end; when the waiting is cancelled, the exchange goes on."""
+        assert self.task is not None
+        await asyncio.shield(self.task)
+
+    def caller_gone(self) -> None:
+        """Say that nobody listens any more: the backend stops working for it at once."""
+        if self.task is not None and not self.task.done():
+            self._caller_gone = True
+            self.task.cancel()
+
+    def cut(self, error: ProxyError) -> None:
+        """End it from our side, with a proper ending for the caller."""
+        if self._cut is None and self.task is not None and not self.task.done():
+            self._cut = error
+            self.task.cancel()
+
+    # -- the turn -------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the turn to its end; every way out settles it exactly once."""
+        executor, trace = self._executor, self._trace
+        end = End.FAILED
+        try:
+            await executor.gate.admit(trace, self._request)
+            await self._serve()
+            end = self._sink.end_state()
+        except ProxyError as exc:
+            await self._fail(exc)
+        except asyncio.CancelledError:
+            if self._cut is not None:
+                await self._fail(self._cut)
+            elif self._caller_gone:
+                end = End.CALLER_GONE
+            else:
+                raise
+        except Exception:
+            logger.exception("turn broke id=%s", trace.id)
+            await self._fail(ProxyError("internal error"))
+        finally:
+            self._finish(end)
+            await executor.gate.settle(trace)
+
+    def _finish(self, end: End) -> None:
+        trace, now = self._trace, self._executor.clock.monotonic()
+        # What was sent was read: a caller who leaves early has used something all the same.
+        is_sent = any(attempt.outcome in ("", "ok") for attempt in trace.attempts)
+        trace.usage = self._sink.usage(estimate=self._committed or (end is End.CALLER_GONE and is_sent))
+        trace.answer_bytes = self._sink.delivered_bytes
+        if trace.finish(end, now):
+            self._executor.finished(self, trace)
+
+    async def _fail(self, error: ProxyError) -> None:
+        self._trace.error = error.code or error.type
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            await self._sink.fail(error)
+
+    async def _serve(self) -> None:
+        """Try targets until one answers."""
+        executor, settings = self._executor, self._executor.live.current
+        clock = executor.clock
+        # Left for good in this turn; left for now, because of passing trouble.
+        left: set[str] = set()
+        resting: set[str] = set()
+        passing = 0
+        paused = 0.0
+        last: UpstreamError | None = None
+        quick_until = self._started + settings.first_byte_timeout
+        while True:
+            try:
+                lease = executor.route.pick(self._request, left | resting)
+            except PoolError as exc:
+                if last is not None and last.verdict is Verdict.ENCRYPTED:
+                    raise self._last_word(exc, last) from last
+                pause = self._pause(exc, passing, paused, settings.max_retry)
+                if pause is None:
+                    raise self._last_word(exc, last) from last
+                paused += pause
+                await clock.sleep(pause)
+                resting.clear()
+                # A wait is one of the tries: a caller is not kept in a circle.
+                passing += 1
+                continue
+            except RequestError as exc:
+                raise self._last_word(exc, last) from last
+            error = await self._try(lease, is_retry=last is not None and last.verdict.is_passing)
+            if error is None:
+                return
+            last = error
+            match error.verdict:
+                case Verdict.CALLER:
+                    raise error
+                case (
+                    Verdict.ENCRYPTED
+                    | Verdict.UNAUTHORIZED
+                    | Verdict.MODEL
+                    | Verdict.EXHAUSTED
+                    | Verdict.UNENTITLED
+                    | Verdict.LIMITED
+                ):
+                    left.add(lease.key)
+                    if clock.monotonic() >= quick_until:
+                        raise self._gave_up(error)
+                case (
+                    Verdict.OVERLOADED
+                    | Verdict.SERVER
+                    | Verdict.FORBIDDEN
+                    | Verdict.PATH
+                    | Verdict.SILENT
+                    | Verdict.CUT
+                ):
+                    resting.add(lease.key)
+                    passing += 1
+                    if passing > settings.max_retry:
+                        raise self._gave_up(error)
+                    # The first change of account costs nothing; the next ones come slower.
+                    await clock.sleep(executor.backoff(passing - 1))
+
+    def _pause(self, error: PoolError, passing: int, paused: float, max_retry: int) -> float | None:
+        """Return how long to wait for an account that will be back in a moment; None: tell the caller."""
+        if not isinstance(error, PoolShortage) or passing >= max_retry:
+            return None
+        pause = max(0.05, error.retry_after)
+        return pause if pause <= LONGEST_PAUSE and paused + pause <= LONGEST_PAUSES else None
+
+    def _last_word(self, error: ProxyError, last: UpstreamError | None) -> ProxyError:
+        """Choose between what the pool says and what the last account said."""
+        if last is not None and last.verdict is Verdict.ENCRYPTED:
+            # Nobody could read it, so it is the conversation that cannot go on.
+            return RequestError(
+                last.fault.message, param="input", code=last.fault.code or "invalid_encrypted_content"
+            )
+        return error
+
+    def _gave_up(self, error: UpstreamError) -> ProxyError:
+        tries = len(self._trace.attempts)
+        return PoolShortage(
+            f"the backend failed {tries} time{'s' if tries != 1 else ''} ({error.verdict.value}); "
+            "try again in a moment",
+            retry_after=max(1.0, min(error.retry_after or 1.0, 30.0)),
+        )
+
+    async def _try(self, lease: Lease, *, is_retry: bool) -> UpstreamError | None:
+        """Try one target, mending it once if that is possible; None when it answered."""
+        try:
+            async with self._executor.retry_slot(is_retry) as slot:
+                error = await self._attempt(lease, slot)
+                if (
+                    error is not None
+                    and error.verdict in (Verdict.UNAUTHORIZED, Verdict.ENCRYPTED)
+                    and await lease.recover(error, self._request)
+                ):
+                    error = await self._attempt(lease, slot)
+            if error is not None:
+                lease.failed(error)
+            return error
+        finally:
+            lease.release()
+
+    async def _attempt(self, lease: Lease, slot: Slot) -> UpstreamError | None:
+        """Send the request once; return its failure when that came before the answer began."""
+        trace, clock = self._trace, self._executor.clock
+        attempt = Attempt(lease.alias, clock.monotonic())
+        trace.attempts.append(attempt)
+        answer: Answer | None = None
+        try:
+            answer = await lease.open(self._request)
+            attempt.status = answer.status
+            if self._request.endpoint == "responses":
+                await self._stream(lease, answer, slot)
+            else:
+                await self._unary(lease, answer, slot)
+        except (UpstreamError, NetError) as exc:
+            error = exc if isinstance(exc, UpstreamError) else net_failure(exc)
+            attempt.outcome = error.verdict.value
+            if not error.in_stream:
+                attempt.status = attempt.status or error.status
+            if not self._committed:
+                return error
+            # The answer had begun: it ends here, and says so.
+            lease.failed(error)
+            trace.error = error.fault.code or error.verdict.value
+            await self._sink.fail(error)
+            return None
+        finally:
+            attempt.seconds = clock.monotonic() - attempt.started
+            if answer is not None:
+                answer.release()
+        attempt.outcome = "ok"
+        return None
+
+    # -- event streams --------------------------------------------------------------------
+
+    async def _stream(self, lease: Lease, answer: Answer, slot: Slot) -> None:
+        parser = Parser()
+        held: Batch = []
+        held_bytes = 0
+        clock = self._executor.clock
+        heard = clock.monotonic()
+        while True:
+            chunk = await self._read(lease, answer, heard, held)
+            if chunk is None:
+                # The hold is over: what is held begins the answer.
+                await self._begin(lease, answer, slot)
+                batch, held = held, []
+                if not await self._send(lease, batch):
+                    break
+                continue
+            heard = clock.monotonic()
+            batch = _feed(parser, chunk)
+            if batch:
+                self._observe(lease, batch)
+            if not self._committed:
+                held.extend(batch)
+                held_bytes += sum(len(event.data) for event in batch)
+                if not self._is_good(batch) and held_bytes <= MAX_HELD_BYTES:
+                    batch = []
+                else:
+                    await self._begin(lease, answer, slot)
+                    batch, held = held, []
+            if batch and not await self._send(lease, batch):
+                break
+            if not chunk:
+                raise UpstreamError(
+                    Verdict.CUT, BackendFault("the backend's stream ended before its answer did")
+                )
+        await self._sink.end()
+        await self._drain(answer)
+
+    async def _begin(self, lease: Lease, answer: Answer, slot: Slot) -> None:
+        """Begin the answer: from here on no other target may try."""
+        self._committed = True
+        slot.free()
+        lease.ok()
+        trace = self._trace
+        trace.alias, trace.decision = lease.alias, lease.why
+        trace.first_event = self._executor.clock.monotonic()
+        await self._sink.open(
+            Head(lease.alias, answer.status, answer.headers, lease, answer.headers.get("content-type", ""))
+        )
+        self._request.release()
+        self._written = self._executor.clock.monotonic()
+
+    def _is_good(self, batch: Batch) -> bool:
+        """Tell whether the answer has begun with *batch*; raise a failure that comes before that."""
+        for event in batch:
+            failure = failure_of(event, now=self._executor.clock.now())
+            if failure is None:
+                if not is_handshake(event):
+                    return True
+            elif failure.verdict is Verdict.CALLER and self._sink.wants_failure_events:
+                return True
+            else:
+                raise failure
+        return False
+
+    async def _send(self, lease: Lease, batch: Batch) -> bool:
+        more = await self._sink.send(batch)
+        self._written = self._executor.clock.monotonic()
+        failure = self._sink.failure
+        if failure is not None:
+            self._trace.error = failure.fault.code or failure.verdict.value
+            lease.failed(failure)
+        if more and not await self._executor.gate.top_up(self._trace, self._sink.delivered_bytes):
+            await self._sink.fail(ProxyError("the budget for this turn is used up"))
+            return False
+        return more
+
+    async def _read(self, lease: Lease, answer: Answer, heard: float, held: Batch) -> bytes | None:
+        """Return the next bytes, showing signs of life meanwhile; None when the hold is over."""
+        clock, settings = self._executor.clock, self._executor.live.current
+        while True:
+            now = clock.monotonic()
+            wait = heard + settings.idle_timeout - now
+            if wait <= 0:
+                raise UpstreamError(
+                    Verdict.SILENT,
+                    BackendFault(f"the backend was silent for {settings.idle_timeout:g} s"),
+                )
+            if self._committed:
+                wait = min(wait, self._written + settings.keep_alive_after - now)
+            elif held and self._sink.is_stream:
+                wait = min(wait, self._started + settings.hold_created - now)
+            if wait > 0:
+                try:
+                    return await answer.read(wait)
+                except NetError as exc:
+                    if exc.kind is not NetKind.TIMEOUT:
+                        raise
+                continue
+            if not self._committed:
+                if any(event.type == "response.created" for event in held):
+                    return None
+                # Nothing to show yet; look again when something may have come.
+                return await answer.read(heard + settings.idle_timeout - now)
+            await self._sink.keepalive()
+            self._written = clock.monotonic()
+
+    def _observe(self, lease: Lease, batch: Batch) -> None:
+        for event in batch:
+            if event.type == "codex.rate_limits" or (
+                event.type == "response.output_item.done" and b'"encrypted_content"' in event.data
+            ):
+                lease.observe(event.type, event.json)
+
+    async def _drain(self, answer: Answer) -> None:
+        """Read the end of the body, so that the connection can be used again."""
+        if self._sink.end_state() is End.INCOMPLETE:
+            # Perhaps ended by us, with the backend still writing.
+            return
+        with contextlib.suppress(NetError):
+            while await answer.read(_TAIL_SECONDS):
+                pass
+
+    # -- other answers --------------------------------------------------------------------
+
+    async def _unary(self, lease: Lease, answer: Answer, slot: Slot) -> None:
+        """Pass an answer on as it is: whole when it is JSON, as it comes when it streams."""
+        if "text/event-stream" not in answer.headers.get("content-type", ""):
+            data = await answer.read_all(MAX_UNARY_BYTES)
+            await self._begin(lease, answer, slot)
+            await self._sink.body(data)
+            await self._sink.end()
+            return
+        chunk = await answer.read()
+        await self._begin(lease, answer, slot)
+        while chunk:
+            await self._sink.body(chunk)
+            chunk = await answer.read()
+        await self._sink.end()
+
+
+def _feed(parser: Parser, chunk: bytes) -> Batch:
+    try:
+        return parser.feed(chunk) if chunk else parser.finish()
+    except EventTooLarge as exc:
+        raise UpstreamError(Verdict.CUT, BackendFault("the backend sent an event without end")) from exc
+
+
+class Executor:
+    """Runs exchanges over a route."""
+
+    def __init__(
+        self,
+        route: Route,
+        *,
+        live: Live,
+        clock: Clock,
+        background: Background,
+        gate: Gate | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.route = route
+        self.live = live
+        self.clock = clock
+        self.gate: Gate = gate if gate is not None else OpenGate()
+        self._background = background
+        self._rng = rng if rng is not None else random.Random()
+        self._budget = RetryBudget()
+        self._exchanges: set[Exchange] = set()
+        self._listeners: list[TraceSink] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def listen(self, sink: TraceSink) -> None:
+        """Have *sink* called with every finished turn."""
+        self._listeners.append(sink)
+
+    def begin(self, request: BackendRequest, sink: Sink, trace: Trace) -> Exchange:
+        """Start a turn as a task of its own."""
+        exchange = Exchange(self, request, sink, trace)
+        self._exchanges.add(exchange)
+        self._budget.active = len(self._exchanges)
+        self._idle.clear()
+        exchange.task = self._background.spawn(exchange.run(), name=f"exchange:{trace.id}")
+        return exchange
+
+    def finished(self, exchange: Exchange, trace: Trace) -> None:
+        """Forget a turn and tell who listens."""
+        self._exchanges.discard(exchange)
+        self._budget.active = len(self._exchanges)
+        if not self._exchanges:
+            self._idle.set()
+        for listener in self._listeners:
+            try:
+                listener(trace)
+            except Exception:
+                logger.exception("listener failed id=%s", trace.id)
+
+    @property
+    def in_flight(self) -> int:
+        """How many turns are under way."""
+        return len(self._exchanges)
+
+    async def drain(self, seconds: float) -> bool:
+        """Wait until no turn is under way; False when some still are after *seconds*."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cut_all(self, error: ProxyError) -> None:
+        """End every turn with *error*."""
+        for exchange in list(self._exchanges):
+            exchange.cut(error)
+
+    def backoff(self, retries: int) -> float:
+        """Return the pause before a further retry: none before the first, then doubling, jittered."""
+        if retries <= 0:
+            return 0.0
+        return min(4.0, 0.2 * 2.0 ** (retries - 1)) * (0.5 + self._rng.random())
+
+    @contextlib.asynccontextmanager
+    async def retry_slot(self, is_retry: bool) -> AsyncIterator[Slot]:
+        """Hold a place in the retry budget when this is a retry after passing trouble."""
+        if not is_retry:
+            yield Slot(None)
+            return
+        async with self._budget.slot() as slot:
+            yield slot
