@@ -6,17 +6,12 @@ for, unsaved tokens are tried once more. A second signal skips the waiting for s
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-
-from aiohttp import web
 
 from codex_proxy import __version__, config, logs
 from codex_proxy.accounts.pool import Pool
@@ -29,7 +24,8 @@ from codex_proxy.protocol.responses import render_error
 from codex_proxy.server import keyfile
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.admin import admin_handlers
-from codex_proxy.server.app import ROUTES, SERVER_OPTIONS, build_app
+from codex_proxy.server.app import ROUTES, Route, build_app
+from codex_proxy.server.listener import Listener
 from codex_proxy.server.middleware import Handler
 from codex_proxy.server.public import Public, log_turn
 from codex_proxy.server.views import Phase, PoolAdmin, count_turn
@@ -78,11 +74,9 @@ class Daemon:
         self.executor.listen(log_turn)
         self.executor.listen(lambda trace: count_turn(self.pool, trace))
         self._phase: Phase = "starting"
-        self._runners: list[web.AppRunner] = []
-        self._sites: list[web.BaseSite] = []
+        self._listener = Listener()
         self.port = 0
         """Where it listens; known once started."""
-        self._control: Path | None = None
 
     @property
     def url(self) -> str:
@@ -119,8 +113,10 @@ class Daemon:
         )
         owner = admin_handlers(admin, self.clock.monotonic)
         public = Public(self.executor, self.pool, live=self.live, clock=self.clock)
-        await self._listen(build_app(access, {**public.handlers(), **owner}, _RENDERERS), settings)
-        await self._open_control(access, owner, settings)
+        app = build_app(access, {**public.handlers(), **owner}, _RENDERERS)
+        self.port = await self._listener.open_port(app, settings.listen_host, settings.listen_port)
+        control = build_app(access, owner, _RENDERERS, self._control_routes(owner))
+        await self._listener.open_unix(control, settings.data_dir / CONTROL_SOCKET)
 
         self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
         for job in self.keeper.jobs():
@@ -132,58 +128,17 @@ class Daemon:
         logger.info("listening url=%s accounts=%d version=%s", self.url, len(self.pool), __version__)
 
     def _client_key(self, settings: Settings) -> ApiKey | None:
-        if settings.auth == "none":
-            logger.warning("auth is none: whoever reaches %s may use the accounts", settings.listen)
-            return None
         if not keyfile.needs_key(settings):
             return None
         key, created = keyfile.ensure_client_key(settings.data_dir)
         keyfile.announce(key, created, settings.data_dir, sys.stderr)
         return ApiKey.of("generated", key)
 
-    async def _listen(self, app: web.Application, settings: Settings) -> None:
-        runner = await self._run_app(app)
-        # One socket for one port: with "all interfaces" and port 0 the two families would
-        # otherwise get two ports.
-        site = web.TCPSite(runner, settings.listen_host, settings.listen_port, reuse_address=True)
-        await site.start()
-        self._sites.append(site)
-        self.port = settings.listen_port or int(runner.addresses[0][1])
-
-    async def _run_app(self, app: web.Application) -> web.AppRunner:
-        runner = web.AppRunner(
-            app,
-            # A caller who leaves ends its handler, which tells the exchange.
-            handler_cancellation=True,
-            shutdown_timeout=1.0,
-            **SERVER_OPTIONS,
-        )
-        await runner.setup()
-        self._runners.append(runner)
-        return runner
-
-    async def _open_control(
-        self, access: Access, handlers: Mapping[str, Handler], settings: Settings
-    ) -> None:
-        """Serve the owner's routes on a socket that only this user can open; without it, go on."""
-        path = settings.data_dir / CONTROL_SOCKET
-        routes = [
+    def _control_routes(self, handlers: Mapping[str, Handler]) -> list[Route]:
+        """Return the owner's routes without a key: only the owner can open the control socket."""
+        return [
             dataclasses.replace(route, level=Level.PUBLIC) for route in ROUTES if route.handler in handlers
         ]
-        if await asyncio.to_thread(_is_in_use, path):
-            logger.warning("control socket is in use by another daemon path=%s", path)
-            return
-        runner = await self._run_app(build_app(access, handlers, _RENDERERS, routes))
-        before = os.umask(0o177)
-        try:
-            site = web.UnixSite(runner, path)
-            await site.start()
-        except OSError as exc:
-            logger.warning("no control socket path=%s reason=%s", path, exc.strerror or type(exc).__name__)
-            return
-        finally:
-            os.umask(before)
-        self._control = path
 
     # -- end ------------------------------------------------------------------------------
 
@@ -191,18 +146,12 @@ class Daemon:
         """End in order; *hurry* cuts the waiting for streams short."""
         self._phase = "draining"
         logger.info("draining turns=%d", self.executor.in_flight)
-        for site in self._sites:
-            await site.stop()
-        for runner in self._runners:
-            if runner.server is not None:
-                # Idle connections close now, busy ones after their answer.
-                runner.server.pre_shutdown()
+        await self._listener.refuse()
         await self._drain(hurry if hurry is not None else asyncio.Event())
         if self.executor.in_flight:
             self.executor.cut_all(PoolShortage("the proxy is being restarted; try again in 1s"))
             await self.executor.drain(_CUT_SECONDS)
-        for runner in self._runners:
-            await runner.cleanup()
+        await self._listener.aclose()
         try:
             # The wait for another process's lock comes before an exchange and may be cut.
             async with asyncio.timeout(EXCHANGE_SECONDS + 5.0):
@@ -212,9 +161,6 @@ class Daemon:
         await self.keeper.save_unsaved()
         await self.background.aclose()
         await self.outbound.aclose()
-        if self._control is not None:
-            with contextlib.suppress(OSError):
-                self._control.unlink()
         logger.info("stopped")
 
     async def _drain(self, hurry: asyncio.Event) -> None:
@@ -246,21 +192,6 @@ def _make_folders(settings: Settings) -> None:
     for folder in (settings.data_dir, settings.auth_dir):
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _is_in_use(path: Path) -> bool:
-    """Tell whether somebody answers at a Unix socket; a dead one is taken away."""
-    if not path.exists():
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return False
-    return True
 
 
 def run(loaded: Loaded) -> int:

@@ -89,8 +89,6 @@ class Account:
 
     credential: "Credential"
     alias: str
-    disk: "Credential | None" = None
-    """What its file held when we last read or wrote it."""
     state: State = State.READY
     quota: Quota = field(default_factory=Quota)
     holds: dict[Cause, float] = field(default_factory=dict)

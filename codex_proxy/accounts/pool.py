@@ -169,13 +169,11 @@ class Pool:
     def adopt(self, account: Account, credential: Credential) -> bool:
         """Take over what the account's file says; True when its tokens are other ones."""
         old = account.credential
-        if account.unsaved and not _same_tokens(old, credential):
-            if account.disk is not None and _same_tokens(account.disk, credential):
-                # The file still holds what we could not replace yet; ours are newer.
-                return False
-            account.unsaved = False
+        if credential.refresh and credential.refresh.digest() in old.superseded:
+            # The file, or a look at it before our save, still shows what we have spent.
+            return False
+        account.unsaved = credential.is_unsaved
         account.credential = credential
-        account.disk = credential
         if credential.alias and credential.alias != account.alias:
             account.alias = self._free_alias(credential.alias)
         now = self._clock.now()
@@ -189,7 +187,7 @@ class Pool:
 
     def _add(self, credential: Credential) -> None:
         account = Account(credential, self._free_alias(credential.alias or credential.default_alias))
-        account.disk = credential
+        account.unsaved = credential.is_unsaved
         account.quota.plan = credential.identity.plan
         self._accounts[credential.key] = account
         if credential.disabled:

@@ -133,7 +133,9 @@ class Credential:
         The result knows which token is spent, so that a later `save` takes the file's old
         refresh token for its own past and not for somebody else's login.
         """
-        if not (tokens.access or tokens.refresh or tokens.id):
+        held = ((tokens.access, self.access), (tokens.refresh, self.refresh), (tokens.id, self.id))
+        if tokens.expires_in is None and all(not new or new == old for new, old in held):
+            # Nothing new, as in another try to save: the times of the exchange stay.
             return self
         expires_at = expiry_of(tokens.access or "")
         if tokens.access and expires_at is None and tokens.expires_in is not None:

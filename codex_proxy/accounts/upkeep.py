@@ -131,7 +131,7 @@ class Keeper:
                 continue
             if account.credential is credential:
                 account.unsaved = False
-                account.credential = account.disk = saved
+                account.credential = saved
                 logger.info("account tokens saved alias=%s", account.alias)
 
     # -- tokens ---------------------------------------------------------------------------
@@ -236,14 +236,19 @@ class Keeper:
             account.credential = exc.credential
             account.unsaved = not isinstance(exc, store.Vanished)
             return
+        if saved.key != account.key:
+            # The file is another account's by now; the next look at the folder sorts that out.
+            account.credential = credential.merged(tokens, now=self._clock.now())
+            return
         account.unsaved = False
-        account.credential = account.disk = saved
+        account.credential = saved
 
     async def _refresh_failed(self, account: Account, exc: oauth.RefreshFailed) -> bool:
         data_dir = self._live.current.data_dir
         credential = account.credential
         account.last_error = f"refresh {exc.code or exc.kind.value}"
-        if exc.kind is not oauth.RefreshFailure.UNCERTAIN:
+        was_interrupted = credential.interrupted is not None
+        if exc.kind is not oauth.RefreshFailure.UNCERTAIN and not was_interrupted:
             await asyncio.to_thread(store.clear_exchange, data_dir, credential)
         match exc.kind:
             case oauth.RefreshFailure.PERMANENT:
@@ -251,7 +256,7 @@ class Keeper:
                 if await self._reread(account):
                     return account.access_is_valid(self._clock.now())
                 reason = exc.code or "refused"
-                if credential.interrupted is not None:
+                if was_interrupted:
                     reason += " (an exchange was interrupted before its answer was saved)"
                 self._pool.login_lost(account, reason)
             case oauth.RefreshFailure.PASSING | oauth.RefreshFailure.LIMITED | oauth.RefreshFailure.UNCERTAIN:

@@ -15,7 +15,7 @@ ID_PREFIXES = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
 }
-"""The types whose ids other backends make differently. Ids of other types pass as they are."""
+"""The types whose ids other backends make differently. Those of other types are only kept short."""
 
 
 def shorten(text: str, prefix: str) -> str:
@@ -40,7 +40,10 @@ class ItemIds:
     def repair(self, value: str, kind: str) -> str:
         """Return the id for an item of type *kind*; the same one when nothing is wrong with it."""
         prefix = ID_PREFIXES.get(kind)
-        if prefix is None or self._is_right(value, prefix):
+        if prefix is None:
+            # Other types are not known well enough to judge more than the length.
+            return value if len(value) <= MAX_ID_LENGTH else shorten(value, value.partition("_")[0][:8])
+        if self._is_right(value, prefix):
             return value
         repaired = value if value.startswith(prefix) else f"{prefix}_{value}"
         if len(repaired) > MAX_ID_LENGTH or self._owner.setdefault(repaired, value) != value:

@@ -1,6 +1,6 @@
 """The Responses dialect, inwards: a caller's body becomes what the backend takes.
 
-A Codex client's body is already what the backend takes: it is checked, five fields are
+A Codex client's body is already what the backend takes: it is checked, store, stream and include are
 forced, and when nothing differs the very bytes go on. Every other caller's body is
 normalised: what has another form gets it, what the backend refuses and only tunes the answer
 is left out (`LEFT_OUT`), and what would change the answer's meaning is refused by its path.
@@ -12,7 +12,7 @@ from typing import Any
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.catalog import AUTO, PRIORITY, Catalog, Resolved, on_the_wire
-from codex_proxy.protocol.names import MAX_ID_LENGTH, ItemIds
+from codex_proxy.protocol.names import MAX_ID_LENGTH, ItemIds, shorten
 from codex_proxy.protocol.request import (
     LITE_HEADER,
     LITE_METADATA,
@@ -62,7 +62,9 @@ FUNCTIONS = "functions"
 """The namespace that plain tools live in on the lite wire."""
 
 _PLAIN_TOOLS = frozenset({"function", "custom"})
-_LITE_TOOLS = _PLAIN_TOOLS | {"namespace"}
+_BESIDE = frozenset({"namespace", "tool_search", "local_shell"})
+"""Tools that the caller runs and that stand beside the namespace of the plain ones."""
+_LITE_TOOLS = _PLAIN_TOOLS | _BESIDE
 _LITE_CALLS = frozenset({"function_call", "custom_tool_call"})
 _COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
 
@@ -483,6 +485,11 @@ def _normalise_items(body: _Body, items: list[JsonObject]) -> None:
         for key in _STRINGS.get(kind, ()):
             if not isinstance(item.get(key), str):
                 raise _wrong(f"{path}.{key}", "a string", item.get(key))
+        call_id = item.get("call_id")
+        if isinstance(call_id, str) and len(call_id) > MAX_ID_LENGTH:
+            # The same text gives the same id, so a call and its output still meet.
+            item["call_id"] = shorten(call_id, "call")
+            body.changed = True
         if kind in _OUTPUTS and not isinstance(item.get("output"), str | list):
             raise _wrong(f"{path}.output", "a string or a list", item.get("output"))
         for part in _parts(item):
@@ -526,10 +533,6 @@ def _normalise_thought(body: _Body, item: JsonObject, path: str) -> bool:
                 body.changed = True
         if not item.get("summary") and not item.get("content"):
             return False
-    elif isinstance(item.get("id"), str) and len(item["id"]) > MAX_ID_LENGTH:
-        # The content knows its id, so another one would not fit; none does.
-        del item["id"]
-        body.changed = True
     summary = item.get("summary")
     if summary is None:
         item["summary"] = []
@@ -549,6 +552,11 @@ def _normalise_id(body: _Body, item: JsonObject, kind: str, path: str, ids: Item
         return
     if not isinstance(value, str):
         raise _wrong(f"{path}.id", "a string", value)
+    if len(value) > MAX_ID_LENGTH and "encrypted_content" in item:
+        # The content knows its id, so another one would not fit; none does.
+        del item["id"]
+        body.changed = True
+        return
     repaired = ids.repair(value, kind)
     if repaired != value:
         item["id"] = repaired
@@ -561,11 +569,9 @@ def _normalise_id(body: _Body, item: JsonObject, kind: str, path: str, ids: Item
 def _fits_lite(fields: JsonObject) -> bool:
     """Tell whether the lite shape can carry the tools: hosted ones, it cannot."""
     tools = _list(fields, "tools")
+    # The caller's own namespace of that name could not be told apart in the answer.
     return all(
-        _kind(tool) in _LITE_TOOLS
-        and isinstance(tool.get("name"), str)
-        # The caller's own namespace of that name could not be told apart in the answer.
-        and not (tool["type"] == "namespace" and tool["name"] == FUNCTIONS)
+        _kind(tool) in _LITE_TOOLS and not (_kind(tool) == "namespace" and tool.get("name") == FUNCTIONS)
         for tool in tools
     )
 
@@ -582,10 +588,10 @@ def encode_lite(fields: JsonObject) -> None:
     head: list[JsonObject] = []
     if tools:
         plain = [tool for tool in tools if tool["type"] in _PLAIN_TOOLS]
-        spaces = [tool for tool in tools if tool["type"] == "namespace"]
+        carried = [tool for tool in tools if tool["type"] in _BESIDE]
         if plain:
-            spaces.insert(0, {"type": "namespace", "name": FUNCTIONS, "description": "", "tools": plain})
-        head.append({"type": "additional_tools", "role": "developer", "tools": spaces})
+            carried.insert(0, {"type": "namespace", "name": FUNCTIONS, "description": "", "tools": plain})
+        head.append({"type": "additional_tools", "role": "developer", "tools": carried})
     instructions = fields.pop("instructions", None)
     if instructions:
         content = [{"type": "input_text", "text": instructions}]

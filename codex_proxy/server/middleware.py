@@ -6,14 +6,15 @@ the rest.
 """
 
 import logging
+import os
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
+from multidict import CIMultiDict
 
 from codex_proxy.errors import ProxyError, RequestError
 from codex_proxy.trace import Caller
@@ -49,7 +50,7 @@ class Renderer(Protocol):
 def request_id_of(request: web.Request) -> str:
     """Return the caller's own `x-request-id` if it is fit to be logged, else a new one."""
     theirs = request.headers.get("x-request-id", "")
-    return theirs if _SANE_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
+    return theirs if _SANE_ID.fullmatch(theirs) else f"req_{os.urandom(16).hex()}"
 
 
 async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
@@ -108,9 +109,9 @@ def _render(
 ) -> web.Response:
     render = renderers[request.get(DIALECT, DEFAULT_DIALECT)]
     status, headers, body = render(error, request_id=request_id)
+    headers = CIMultiDict(headers)
+    headers.setdefault("Content-Type", "application/json")
     response = web.Response(status=status, headers=headers, body=body)
-    if "Content-Type" not in headers:
-        response.headers["Content-Type"] = "application/json"
     if status == 401:
         response.headers.setdefault("WWW-Authenticate", "Bearer")
     if not request.content.is_eof():

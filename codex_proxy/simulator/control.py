@@ -11,7 +11,8 @@ from codex_proxy.simulator.reply import WORDS
 from codex_proxy.simulator.script import KINDS, Script
 
 if TYPE_CHECKING:
-    from codex_proxy.simulator.server import Received, Simulator
+    from codex_proxy.simulator.exchange import Received
+    from codex_proxy.simulator.server import Simulator
 
 _SETTINGS = ("strict", "wire", "latency", "extra_events", "full_output", "served_model", "login_as")
 

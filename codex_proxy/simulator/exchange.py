@@ -18,6 +18,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from codex_proxy.protocol.wire import BadJson, loads
 from codex_proxy.simulator.account import SimAccount
 from codex_proxy.simulator.checks import seal
+from codex_proxy.simulator.compose import Turn
 from codex_proxy.simulator.faults import Reply
 from codex_proxy.simulator.quota import quota_headers
 from codex_proxy.simulator.script import Script
@@ -63,14 +64,12 @@ class Received:
             return None
 
 
-Handler = Callable[["Exchange"], Awaitable[Reply | None]]
-
-
 class Exchange:
     """One request on its way to its answer."""
 
-    def __init__(self, sim: "Simulator", request: web.Request, received: Received) -> None:
+    def __init__(self, sim: "Simulator", request: web.Request, received: Received, serial: int) -> None:
         self.sim = sim
+        self.serial = serial
         self.request = request
         self.received = received
         self.path = request.path.removeprefix("/backend-api")
@@ -169,11 +168,10 @@ class Exchange:
         transport.abort()
 
     def _headers(self) -> CIMultiDict[str]:
-        serial = len(self.sim._requests) + self.sim._serial
         headers = CIMultiDict({
             "server": "cloudflare",
-            "x-oai-request-id": f"{id(self.received):032x}",
-            "cf-ray": f"{serial:016x}-SIM",
+            "x-oai-request-id": f"{self.serial:032x}",
+            "cf-ray": f"{self.serial:016x}-SIM",
             "cf-cache-status": "DYNAMIC",
             "x-content-type-options": "nosniff",
             "strict-transport-security": "max-age=31536000; includeSubDomains; preload",

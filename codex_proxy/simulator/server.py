@@ -75,6 +75,7 @@ class Simulator:
         self._requests: deque[Received] = deque(maxlen=keep)
         self._runner: web.AppRunner | None = None
         self._closing = False
+        self._serial = 0
         self._logins = Logins(self)
         self._routes = _routes(Turns(self), Pages(self), self._logins)
         for i in range(1, accounts + 1):
@@ -236,7 +237,8 @@ class Simulator:
             request.method, request.path, request.query_string, request.headers, wire, body, self.now()
         )
         self._requests.append(received)
-        exchange = Exchange(self, request, received)
+        self._serial += 1
+        exchange = Exchange(self, request, received, self._serial)
         try:
             reply = complaint or await self._answer(exchange)
             if reply is not None:

@@ -74,23 +74,22 @@ class Turns:
         script = queued or choose(turn)
         exchange.script = script
         met = await meet(self._sim, exchange, account, slug, is_turn=True)
-        if queued is not None and queued.fault is None and met is not None:
+        refused = met if isinstance(met, Reply) else self._check_account(exchange, account, body, slug)
+        fault = met if isinstance(met, Fault) else None
+        spoiled = refused is not None or (fault is not None and fault.state != "slow")
+        if queued is not None and queued.fault is None and spoiled:
             # A turn that goes wrong leaves its script to the next one.
-            if isinstance(met, Reply) or met.state != "slow":
-                queue.appendleft(queued)
-        if isinstance(met, Reply):
-            return met
-        refused = self._check_account(exchange, account, body, slug)
+            queue.appendleft(queued)
         if refused is not None:
             return refused
         if script.fault is not None:
             script = Script.text("The answer to this turn goes wrong in the middle.")
         composer = Composer.play(turn, script)
-        if met is None or met.state in {"slow", "stall", "incomplete"}:
+        if fault is None or fault.state in {"slow", "stall", "incomplete"}:
             account.count(slug, turn.input_tokens - 0.9 * turn.cached_tokens + turn.output_tokens)
             if isinstance(key, str):
                 account.cache[key] = turn.input_tokens
-        await self._stream(exchange, account, turn, composer, script, met)
+        await self._stream(exchange, account, turn, composer, script, fault)
         return None
 
     def _check_account(

@@ -1,0 +1,74 @@
+# `make` lists the targets. All that is needed is Python 3.11 or newer.
+
+VENV ?= .venv
+ARGS ?=
+# One per core; WORKERS=0 runs all in one process, where a debugger works.
+WORKERS ?= auto
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v $$python; break; fi; done)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test test-long test-clients lint format types check bench docs lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make the virtual environment, from the lock file
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## simulator, daemon and two requests on free ports (ARGS=--once ends after them)
+	@$(BIN)/codex-proxy demo $(ARGS)
+
+run: $(STAMP) ## run the daemon (ARGS="-config config.yaml")
+	@$(BIN)/codex-proxy $(ARGS)
+
+test: $(STAMP) ## the tests, without the long ones and those that need other programs
+	$(BIN)/pytest -n $(WORKERS) -m "not long and not clients" $(ARGS)
+
+test-long: $(STAMP) ## the full counts: kills, soaks, every split
+	$(BIN)/pytest --timeout 3600 -m long $(ARGS)
+
+test-clients: $(STAMP) ## real clients; needs npm
+	$(BIN)/pytest --timeout 600 -m clients $(ARGS)
+
+lint: $(STAMP) ## find mistakes
+	$(BIN)/ruff check .
+
+format: $(STAMP) ## format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(STAMP) ## check the types
+	$(BIN)/mypy
+
+check: $(STAMP) ## format, lint and types, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## numbers of the hot paths
+	$(BIN)/python bench/run.py $(ARGS)
+
+docs: $(STAMP) ## renew the generated tables
+	$(BIN)/python -m codex_proxy.config docs/configuration.md
+
+lock: $(STAMP) ## renew the lock files (ARGS=--upgrade for newer versions)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml $(LOCK) -o requirements.lock $(ARGS)
+	$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements-dev.lock $(ARGS)
+
+LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+
+clean: ## remove what was made, but no account and no data
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""Fixtures for more than one test file."""
+
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+
+
+@pytest.fixture
+def one_shot_http(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Answer one-shot calls of aiohttp's client without a server.
+
+    Yields the `aioresponses` mock. That library builds a `ClientResponse` by hand and does not know
+    `stream_writer` yet, which aiohttp asks for since 3.14.
+    """
+    import aiohttp
+    import aioresponses
+
+    class Response(aiohttp.ClientResponse):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{"stream_writer": mock.Mock(), **kwargs})
+
+    # The class is looked up in the module that builds the answers.
+    monkeypatch.setattr("aioresponses.core.ClientResponse", Response)
+    with aioresponses.aioresponses() as mocked:
+        yield mocked

@@ -1,0 +1,193 @@
+"""The whole proxy in front of the simulated backend, over real sockets, for tests of behaviour."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from codex_proxy import config
+from codex_proxy.daemon import Daemon
+from codex_proxy.protocol.sse import Batch, Parser
+from codex_proxy.simulator import SimAccount, Simulator
+
+STANDARD = "gpt-5.5"
+"""A model with the standard wire shape."""
+LITE = "gpt-6.1-sol"
+"""A model with the lite wire shape."""
+
+CODEX_HEADERS = {
+    "originator": "codex_exec",
+    "User-Agent": "codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0)",
+    "Accept": "text/event-stream",
+}
+
+
+@dataclasses.dataclass(slots=True)
+class Answer:
+    """What a caller saw."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def events(self) -> Batch:
+        """The events of a stream."""
+        parser = Parser()
+        return parser.feed(self.body) + parser.finish()
+
+    @property
+    def types(self) -> list[str]:
+        """The types of the events, in order."""
+        return [event.type for event in self.events]
+
+    @property
+    def json(self) -> Any:
+        """The body of a plain answer."""
+        return orjson.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        """The visible text of a streamed or collected answer."""
+        if self.headers.get("content-type", "").startswith("text/event-stream"):
+            return "".join(
+                event.json["delta"] for event in self.events if event.type == "response.output_text.delta"
+            )
+        return "".join(
+            part.get("text", "")
+            for item in self.json["output"]
+            if item["type"] == "message"
+            for part in item["content"]
+        )
+
+
+class Stand:
+    """A simulator with accounts, a daemon in front of it, and a caller."""
+
+    def __init__(self, simulator: Simulator, daemon: Daemon, session: aiohttp.ClientSession, folder: Path):
+        self.sim = simulator
+        self.daemon = daemon
+        self.session = session
+        self.folder = folder
+
+    @property
+    def url(self) -> str:
+        return self.daemon.url
+
+    @property
+    def auths(self) -> Path:
+        return self.folder / "auths"
+
+    @property
+    def accounts(self) -> list[SimAccount]:
+        return self.sim.accounts
+
+    async def post(
+        self, path: str = "/v1/responses", body: Any = None, *, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Send a JSON request and return the whole answer."""
+        async with self.session.post(path, json=body, headers=headers) as response:
+            return Answer(
+                response.status, {k.lower(): v for k, v in response.headers.items()}, await response.read()
+            )
+
+    async def get(self, path: str, *, headers: dict[str, str] | None = None) -> Answer:
+        async with self.session.get(path, headers=headers) as response:
+            return Answer(
+                response.status, {k.lower(): v for k, v in response.headers.items()}, await response.read()
+            )
+
+    async def ask(
+        self,
+        text: str = "hi",
+        *,
+        stream: bool = True,
+        model: str = STANDARD,
+        codex: bool = False,
+        headers: dict[str, str] | None = None,
+        **body: Any,
+    ) -> Answer:
+        """Ask one Responses question; `codex` asks as the Codex CLI does."""
+        return await self.post(
+            "/v1/responses",
+            {
+                "model": model,
+                "input": [
+                    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+                ],
+                "stream": stream,
+                **body,
+            },
+            headers={**(CODEX_HEADERS if codex else {}), **(headers or {})},
+        )
+
+    async def stats(self) -> Any:
+        return (await self.get("/stats")).json
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+        """Wait until *condition* holds; fail when it does not in time."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "the awaited condition did not come true"
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def standing(
+    folder: Path,
+    *,
+    accounts: int = 3,
+    simulator: Simulator | None = None,
+    auths: Callable[[Simulator, Path], object] | None = None,
+    **settings: object,
+) -> AsyncIterator[Stand]:
+    """Start everything; *settings* are keys with `_` for `-`, e.g. `max_retry=0`.
+
+    No background questions to the backend (usage, models), unless a test asks for them, so
+    that what the simulator received is what the test caused.
+    """
+    sim = simulator if simulator is not None else Simulator(accounts=accounts)
+    async with sim:
+        directory = folder / "auths"
+        await asyncio.to_thread(directory.mkdir, exist_ok=True)
+        (auths or (lambda s, d: s.write_auth_files(d)))(sim, directory)
+        values: dict[str, object] = {
+            "listen": "127.0.0.1:0",
+            "auth_dir": directory,
+            "data_dir": folder / "data",
+            "base_url": sim.base_url,
+            "oauth_issuer": sim.issuer,
+            "health_check_interval": 0,
+            "drain_timeout": 5,
+            **settings,
+        }
+        lines = [
+            f"{name.replace('_', '-')}: {value if not isinstance(value, Path) else str(value)}"
+            for name, value in values.items()
+        ]
+        file = folder / "config.yaml"
+        await asyncio.to_thread(file.write_text, "\n".join(lines) + "\n", encoding="utf-8")
+        daemon = Daemon(await asyncio.to_thread(config.load, file, {}), environ={})
+        await daemon.start()
+        # The model lists are fetched at start; tests look at what comes after.
+        await _quiet(daemon, sim)
+        try:
+            async with aiohttp.ClientSession(daemon.url) as session:
+                yield Stand(sim, daemon, session, folder)
+        finally:
+            await daemon.stop()
+
+
+async def _quiet(daemon: Daemon, sim: Simulator) -> None:
+    deadline = time.monotonic() + 5.0
+    while any(account.models is None for account in daemon.pool.accounts() if account.state.value == "ready"):
+        if time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.005)
+    sim.clear()

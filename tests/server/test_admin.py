@@ -1,0 +1,551 @@
+"""Health, statistics and rounds, as an owner's client sees them."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from codex_proxy import __version__
+from codex_proxy.clock import ManualClock
+from codex_proxy.config import Live, Settings
+from codex_proxy.errors import ProxyError
+from codex_proxy.protocol.sse import Parser
+from codex_proxy.protocol.wire import dumps
+from codex_proxy.server.access import Access, Level
+from codex_proxy.server.admin import (
+    AccountView,
+    Health,
+    Item,
+    ProblemView,
+    Progress,
+    QuotaView,
+    Rounds,
+    TokensView,
+    WindowView,
+    admin_handlers,
+    rfc3339,
+)
+from codex_proxy.server.app import ROUTES, SERVER_OPTIONS, build_app
+from codex_proxy.tasks import Background
+
+NAMES = {"health", "livez", "readyz", "stats", "refresh", "check_quota"}
+ADMIN_ROUTES = [route for route in ROUTES if route.handler in NAMES]
+
+BUSY = AccountView(
+    alias="acct-1",
+    status="cooldown",
+    email="j***@e***.com",
+    file="j***@e***.com.json",
+    reason="usage limit",
+    plan_type="plus",
+    account_id="3f9a…",
+    total_requests=7,
+    total_errors=2,
+    consecutive_failures=1,
+    in_flight=3,
+    last_used_at=1_800_000_000.9,
+    last_refreshed_at=1_800_000_001,
+    cooldown_until=1_800_000_002,
+    quota_exhausted=True,
+    quota_resets_at=1_800_000_003,
+    token_expire=1_800_000_004,
+    usage=TokensView(5, 100, 40, 20, 8, 120),
+    quota=QuotaView(
+        valid=True,
+        status_code=200,
+        checked_at=1_800_000_005,
+        source="headers",
+        plan="plus",
+        windows=(WindowView("primary", 300, 99.5, 1_800_000_006, 12.34), WindowView("secondary")),
+    ),
+)
+FRESH = AccountView(alias="acct-2", status="active")
+
+
+class FakeAdmin:
+    """A pool of views, and rounds that a test lets go step by step."""
+
+    def __init__(self, background: Background, clock: ManualClock) -> None:
+        self.views: list[AccountView] = []
+        self.found: list[ProblemView] = []
+        self.phase: Any = "ready"
+        self.steps: asyncio.Queue[Item | Exception | None] = asyncio.Queue()
+        self.planned = 0
+        self.started = 0
+        self._rounds = Rounds("refresh", self._work, background, clock.monotonic)
+        self._quota = Rounds("quota", self._work, background, clock.monotonic)
+
+    def _work(self) -> tuple[int, AsyncIterator[Item]]:
+        self.started += 1
+        return self.planned, self._items()
+
+    async def _items(self) -> AsyncIterator[Item]:
+        for _ in range(self.planned):
+            step = await self.steps.get()
+            if isinstance(step, Exception):
+                raise step
+            if step is None:
+                return
+            yield step
+
+    def plan(self, *items: Item | Exception) -> None:
+        self.planned = len(items)
+        for item in items:
+            self.steps.put_nowait(item)
+
+    def health(self) -> Health:
+        return Health(len(self.views), sum(view.status == "active" for view in self.views), self.phase)
+
+    def accounts(self) -> list[AccountView]:
+        return self.views
+
+    def problems(self) -> list[ProblemView]:
+        return self.found
+
+    def refresh_all(self) -> Progress:
+        return self._rounds.join()
+
+    def check_quota(self) -> Progress:
+        return self._quota.join()
+
+
+class Place:
+    def __init__(self, admin: FakeAdmin, clock: ManualClock, background: Background, url: str) -> None:
+        self.admin = admin
+        self.clock = clock
+        self.background = background
+        self.url = url
+        self.session = aiohttp.ClientSession()
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.session.get(self.url + path) as answer:
+            assert answer.headers["Content-Type"].startswith("application/json")
+            return answer.status, json.loads(await answer.read())
+
+    async def round(self, path: str) -> list[tuple[str, dict[str, Any]]]:
+        async with self.session.post(self.url + path) as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Type"] == "text/event-stream"
+            assert answer.headers["X-Accel-Buffering"] == "no"
+            body = await answer.read()
+        names = [line[7:].decode() for line in body.split(b"\n") if line.startswith(b"event: ")]
+        return list(zip(names, (event.json for event in Parser().feed(body)), strict=True))
+
+
+def render(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    return error.status, {}, dumps({"message": error.message, "param": getattr(error, "param", None)})
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[Place]:
+    clock, background = ManualClock(), Background()
+    admin = FakeAdmin(background, clock)
+    app = build_app(
+        Access(Live(Settings(listen="127.0.0.1:1"))),
+        admin_handlers(admin, clock.monotonic),
+        {"openai": render},
+        ADMIN_ROUTES,
+    )
+    runner = web.AppRunner(app, **SERVER_OPTIONS)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    place = Place(admin, clock, background, f"http://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        yield place
+    finally:
+        await place.session.close()
+        await background.aclose()
+        await runner.cleanup()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(400):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it did not happen")
+
+
+def test_the_handlers_are_those_of_the_table() -> None:
+    admin = FakeAdmin(Background(), ManualClock())
+    assert set(admin_handlers(admin, ManualClock().monotonic)) == NAMES
+    assert {route.handler for route in ROUTES if route.level is not Level.KEYED} == NAMES
+
+
+# --- health
+
+
+@pytest.mark.parametrize(
+    ("views", "status"),
+    [([], "unavailable"), ([BUSY], "degraded"), ([BUSY, FRESH], "ok"), ([FRESH], "ok")],
+)
+async def test_health_is_always_200_and_says_how_it_is(views: list[AccountView], status: str) -> None:
+    async with served() as place:
+        place.admin.views = views
+        active = sum(view is FRESH for view in views)
+        expected = {"status": status, "accounts": len(views), "active": active, "version": __version__}
+        assert await place.get("/health") == (200, expected)
+
+
+@pytest.mark.parametrize(
+    ("phase", "views", "code", "status"),
+    [
+        ("starting", [FRESH], 503, "starting"),
+        ("ready", [], 503, "no_accounts"),
+        ("ready", [BUSY], 200, "ready"),
+        ("draining", [FRESH], 503, "draining"),
+    ],
+)
+async def test_ready_is_accepting_with_an_account(
+    phase: str, views: list[AccountView], code: int, status: str
+) -> None:
+    async with served() as place:
+        place.admin.views, place.admin.phase = views, phase
+        assert await place.get("/readyz") == (code, {"status": status})
+        assert await place.get("/livez") == (200, {"status": "ok"})
+
+
+# --- statistics
+
+
+async def test_an_account_is_shown_in_full() -> None:
+    async with served() as place:
+        place.admin.views = [BUSY]
+        status, answer = await place.get("/stats")
+    assert status == 200
+    assert answer["accounts"] == [
+        {
+            "alias": "acct-1",
+            "email": "j***@e***.com",
+            "file_path": "j***@e***.com.json",
+            "status": "cooldown",
+            "reason": "usage limit",
+            "disable_reason": None,
+            "plan_type": "plus",
+            "account_id": "3f9a…",
+            "total_requests": 7,
+            "total_errors": 2,
+            "consecutive_failures": 1,
+            "in_flight": 3,
+            "last_used_at": "2027-01-15T08:00:00Z",
+            "last_refreshed_at": "2027-01-15T08:00:01Z",
+            "cooldown_until": "2027-01-15T08:00:02Z",
+            "quota_exhausted": True,
+            "quota_resets_at": "2027-01-15T08:00:03Z",
+            "token_expire": "2027-01-15T08:00:04Z",
+            "usage": {
+                "total_completions": 5,
+                "input_tokens": 100,
+                "cached_tokens": 40,
+                "output_tokens": 20,
+                "reasoning_tokens": 8,
+                "total_tokens": 120,
+            },
+            "quota": {
+                "valid": True,
+                "status_code": 200,
+                "checked_at": "2027-01-15T08:00:05Z",
+                "source": "headers",
+                "plan": "plus",
+                "windows": [
+                    {
+                        "window": "primary",
+                        "minutes": 300,
+                        "used_percent": 99.5,
+                        "resets_at": "2027-01-15T08:00:06Z",
+                        "age": 12.3,
+                    },
+                    {
+                        "window": "secondary",
+                        "minutes": None,
+                        "used_percent": None,
+                        "resets_at": None,
+                        "age": None,
+                    },
+                ],
+            },
+        }
+    ]
+
+
+async def test_what_is_unset_is_null_and_what_is_zero_is_zero() -> None:
+    async with served() as place:
+        place.admin.views = [FRESH]
+        account = (await place.get("/stats"))[1]["accounts"][0]
+    for name in (
+        "last_used_at",
+        "last_refreshed_at",
+        "cooldown_until",
+        "quota_resets_at",
+        "token_expire",
+        "quota",
+    ):
+        assert account[name] is None
+    assert account["total_requests"] == account["usage"]["total_tokens"] == account["in_flight"] == 0
+
+
+@pytest.mark.parametrize("status", ["unavailable", "needs_login", "disabled"])
+async def test_an_account_out_of_use_has_its_reason_under_the_name_that_clients_know(status: Any) -> None:
+    async with served() as place:
+        place.admin.views = [AccountView(alias="a", status=status, reason="plan ended")]
+        account = (await place.get("/stats"))[1]["accounts"][0]
+    assert account["disable_reason"] == account["reason"] == "plan ended"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, None),
+        (0.0, None),
+        (-1.0, None),
+        (1e20, None),
+        (float("inf"), None),
+        (float("nan"), None),
+        (1.9, "1970-01-01T00:00:01Z"),
+    ],
+)
+def test_times_are_rfc_3339_or_null(seconds: float | None, text: str | None) -> None:
+    assert rfc3339(seconds) == text
+
+
+async def test_the_summary_adds_up_over_everything() -> None:
+    async with served() as place:
+        place.admin.views = [BUSY, FRESH, BUSY, AccountView(alias="x", status="needs_login")]
+        place.admin.found = [ProblemView("broken.json", "not JSON")]
+        place.clock.advance(12.5)
+        answer = (await place.get("/stats?page=2&page_size=3"))[1]
+    assert answer["summary"] == {
+        "total": 4,
+        "active": 1,
+        "cooldown": 2,
+        "unavailable": 0,
+        "needs_login": 1,
+        "disabled": 0,
+        "in_flight": 6,
+        "total_requests": 14,
+        "total_errors": 4,
+        "total_completions": 10,
+        "total_input_tokens": 200,
+        "total_cache_read_tokens": 80,
+        "total_output_tokens": 40,
+        "total_reasoning_tokens": 16,
+        "total_tokens": 240,
+        "quota_checked": 2,
+        "quota_valid": 2,
+        "quota_invalid": 0,
+        "quota_exhausted": 2,
+    }
+    assert answer["problems"] == [{"file": "broken.json", "reason": "not JSON"}]
+    assert answer["version"] == __version__
+    assert answer["uptime_seconds"] == 12.5
+    assert [account["alias"] for account in answer["accounts"]] == ["x"]
+
+
+async def test_pages_come_only_to_those_who_ask() -> None:
+    async with served() as place:
+        place.admin.views = [AccountView(alias=f"acct-{n}", status="active") for n in range(250)]
+        everything = (await place.get("/stats?include_quota=1"))[1]
+        assert len(everything["accounts"]) == 250
+        assert "pagination" not in everything
+
+        first = (await place.get("/stats?page=1"))[1]
+        assert len(first["accounts"]) == 100
+        assert first["pagination"] == {
+            "page": 1, "page_size": 100, "total": 250, "filtered_total": 250, "total_pages": 3,
+            "returned": 100, "has_prev": False, "has_next": True, "query": "",
+        }  # fmt: skip
+        last = (await place.get("/stats?page=2&page_size=200"))[1]
+        assert [a["alias"] for a in last["accounts"]] == [f"acct-{n}" for n in range(200, 250)]
+        assert (last["pagination"]["has_prev"], last["pagination"]["has_next"]) == (True, False)
+        beyond = (await place.get("/stats?page=9"))[1]
+        assert beyond["accounts"] == []
+
+        found = (await place.get("/stats?q=ACCT-24"))[1]
+        assert [a["alias"] for a in found["accounts"]] == ["acct-24", *(f"acct-{n}" for n in range(240, 250))]
+        assert found["pagination"]["filtered_total"] == 11
+        assert found["pagination"]["query"] == "ACCT-24"
+        assert found["summary"]["total"] == 250
+        none = (await place.get("/stats?q=nobody"))[1]
+        assert (none["accounts"], none["pagination"]["total_pages"]) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "query", ["page=0", "page=x", "page=-1", "page=%C2%B2", "page_size=201", "page_size=0", "page=9999999999"]
+)
+async def test_a_page_that_is_none_is_named(query: str) -> None:
+    async with served() as place:
+        status, answer = await place.get(f"/stats?{query}")
+    assert status == 400
+    assert answer["param"] == query.partition("=")[0]
+
+
+# --- rounds
+
+GOOD = Item("acct-1", "j***@e***.com", True)
+BAD = Item("acct-2", None, False, "refresh_token_reused")
+
+
+@pytest.mark.parametrize(("path", "what"), [("/refresh", "refresh"), ("/check-quota", "quota check")])
+async def test_a_round_is_told_account_by_account(path: str, what: str) -> None:
+    async with served() as place:
+        place.admin.views = [BUSY, FRESH]
+        place.admin.plan(GOOD, BAD)
+        events = await place.round(path)
+    assert events == [
+        (
+            "item",
+            {
+                "type": "item", "email": "j***@e***.com", "alias": "acct-1", "success": True,
+                "total": 2, "current": 1, "reason": None,
+            },
+        ),
+        (
+            "item",
+            {
+                "type": "item", "email": None, "alias": "acct-2", "success": False,
+                "total": 2, "current": 2, "reason": "refresh_token_reused",
+            },
+        ),
+        (
+            "done",
+            {
+                "type": "done", "message": f"{what} done: 1 succeeded, 1 failed", "total": 2,
+                "success_count": 1, "failed_count": 1, "remaining": 2, "duration": "0.000s",
+            },
+        ),
+    ]  # fmt: skip
+
+
+async def test_an_empty_pool_is_one_event_with_its_zeros() -> None:
+    async with served() as place:
+        assert await place.round("/refresh") == [
+            (
+                "done",
+                {
+                    "type": "done", "message": "no accounts", "total": 0, "success_count": 0,
+                    "failed_count": 0, "remaining": 0, "duration": "0.000s",
+                },
+            )
+        ]  # fmt: skip
+
+
+async def test_the_duration_is_that_of_the_round() -> None:
+    async with served() as place:
+        place.admin.planned = 1
+        asking = place.background.spawn(place.round("/refresh"), name="asking")
+        await until(lambda: place.admin.started == 1)
+        place.clock.advance(1.234)
+        place.admin.steps.put_nowait(GOOD)
+        events = await asking
+    assert events[-1][1]["duration"] == "1.234s"
+
+
+async def test_whoever_asks_while_a_round_runs_hears_all_of_it() -> None:
+    async with served() as place:
+        place.admin.planned = 2
+        first = place.background.spawn(place.round("/refresh"), name="first")
+        place.admin.steps.put_nowait(GOOD)
+        await until(lambda: place.admin.started == 1 and place.admin.steps.empty())
+        second = place.background.spawn(place.round("/refresh"), name="second")
+        # The other kind of round is its own.
+        third = place.background.spawn(place.round("/check-quota"), name="third")
+        await until(lambda: place.admin.started == 2)
+        for item in (BAD, BAD, BAD):
+            place.admin.steps.put_nowait(item)
+        told = await first
+        assert await second == told
+        assert [name for name, _ in told] == ["item", "item", "done"]
+        await third
+        assert place.admin.started == 2
+
+        place.admin.plan(GOOD)
+        assert [name for name, _ in await place.round("/refresh")] == ["item", "done"]
+        assert place.admin.started == 3
+
+
+async def test_a_round_goes_on_when_its_caller_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "codex_proxy")
+    async with served() as place:
+        place.admin.planned = 3
+        async with place.session.post(place.url + "/refresh") as answer:
+            place.admin.steps.put_nowait(GOOD)
+            assert await answer.content.readline() == b"event: item\n"
+            answer.close()
+        progress = place.admin.refresh_all()
+        assert place.admin.started == 1
+        for item in (GOOD, BAD):
+            place.admin.steps.put_nowait(item)
+            await asyncio.sleep(0.005)
+        await until(lambda: progress.ended is not None)
+        assert [item.success for item in progress.items] == [True, True, False]
+        await until(lambda: "goes on without its caller" in caplog.text)
+    assert "round done name=refresh total=3 failed=1 whole=True" in caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+async def test_a_round_that_dies_says_that_it_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    async with served() as place:
+        place.admin.plan(GOOD, RuntimeError("inner words"))
+        events = await place.round("/refresh")
+    assert [name for name, _ in events] == ["item", "done"]
+    assert events[-1][1]["message"] == "refresh stopped early: 1 of 2 accounts done"
+    assert (events[-1][1]["success_count"], events[-1][1]["failed_count"]) == (1, 0)
+    assert "inner words" not in json.dumps(events)
+    assert "task died name=round:refresh" in caplog.text
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_round_that_is_stopped_lets_its_listeners_go(at_once: bool) -> None:
+    async def items() -> AsyncIterator[Item]:
+        await asyncio.Event().wait()
+        yield GOOD
+
+    background = Background()
+    progress = Rounds("refresh", lambda: (1, items()), background, ManualClock().monotonic).join()
+    if not at_once:
+        await asyncio.sleep(0)
+    await background.aclose()
+    assert [item async for item in progress.listen()] == []
+    assert progress.ended is not None
+    assert not progress.is_whole
+
+
+async def test_silence_is_told_so_that_the_line_stays_open() -> None:
+    progress = Progress(2, 0.0)
+    heard = progress.listen(silence=0.005)
+    assert await anext(heard) is None
+    progress.add(GOOD)
+    assert await anext(heard) is GOOD
+    assert await anext(heard) is None
+    progress.add(BAD)
+    progress.finish(1.0, is_whole=True)
+    assert [item async for item in heard] == [BAD]
+
+
+async def test_many_listeners_lose_nothing() -> None:
+    progress = Progress(300, 0.0)
+
+    async def follow(pause: int) -> list[Item | None]:
+        heard = []
+        async for item in progress.listen():
+            heard.append(item)
+            if pause and len(heard) % pause == 0:
+                await asyncio.sleep(0)
+        return heard
+
+    items = [Item(f"acct-{n}", None, n % 3 > 0) for n in range(300)]
+    async with asyncio.TaskGroup() as group:
+        followers = [group.create_task(follow(pause)) for pause in (0, 1, 2, 7, 50)]
+        for n, item in enumerate(items):
+            progress.add(item)
+            if n % 5 == 0:
+                await asyncio.sleep(0)
+        progress.finish(1.0, is_whole=True)
+    assert all(follower.result() == items for follower in followers)
+    assert [item async for item in progress.listen()] == items
