@@ -115,6 +115,8 @@ class Account:
     refresh_after: float = 0.0
     """Wall clock before which no further exchange is tried on a timer."""
     refresh_failures: int = 0
+    check_failures: int = 0
+    """Health checks in a row that refused a token just exchanged."""
     last_error: str = ""
     unsaved: bool = False
     """Its new tokens could not be written to its file yet."""

@@ -333,12 +333,28 @@ class Keeper:
             return Result(account, False, exc.kind.value)
         account.quota.usage_at = now
         account.quota.usage_status = status
+        self._judge(account, status)
         if status is None:
             return Result(account, False, account.login_lost or "no usable token")
         if status != 200 or not isinstance(body, Mapping):
             return Result(account, False, f"status {status}")
         account.quota.read_usage(body, self._clock.now())
         return Result(account, True, "")
+
+    def _judge(self, account: Account, status: int | None) -> None:
+        """Take a login for lost when fresh tokens are refused again and again; nothing else counts.
+
+        A 403 comes from the way there as well, a 429 says nothing of a login, and a backend
+        that is down refuses everybody.
+        """
+        if status != 401:
+            if status == 200:
+                account.check_failures = 0
+            return
+        account.check_failures += 1
+        if account.check_failures >= self._live.current.health_check_max_failures:
+            self._pool.reject(account)
+            self._pool.login_lost(account, "its tokens are refused, new ones too")
 
     async def _ask(self, account: Account, url: str) -> tuple[int | None, Any]:
         """GET with the account's own token; a 401 is answered by one exchange. None: no token."""

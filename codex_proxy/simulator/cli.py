@@ -72,15 +72,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(sim: Simulator, auth_dir: Path | None, shape: str) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     try:
         await sim.start()
     except OSError as exc:
         sys.stderr.write(f"cannot listen on {sim.host}:{sim.port}: {exc.strerror or exc}\n")
         return 1
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         if auth_dir is not None:
             try:
