@@ -38,14 +38,13 @@ from codex_proxy.errors import (
 )
 from codex_proxy.protocol.output_limit import OutputLimit
 from codex_proxy.protocol.request import TURN_STATE, BackendRequest
-from codex_proxy.protocol.responses_request import decode
+from codex_proxy.protocol.responses_request import FUNCTIONS, decode
 from codex_proxy.protocol.sse import Batch, Event
 from codex_proxy.protocol.tokens import estimate
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.trace import End, Usage, UsageSource
 
 __all__ = [
-    "LITE_NAMESPACE",
     "Encoder",
     "decode",
     "failure_of",
@@ -55,9 +54,6 @@ __all__ = [
     "render_error",
     "visible_headers",
 ]
-
-LITE_NAMESPACE: Final = "functions"
-"""Where the lite wire shape keeps a caller's plain tools."""
 
 _KEEPALIVE = b'data: {"type":"keepalive"}\n\n'
 # Before `response.created` an SDK helper raises on any event; a comment is none.
@@ -645,7 +641,7 @@ def _with_id(item: Any, done: JsonObject | None) -> Any:
 def _is_lite_call(item: Any) -> bool:
     return (
         isinstance(item, dict)
-        and item.get("namespace") == LITE_NAMESPACE
+        and item.get("namespace") == FUNCTIONS
         and item.get("type") in ("function_call", "custom_tool_call")
     )
 

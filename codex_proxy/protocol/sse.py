@@ -198,10 +198,11 @@ class Parser:
 
 
 def _is_complete(lines: list[bytes]) -> bool:
-    if not lines[-1].rstrip().endswith(b"}"):
+    """Tell whether one line alone is a whole object; parsing several again and again would be quadratic."""
+    if len(lines) != 1 or not lines[0].rstrip().endswith(b"}"):
         return False
     try:
-        loads_lenient(b"\n".join(lines))
+        loads_lenient(lines[0])
     except BadJson:
         return False
     return True

@@ -85,10 +85,6 @@ class Turns:
         if script.fault is not None:
             script = Script.text("The answer to this turn goes wrong in the middle.")
         composer = Composer.play(turn, script)
-        if fault is None or fault.state in {"slow", "stall", "incomplete"}:
-            account.count(slug, turn.input_tokens - 0.9 * turn.cached_tokens + turn.output_tokens)
-            if isinstance(key, str):
-                account.cache[key] = turn.input_tokens
         await self._stream(exchange, account, turn, composer, script, fault)
         return None
 
@@ -123,11 +119,18 @@ class Turns:
         state = fault.state if fault is not None else ""
         delay = float(options.get("per_event", 0.0)) if state == "slow" else script.delay
         bend(composer, fault)
-        packets = self._packets(account, turn, composer, exchange)
-        pause_at = _pause(fault, len(packets))
+        pause_at = _pause(fault, len(composer.frames))
         if pause_at < 0:
             await silence(options.get("seconds"))
         await exchange.open_stream(turn)
+        before = rate_limits_event(account)
+        if fault is None or fault.state in {"slow", "stall", "incomplete"}:
+            # The head tells what was used before this turn, the last event what it added.
+            account.count(turn.model, turn.input_tokens - 0.9 * turn.cached_tokens + turn.output_tokens)
+            key = turn.body.get("prompt_cache_key")
+            if isinstance(key, str):
+                account.cache[key] = turn.input_tokens
+        packets = self._packets(turn, composer, exchange, before, rate_limits_event(account))
         sizes: Iterator[int] | None = None
         if script.chunk is not None:
             sizes = repeat(script.chunk) if isinstance(script.chunk, int) else cycle(script.chunk)
@@ -153,15 +156,14 @@ class Turns:
         await exchange.close_stream()
 
     def _packets(
-        self, account: SimAccount, turn: Turn, composer: Composer, exchange: Exchange
+        self, turn: Turn, composer: Composer, exchange: Exchange, before: JsonObject, after: JsonObject
     ) -> list[bytes]:
         """Return the frames as they are sent, the events beside the answer attached to them."""
         frames = composer.frames
         packets = [frame.data for frame in frames]
         if not self._sim.extra_events or not frames or frames[0].kind != "response.created":
             return packets
-        limits = dumps(rate_limits_event(account))
-        packets[0] = sse.frame("codex.rate_limits", limits) + packets[0]
+        packets[0] = sse.frame("codex.rate_limits", dumps(before)) + packets[0]
         if len(packets) > 1:
             headers = {"openai-model": turn.served_model}
             state = exchange.turn_state(turn)
@@ -170,7 +172,7 @@ class Turns:
             event = {"type": "response.metadata", "headers": headers, "metadata": {}}
             packets[1] += sse.frame("response.metadata", dumps(event))
         if len(packets) > 2 and frames[-1].kind in TERMINAL:
-            packets[-1] = sse.frame("codex.rate_limits", limits) + packets[-1]
+            packets[-1] = sse.frame("codex.rate_limits", dumps(after)) + packets[-1]
         return packets
 
     async def _unary(

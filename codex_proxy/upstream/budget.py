@@ -56,10 +56,14 @@ class RetryBudget:
         self._wake()
 
     def _wake(self) -> None:
+        # As many as there is room for: the limit may have grown since they began to wait.
+        room = self.limit - self.retrying
         for waiter in self._waiting:
+            if room <= 0:
+                return
             if not waiter.done():
                 waiter.set_result(None)
-                return
+                room -= 1
 
 
 class Slot:
