@@ -128,7 +128,7 @@ def model_info(slug: str) -> dict[str, Any]:
         "supported_reasoning_levels": [
             {"effort": effort, "description": _EFFORTS[effort]} for effort in model.efforts
         ],
-        "shell_type": "shell_command",
+        "shell_type": "unified_exec",
         "visibility": "list" if model.listed else "hide",
         "minimal_client_version": "0.1.0",
         "supported_in_api": True,
@@ -138,7 +138,7 @@ def model_info(slug: str) -> dict[str, Any]:
         if model.fast
         else [],
         "default_service_tier": "priority" if model.fast_by_default else None,
-        "available_access_programs": [],
+        "available_access_programs": None,
         "model_specialty": None,
         "availability_nux": None,
         "upgrade": None
@@ -150,7 +150,6 @@ def model_info(slug: str) -> dict[str, Any]:
         "include_plugin_usage_instructions": False,
         "include_apps_usage_instructions": False,
         "supports_reasoning_summary_parameter": True,
-        "supports_reasoning_summaries": True,
         "default_reasoning_summary": "none",
         "support_verbosity": True,
         "default_verbosity": model.verbosity,
@@ -171,7 +170,7 @@ def model_info(slug: str) -> dict[str, Any]:
         "use_responses_lite": model.lite,
         "supports_reasoning_effort_updates": model.lite,
         "node_repl_auto_review_required": False,
-        "node_repl_disabled": True,
+        "node_repl_disabled": False,
         "tool_mode": "code_mode_only" if model.lite else "direct",
         "multi_agent_version": "v2" if model.lite else "v1",
         "multi_agent_reasoning_effort": "xhigh" if "ultra" in model.efforts else None,

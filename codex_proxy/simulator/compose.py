@@ -279,11 +279,17 @@ class Composer:
     def web_search(self, query: str) -> None:
         """Search the web at the backend."""
         item_id = self.turn.new_id("ws")
-        item: JsonObject = {"id": item_id, "type": "web_search_call", "status": "in_progress"}
+        action = {"type": "search", "query": query}
+        item: JsonObject = {
+            "id": item_id,
+            "type": "web_search_call",
+            "status": "in_progress",
+            "action": action,
+        }
         self._event("response.output_item.added", item=item, output_index=self._index)
         for step in ("in_progress", "searching", "completed"):
             self._event(f"response.web_search_call.{step}", item_id=item_id, output_index=self._index)
-        self._done({**item, "status": "completed", "action": {"type": "search", "query": query}}, "")
+        self._done({**item, "status": "completed"}, "")
 
     def compaction(self, summary: str) -> None:
         """Give the conversation back as one sealed item."""

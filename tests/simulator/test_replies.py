@@ -363,3 +363,33 @@ async def test_two_simulators_play_the_same(sim: Simulator, caller: "Caller") ->
     second = await caller.turn("same")
     assert [e.get("delta") for e in first.events] == [e.get("delta") for e in second.events]
     assert len(sim.requests) == 1
+
+
+MODEL_KEYS = {
+    "slug", "display_name", "description", "default_reasoning_level", "supported_reasoning_levels",
+    "shell_type", "visibility", "supported_in_api", "priority", "additional_speed_tiers", "service_tiers",
+    "default_service_tier", "available_access_programs", "model_specialty", "availability_nux", "upgrade",
+    "base_instructions", "model_messages", "include_skills_usage_instructions",
+    "include_plugin_usage_instructions", "include_apps_usage_instructions",
+    "supports_reasoning_summary_parameter", "default_reasoning_summary", "support_verbosity",
+    "default_verbosity", "apply_patch_tool_type", "web_search_tool_type", "truncation_policy",
+    "supports_parallel_tool_calls", "supports_image_detail_original", "context_window",
+    "max_context_window", "auto_compact_token_limit", "comp_hash", "effective_context_window_percent",
+    "experimental_supported_tools", "input_modalities", "supports_search_tool",
+    "supports_experimental_context", "use_responses_lite", "supports_reasoning_effort_updates",
+    "node_repl_auto_review_required", "node_repl_disabled", "tool_mode", "multi_agent_version",
+    "multi_agent_reasoning_effort",
+}  # fmt: skip
+
+
+async def test_every_model_is_listed_with_every_key(caller: "Caller") -> None:
+    """The Codex CLI drops the whole list for one object that lacks one."""
+    caller.sim.add_account("pro", plan="pro")
+    answer = await caller.ask("GET", "/backend-api/codex/models?client_version=0.169.0", account="pro")
+    models = answer.json["models"]
+    assert len(models) == 13
+    assert [model["slug"] for model in models if not set(model) >= MODEL_KEYS] == []
+    assert [model["slug"] for model in models if not model["use_responses_lite"]] == [
+        "gpt-5.5",
+        "gpt-5.3-codex-spark",
+    ]
