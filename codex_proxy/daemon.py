@@ -6,6 +6,7 @@ for, unsaved tokens are tried once more. A second signal skips the waiting for s
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -18,7 +19,7 @@ from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.upkeep import EXCHANGE_SECONDS, Keeper
 from codex_proxy.clock import Clock, SystemClock
 from codex_proxy.config import ApiKey, Live, Loaded, Settings
-from codex_proxy.errors import PoolShortage, ProxyError
+from codex_proxy.errors import ConfigError, PoolShortage, ProxyError
 from codex_proxy.net import Outbound
 from codex_proxy.protocol.responses import render_error
 from codex_proxy.server import keyfile
@@ -145,30 +146,48 @@ class Daemon:
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """End in order; *hurry* cuts the waiting for streams short."""
         self._phase = "draining"
-        logger.info("draining turns=%d", self.executor.in_flight)
+        logger.info("draining turns=%d requests=%d", self.executor.in_flight, self._listener.in_work)
         await self._listener.refuse()
         await self._drain(hurry if hurry is not None else asyncio.Event())
-        if self.executor.in_flight:
-            self.executor.cut_all(PoolShortage("the proxy is being restarted; try again in 1s"))
-            await self.executor.drain(_CUT_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CUT_SECONDS):
+                await self._cut_turns()
+                # A terminal event in our buffer is none yet.
+                await self._listener.flush()
         await self._listener.aclose()
         try:
             # The wait for another process's lock comes before an exchange and may be cut.
             async with asyncio.timeout(EXCHANGE_SECONDS + 5.0):
-                await self.background.wait_critical()
+                # What could start another exchange ends first; those in flight are waited for.
+                await self.background.aclose()
         except TimeoutError:
             logger.error("a token exchange did not end in time")
         await self.keeper.save_unsaved()
-        await self.background.aclose()
         await self.outbound.aclose()
         logger.info("stopped")
 
     async def _drain(self, hurry: asyncio.Event) -> None:
-        drained = self.background.spawn(self.executor.drain(self.live.current.drain_timeout), name="drain")
+        """Let what is in work end, up to drain-timeout."""
+
+        async def all_out() -> None:
+            await self._listener.wait_idle()
+            await self._listener.flush()
+
+        drained = self.background.spawn(all_out(), name="drain")
         hurried = self.background.spawn(hurry.wait(), name="hurry")
-        await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {drained, hurried},
+            timeout=self.live.current.drain_timeout,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         for task in (drained, hurried):
             task.cancel()
+
+    async def _cut_turns(self) -> None:
+        """End every turn with a proper error, those too that only now begin."""
+        while self.executor.in_flight:
+            self.executor.cut_all(PoolShortage("the proxy is being restarted; try again in 1s"))
+            await self.executor.drain(0.05)
 
     async def run_until_signalled(self) -> None:
         """Serve until SIGTERM or SIGINT, then end in order."""
@@ -188,10 +207,16 @@ class Daemon:
 
 
 def _make_folders(settings: Settings) -> None:
-    """Make data-dir, for its owner only, and auth-dir, where the first files will be put."""
-    for folder in (settings.data_dir, settings.auth_dir):
-        if not folder.exists():
+    """Make data-dir, for its owner only, and auth-dir, where the first files will be put.
+
+    Raises:
+        ConfigError: If one of them cannot be made.
+    """
+    for key, folder in (("data-dir", settings.data_dir), ("auth-dir", settings.auth_dir)):
+        try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"{key}: {folder}: {exc.strerror or type(exc).__name__}") from exc
 
 
 def run(loaded: Loaded) -> int:

@@ -348,17 +348,19 @@ def fault_of(payload: Any, default: str = "the backend refused the request") -> 
             source = payload["detail"]
     if isinstance(source, str):
         # A bare word is a code; a sentence is a message.
-        return BackendFault(clean(source), code=source if re.fullmatch(r"[a-z][a-z0-9_]*", source) else None)
+        words = clean(source)
+        return BackendFault(words, code=words if re.fullmatch(r"[a-z][a-z0-9_]*", words) else None)
     if not isinstance(source, Mapping):
         return BackendFault(default)
     message = _text(source.get("message")) or _text(source.get("detail"))
     code = _text(source.get("code"))
     kind = _text(source.get("type"))
-    return BackendFault(clean(message or code or kind or default), kind, code, _text(source.get("param")))
+    return BackendFault(message or code or kind or default, kind, code, _text(source.get("param")))
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    # Words for machines too: some are made from what was sent.
+    return clean(value) if isinstance(value, str) and value else None
 
 
 class Redact:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# How soon a job whose interval was changed notices, a shorter one as well as one from zero.
+_LOOK_SECONDS = 1.0
+
 
 @dataclass(slots=True, frozen=True)
 class Job:
     """Something a room wants done again and again.
 
-    `every` is asked before each round, so a live setting takes effect with the next one; a
-    value of zero or less rests the job for a minute before asking again.
+    `every` is asked again each second of the pause, so a live setting takes effect within one;
+    a value of zero or less rests the job until it is another one.
     """
 
     name: str
@@ -39,7 +43,6 @@ class Background:
         self._sleep = sleep
         self._tasks: set[asyncio.Task[Any]] = set()
         self._critical: set[asyncio.Task[Any]] = set()
-        self._closing = False
 
     def spawn(self, work: Coroutine[Any, Any, T], *, name: str, critical: bool = False) -> asyncio.Task[T]:
         """Run *work* as a task that is kept until it ends; its failure is logged."""
@@ -62,24 +65,24 @@ class Background:
             await asyncio.wait(set(self._critical))
 
     async def aclose(self) -> None:
-        """Cancel everything that may be cancelled, then wait for the critical rest."""
-        self._closing = True
-        while self._tasks:
+        """Cancel everything that may be cancelled, then wait for the critical rest.
+
+        Again and again, because what ends may start something.
+        """
+        while self._tasks or self._critical:
             running = set(self._tasks)
             for task in running:
                 task.cancel()
-            await asyncio.wait(running)
-        await self.wait_critical()
+            await asyncio.wait(running or set(self._critical))
 
     async def _repeat(self, job: Job) -> None:
-        first = True
+        rested = math.inf if job.at_once else 0.0
         while True:
-            seconds = job.every()
-            if not (first and job.at_once):
-                await self._sleep(seconds if seconds > 0 else 60.0)
-            first = False
-            if seconds <= 0:
-                continue
+            while (seconds := job.every()) <= 0 or rested < seconds:
+                pause = min(_LOOK_SECONDS, seconds - rested) if seconds > 0 else _LOOK_SECONDS
+                await self._sleep(pause)
+                rested += pause
+            rested = 0.0
             try:
                 await job.run()
             except Exception:
@@ -98,8 +101,11 @@ class Background:
 async def cancel_and_wait(task: "asyncio.Task[Any] | asyncio.Future[Any]") -> None:
     """Cancel *task* and wait until it has really ended, whatever it ends with."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    # Not awaited itself: its cancellation must not be taken for ours, nor ours for its own.
+    await asyncio.wait({task})
+    if not task.cancelled():
+        # Looked at, so that nobody complains that nobody did.
+        _ = task.exception()
 
 
 class Slots:

@@ -12,9 +12,11 @@ import aiohttp
 import orjson
 
 from codex_proxy import config
+from codex_proxy.accounts.account import Account
 from codex_proxy.daemon import Daemon
 from codex_proxy.protocol.sse import Batch, Parser
 from codex_proxy.simulator import SimAccount, Simulator
+from codex_proxy.simulator.quota import quota_headers
 
 STANDARD = "gpt-5.5"
 """A model with the standard wire shape."""
@@ -67,6 +69,17 @@ class Answer:
         )
 
 
+def question(text: str = "hi", *, stream: bool = True, model: str = STANDARD, **body: Any) -> dict[str, Any]:
+    """Return the body of a Responses request that says *text*."""
+    content = [{"type": "input_text", "text": text}]
+    return {
+        "model": model,
+        "input": [{"type": "message", "role": "user", "content": content}],
+        "stream": stream,
+        **body,
+    }
+
+
 class Stand:
     """A simulator with accounts, a daemon in front of it, and a caller."""
 
@@ -116,15 +129,52 @@ class Stand:
         """Ask one Responses question; `codex` asks as the Codex CLI does."""
         return await self.post(
             "/v1/responses",
-            {
-                "model": model,
-                "input": [
-                    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-                ],
-                "stream": stream,
-                **body,
-            },
+            question(text, stream=stream, model=model, **body),
             headers={**(CODEX_HEADERS if codex else {}), **(headers or {})},
+        )
+
+    @contextlib.asynccontextmanager
+    async def asking(
+        self,
+        text: str = "hi",
+        *,
+        model: str = STANDARD,
+        codex: bool = False,
+        headers: dict[str, str] | None = None,
+        **body: Any,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask for a stream and hand out the answer once its head is there; leaving drops the connection."""
+        response = await self.session.post(
+            "/v1/responses",
+            json=question(text, model=model, **body),
+            headers={**(CODEX_HEADERS if codex else {}), **(headers or {})},
+        )
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def in_order(self) -> None:
+        """Let the pool prefer the first account, then the second, and so on."""
+        self.in_order_of(*self.accounts)
+
+    def in_order_of(self, *accounts: SimAccount) -> None:
+        """Let the pool prefer these accounts, one after the other, to all others."""
+        for place, account in enumerate([*accounts, *(a for a in self.accounts if a not in accounts)]):
+            account.use(primary=10 * place, secondary=0)
+            known = self.known(account)
+            known.quota.read_headers(quota_headers(account), self.daemon.clock.now())
+
+    def tried(self) -> list[str | None]:
+        """Return which accounts the backend saw turns of, in order."""
+        return [turn.account for turn in self.sim.turns]
+
+    def known(self, account: SimAccount) -> Account:
+        """Return what the daemon's pool knows of one of the backend's accounts."""
+        return next(
+            one
+            for one in self.daemon.pool.accounts()
+            if one.credential.identity.account_id == account.account_id
         )
 
     async def stats(self) -> Any:

@@ -156,7 +156,7 @@ class Account:
         """
         if not self.can_refresh():
             return None
-        if not self.credential.access:
+        if not self.credential.access or self.rejected == self.credential.access.digest():
             return self.refresh_after
         if self.credential.expires_at is None:
             return None
@@ -211,9 +211,9 @@ class Account:
 
     def absolve(self, cause: Cause) -> bool:
         """Take back what *cause* held, because it was not the account's fault."""
+        self.strikes.pop(cause, None)
         if self.holds.pop(cause, None) is None:
             return False
-        self.strikes.pop(cause, None)
         return not self.holds and self.signal(Signal.ABSOLVED)
 
     def cooling_until(self) -> float | None:

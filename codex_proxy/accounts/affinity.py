@@ -35,6 +35,7 @@ class Recent(Generic[V]):
         if entry[0] <= now:
             del self._entries[key]
             return None
+        self._entries.move_to_end(key)
         return entry[1]
 
     def __len__(self) -> int:

@@ -36,6 +36,9 @@ REFUSAL_SECONDS = 3_600.0
 # are the way's fault.
 EGRESS_WINDOW = 30.0
 
+_SERVING = frozenset({State.READY, State.COOLING})
+"""The states of accounts that serve, now or after a rest."""
+
 _CAUSES: dict[Verdict, Cause] = {
     Verdict.LIMITED: Cause.RATE,
     Verdict.OVERLOADED: Cause.OVERLOAD,
@@ -61,6 +64,11 @@ class Want:
     def refusal(self) -> str:
         """The name under which an account's "I lack this" is remembered."""
         return f"{self.endpoint} {self.model}"
+
+    @property
+    def counted(self) -> str:
+        """What a limit is learned for: the model, or the endpoint where a request names none."""
+        return self.model or self.endpoint
 
 
 class Lease:
@@ -115,7 +123,7 @@ class Pool:
         self._affinity = Affinity()
         self.origins = Origins()
         self._families: dict[str, str] = {}
-        """Which limit a model counts on, learned from refusals."""
+        """Which limit a model (or an endpoint without one) counts on, learned from refusals."""
         self._listed: frozenset[str] = frozenset()
         self._path_faults: dict[str, float] = {}
         self.problems: list[Problem] = []
@@ -146,7 +154,11 @@ class Pool:
     # -- loading --------------------------------------------------------------------------
 
     def apply(self, scan: Scan) -> None:
-        """Make the accounts what the files say: new ones come, changed ones follow, gone ones go."""
+        """Make the accounts what the files say: new ones come, changed ones follow, gone ones go.
+
+        A file that cannot be read now is not gone: somebody may be writing it, and what is
+        known of its account (tokens, cooldowns, quota) would be lost.
+        """
         self.problems = list(scan.problems)
         seen: set[str] = set()
         for credential in scan.credentials:
@@ -158,13 +170,15 @@ class Pool:
                 self.adopt(account, credential)
         for key in [key for key in self._accounts if key not in seen]:
             account = self._accounts[key]
-            if account.refreshing is not None:
-                # Its exchange ends first; the next look at the folder decides.
+            if account.refreshing is not None or _may_come_back(account, scan):
+                # The next look at the folder decides.
                 continue
             account.removed = True
             del self._accounts[key]
             self._relist()
             logger.info("account removed alias=%s in_flight=%d", account.alias, account.in_flight)
+        for credential in scan.credentials:
+            self._name(self._accounts[credential.key], credential)
 
     def adopt(self, account: Account, credential: Credential) -> bool:
         """Take over what the account's file says; True when its tokens are other ones."""
@@ -172,10 +186,14 @@ class Pool:
         if credential.refresh and credential.refresh.digest() in old.superseded:
             # The file, or a look at it before our save, still shows what we have spent.
             return False
+        if credential.refresh == old.refresh:
+            if account.unsaved and not credential.is_unsaved:
+                # The exchange brought an access token only, and the file could not take it.
+                return False
+            # What no file says goes on being known.
+            credential.superseded |= old.superseded
         account.unsaved = credential.is_unsaved
         account.credential = credential
-        if credential.alias and credential.alias != account.alias:
-            account.alias = self._free_alias(credential.alias)
         now = self._clock.now()
         if credential.disabled != (account.state is State.DISABLED):
             self._signal(account, Signal.SWITCHED_OFF if credential.disabled else Signal.SWITCHED_ON, now)
@@ -186,7 +204,8 @@ class Pool:
         return True
 
     def _add(self, credential: Credential) -> None:
-        account = Account(credential, self._free_alias(credential.alias or credential.default_alias))
+        account = Account(credential, credential.default_alias)
+        self._name(account, credential)
         account.unsaved = credential.is_unsaved
         account.quota.plan = credential.identity.plan
         self._accounts[credential.key] = account
@@ -195,12 +214,14 @@ class Pool:
         self._settle(account, self._clock.now())
         logger.info("account loaded alias=%s state=%s", account.alias, account.state.value)
 
-    def _free_alias(self, wish: str) -> str:
-        taken = {account.alias for account in self._accounts.values()}
+    def _name(self, account: Account, credential: Credential) -> None:
+        """Call an account what its file says, or else after its identity; no two are called the same."""
+        wish = credential.alias or credential.default_alias
+        taken = {other.alias for other in self._accounts.values() if other is not account}
         alias, number = wish, 2
         while alias in taken:
             alias, number = f"{wish}-{number}", number + 1
-        return alias
+        account.alias = alias
 
     # -- choosing -------------------------------------------------------------------------
 
@@ -240,7 +261,7 @@ class Pool:
                     return account, "conversation"
         # A caller need not wait for an exchange while another account's token is good.
         fresh = [account for account in ready if account.access_is_valid(now)]
-        return self._strategy.choose(fresh or ready, self._families.get(want.model), now)
+        return self._strategy.choose(fresh or ready, self._families.get(want.counted), now)
 
     def _may(self, account: Account, want: Want, now: float) -> bool:
         return self._has(account, want) and self._family_hold(account, want, now) is None
@@ -259,14 +280,14 @@ class Pool:
     def _family_hold(self, account: Account, want: Want, now: float) -> float | None:
         if not account.family_holds:
             return None
-        family = self._families.get(want.model)
+        family = self._families.get(want.counted)
         until = account.family_holds.get(family) if family is not None else None
         return until if until is not None and until > now else None
 
     def _nobody(self, want: Want, now: float) -> PoolError | RequestError:
         if not self._accounts:
             return PoolEmpty("no account is loaded: put account files into the auth-dir, or log in")
-        usable = [a for a in self._accounts.values() if a.state in (State.READY, State.COOLING)]
+        usable = [a for a in self._accounts.values() if a.state in _SERVING]
         if not usable:
             counts: dict[str, int] = {}
             for account in self._accounts.values():
@@ -275,6 +296,8 @@ class Pool:
             return PoolEmpty(f"no account can serve without help: {states}; see /stats for the reasons")
         able = [a for a in usable if self._has(a, want)]
         if not able:
+            if any(want.model in (a.models or ()) for a in self._accounts.values() if a not in usable):
+                return PoolEmpty(f"no account that has the model {want.model!r} can serve without help")
             return self._no_model(want)
         limits: list[float] = []
         passing: list[float] = []
@@ -304,7 +327,7 @@ class Pool:
     def _no_model(self, want: Want) -> RequestError:
         if not want.model:
             return RequestError(f"no account's backend serves {want.endpoint}", code="not_supported")
-        served = sorted(self._listed)
+        served = sorted(self._listed - {want.model})
         names = f"; they serve: {', '.join(served)}" if served else ""
         return RequestError(
             f"the model {want.model!r} is not available on any of the accounts{names}",
@@ -340,7 +363,7 @@ class Pool:
             case Verdict.EXHAUSTED:
                 self._exhausted(account, lease, error, now)
             case Verdict.PATH:
-                self._path_fault(account, lease, now)
+                self._path_fault(account, lease, error, now)
             case (
                 Verdict.LIMITED
                 | Verdict.OVERLOADED
@@ -360,8 +383,8 @@ class Pool:
         if until is None:
             known = account.quota.families.get(family)
             until = known.spent_until(now) if known is not None else None
-        if family != MAIN_FAMILY and lease.want.model:
-            self._families[lease.want.model] = family
+        if family != MAIN_FAMILY:
+            self._families[lease.want.counted] = family
             if until is None:
                 until = now + (error.retry_after or BACKOFF[Cause.LIMIT].seconds(1, self._rng.random()))
             account.family_holds[family] = max(until, account.family_holds.get(family, 0.0))
@@ -401,10 +424,11 @@ class Pool:
         account.hold(cause, until)
         self._note(account, before, now)
 
-    def _path_fault(self, account: Account, lease: Lease, now: float) -> None:
+    def _path_fault(self, account: Account, lease: Lease, error: UpstreamError, now: float) -> None:
         self._path_faults = {k: t for k, t in self._path_faults.items() if now - t < EGRESS_WINDOW}
         self._path_faults[account.key] = now
-        if len(self._path_faults) > 1 or len(self._accounts) == 1:
+        others = [a for a in self._accounts.values() if a is not account and a.state in _SERVING]
+        if len(self._path_faults) > 1 or not others:
             # The same failure from several accounts (or from the only one): the way there is
             # broken, and resting accounts would not mend it.
             for key in self._path_faults:
@@ -415,11 +439,7 @@ class Pool:
                     self._note(other, before, now)
             logger.warning("the way to the backend fails accounts=%d", len(self._path_faults))
             return
-        strikes = account.strikes.setdefault(Cause.PATH, Strikes())
-        strikes.add(lease.started, self._clock.monotonic())
-        before = account.state
-        account.hold(Cause.PATH, now + BACKOFF[Cause.PATH].seconds(strikes.count, self._rng.random()))
-        self._note(account, before, now)
+        self._cool(account, Cause.PATH, lease, error, now)
 
     def refreshed(self, account: Account) -> None:
         """Note that an account has new tokens; its cooldowns stay."""
@@ -547,6 +567,15 @@ class Pool:
             account.reason() or "-",
             until - now if until is not None else 0.0,
         )
+
+
+def _may_come_back(account: Account, scan: Scan) -> bool:
+    """Tell whether the file of an account was not found out about, or the whole folder was not."""
+    path = account.credential.path
+    return any(
+        problem.skipped and not problem.is_final and problem.path in (path, path.parent)
+        for problem in scan.problems
+    )
 
 
 def _is_short(minutes: int | None) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Source = Literal["headers", "event", "usage"]
+Place = Literal["primary", "secondary"]
 
 MAIN_FAMILY = "codex"
 """The limit that counts for every model which has none of its own."""
@@ -17,6 +18,7 @@ MAIN_FAMILY = "codex"
 MAX_RESET_SECONDS = 32 * 86_400.0
 
 _PRIMARY = "-primary-used-percent"
+_PLACES: tuple[Place, Place] = ("primary", "secondary")
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,9 +47,9 @@ class Family:
     primary: Window | None = None
     secondary: Window | None = None
 
-    def windows(self) -> list[tuple[Literal["primary", "secondary"], Window]]:
+    def windows(self) -> list[tuple[Place, Window]]:
         """Return the windows that are known."""
-        found: list[tuple[Literal["primary", "secondary"], Window]] = []
+        found: list[tuple[Place, Window]] = []
         if self.primary is not None:
             found.append(("primary", self.primary))
         if self.secondary is not None:
@@ -108,8 +110,10 @@ class Quota:
             prefix = header[: -len(_PRIMARY)]
             family = self.family(prefix.removeprefix("x-").replace("-", "_"))
             family.name = headers.get(f"{prefix}-limit-name") or family.name
-            for which in ("primary", "secondary"):
-                window = _window(
+            for which in _PLACES:
+                self._take(
+                    family,
+                    which,
                     headers.get(f"{prefix}-{which}-used-percent"),
                     headers.get(f"{prefix}-{which}-window-minutes"),
                     headers.get(f"{prefix}-{which}-reset-at"),
@@ -117,9 +121,6 @@ class Quota:
                     now,
                     "headers",
                 )
-                if window is not None:
-                    setattr(family, which, window)
-            self._seen(now, "headers")
         plan = headers.get("x-codex-plan-type")
         if plan:
             self.plan = plan
@@ -137,20 +138,18 @@ class Quota:
             return
         name = event.get("metered_limit_name") or event.get("limit_name") or MAIN_FAMILY
         family = self.family(str(name).lower().replace("-", "_"))
-        for which in ("primary", "secondary"):
-            data = limits.get(which)
-            if isinstance(data, Mapping):
-                window = _window(
-                    data.get("used_percent"),
-                    data.get("window_minutes"),
-                    data.get("reset_at"),
-                    data.get("reset_after_seconds"),
-                    now,
-                    "event",
-                )
-                if window is not None:
-                    setattr(family, which, window)
-                    self._seen(now, "event")
+        for which in _PLACES:
+            data = _window_of(limits, which)
+            self._take(
+                family,
+                which,
+                data.get("used_percent"),
+                data.get("window_minutes"),
+                data.get("reset_at"),
+                data.get("reset_after_seconds"),
+                now,
+                "event",
+            )
         if isinstance(event.get("plan_type"), str):
             self.plan = event["plan_type"]
         self._read_credits(event.get("credits"))
@@ -172,12 +171,12 @@ class Quota:
     def _read_limit(self, family: Family, limit: Any, now: float) -> None:
         if not isinstance(limit, Mapping):
             return
-        for which in ("primary", "secondary"):
-            data = limit.get(f"{which}_window")
-            if not isinstance(data, Mapping):
-                continue
+        for which in _PLACES:
+            data = _window_of(limit, f"{which}_window")
             seconds = _number(data.get("limit_window_seconds"))
-            window = _window(
+            self._take(
+                family,
+                which,
                 data.get("used_percent"),
                 seconds / 60 if seconds is not None else None,
                 data.get("reset_at"),
@@ -185,9 +184,6 @@ class Quota:
                 now,
                 "usage",
             )
-            if window is not None:
-                setattr(family, which, window)
-                self._seen(now, "usage")
 
     def _read_credits(self, data: Any) -> None:
         if isinstance(data, Mapping):
@@ -198,9 +194,34 @@ class Quota:
                 str(balance) if balance not in (None, "") else None,
             )
 
-    def _seen(self, now: float, source: Source) -> None:
-        self.seen_at = now
-        self.source = source
+    def _take(
+        self,
+        family: Family,
+        place: Place,
+        used: Any,
+        minutes: Any,
+        resets_at: Any,
+        after_seconds: Any,
+        now: float,
+        source: Source,
+    ) -> None:
+        percent, length = _number(used), _number(minutes)
+        if percent is None:
+            return
+        reset = reset_time(resets_at, after_seconds, now)
+        if percent == 0 and not length and reset is None:
+            # The backend fills windows that a plan does not have with zeros (contract, section
+            # 4.1); one that we know is then that of an earlier plan.
+            window = None
+        else:
+            window = Window(max(0.0, percent), int(length) if length else None, reset, now, source)
+        if place == "primary":
+            family.primary = window
+        else:
+            family.secondary = window
+        if window is not None:
+            self.seen_at = now
+            self.source = source
 
 
 def reset_time(resets_at: Any, after_seconds: Any, now: float) -> float | None:
@@ -219,16 +240,12 @@ def reset_time(resets_at: Any, after_seconds: Any, now: float) -> float | None:
     return absolute
 
 
-def _window(
-    used: Any, minutes: Any, resets_at: Any, after_seconds: Any, now: float, source: Source
-) -> Window | None:
-    percent = _number(used)
-    length = _number(minutes)
-    reset = reset_time(resets_at, after_seconds, now)
-    # The backend fills windows that a plan does not have with zeros (contract, section 4.1).
-    if percent is None or (percent == 0 and not length and reset is None):
-        return None
-    return Window(max(0.0, percent), int(length) if length else None, reset, now, source)
+def _window_of(limits: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    data = limits.get(name, {})
+    if data is None:
+        # Null and zeros say the same: the plan has no such window.
+        return {"used_percent": 0}
+    return data if isinstance(data, Mapping) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -156,6 +156,8 @@ class Problem:
     reason: str
     skipped: bool = True
     """The file is not used; False when only a part of it is not."""
+    is_final: bool = False
+    """There is no login in it, or not for us; False when nobody can tell now, as in a half-written file."""
 
     @property
     def name(self) -> str:
@@ -176,6 +178,11 @@ class Scan:
 
 class Unusable(ProxyError):
     """A file is no credential; the message says why and nothing of what is in it."""
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        """It is not there, or it is whole and holds no login."""
 
 
 class NotSaved(ProxyError):
@@ -238,7 +245,7 @@ def scan(auth_dir: Path, data_dir: Path | None = None) -> Scan:
         try:
             credential, complaints = _load(auth_dir / name)
         except Unusable as exc:
-            problems.append(Problem(auth_dir / name, exc.message))
+            problems.append(Problem(auth_dir / name, exc.message, is_final=exc.is_final))
             continue
         problems.extend(Problem(credential.path, text, skipped=False) for text in complaints)
         if pending is not None:
@@ -282,7 +289,7 @@ def _resolve(path: Path) -> Path:
         return path.resolve(strict=True)
     except FileNotFoundError:
         reason = "symlink to a file that is not there" if path.is_symlink() else "not there any more"
-        raise Unusable(reason) from None
+        raise Unusable(reason, is_final=True) from None
     except RuntimeError:  # how Python below 3.13 says it
         raise Unusable("symlink that leads to itself") from None
     except OSError as exc:
@@ -365,8 +372,8 @@ def _parse(path: Path, target: Path, raw: dict[str, Any], mtime_ns: int) -> tupl
         refresh = _token(holder, "rk")
     if not access and not refresh:
         if raw.get("OPENAI_API_KEY"):
-            raise Unusable("holds an API key and no ChatGPT login; only logins can be pooled")
-        raise Unusable("holds neither an access token nor a refresh token")
+            raise Unusable("holds an API key and no ChatGPT login; only logins can be pooled", is_final=True)
+        raise Unusable("holds neither an access token nor a refresh token", is_final=True)
     id_token = _token(holder, "id_token")
     said = identity_of(id_token, access)
     account_id = _account_id(holder, raw, complaints)
@@ -533,6 +540,7 @@ def _without_doubles(credentials: list[Credential]) -> tuple[list[Credential], l
             Problem(
                 other.path,
                 f"the same account as {mask_name(newest.path.name)}, which is newer; this file is left alone",
+                is_final=True,
             )
             for other in group
             if other is not newest

@@ -129,10 +129,15 @@ class Keeper:
             except store.NotSaved as exc:
                 logger.error("account tokens still not saved alias=%s reason=%s", account.alias, exc)
                 continue
-            if account.credential is credential:
+            if account.credential is not credential:
+                continue
+            if saved.key != account.key:
+                # The file is another account's by now; ours waits in data-dir.
                 account.unsaved = False
-                account.credential = saved
-                logger.info("account tokens saved alias=%s", account.alias)
+                continue
+            account.unsaved = False
+            self._pool.adopt(account, saved)
+            logger.info("account tokens saved alias=%s", account.alias)
 
     # -- tokens ---------------------------------------------------------------------------
 
@@ -282,6 +287,9 @@ class Keeper:
             return False
         if credential.key != account.key:
             return False
+        if credential.refresh == account.credential.refresh:
+            # A scan knows of interrupted exchanges, a look at the file alone does not.
+            credential.interrupted = account.credential.interrupted
         return self._pool.adopt(account, credential)
 
     @contextlib.asynccontextmanager
@@ -351,6 +359,9 @@ class Keeper:
             if status == 200:
                 account.check_failures = 0
             return
+        if not account.access_is_valid(self._clock.now()):
+            # The refused token could not be exchanged, which may be the issuer's trouble.
+            return
         account.check_failures += 1
         if account.check_failures >= self._live.current.health_check_max_failures:
             self._pool.reject(account)
@@ -405,6 +416,7 @@ class Keeper:
     async def fetch_models(self) -> None:
         """Fetch the model lists that are missing, old, or announced to have changed."""
         now = self._clock.now()
+        wanting: list[Account] = []
         for account in self._pool.accounts():
             if account.state in (State.DISABLED, State.NEEDS_LOGIN):
                 continue
@@ -413,21 +425,28 @@ class Keeper:
             if account.models_at is not None and now - account.models_at < MODELS_SECONDS:
                 continue
             self._models_after[account.key] = now + MODELS_RETRY_SECONDS
-            await self._fetch_models(account)
+            wanting.append(account)
 
-    async def _fetch_models(self, account: Account) -> None:
+        async def one(account: Account) -> Result:
+            async with self._checks:
+                return await self._fetch_models(account)
+
+        async for result in self._each(wanting, one):
+            if not result.success:
+                logger.debug("model list not fetched alias=%s reason=%s", result.account.alias, result.reason)
+
+    async def _fetch_models(self, account: Account) -> Result:
         settings = self._live.current
         url = f"{settings.base_url}/models?client_version={settings.models_client_version}"
         try:
             status, body = await self._ask(account, url)
         except NetError as exc:
-            logger.debug("model list not fetched alias=%s reason=%s", account.alias, exc.kind.value)
-            return
+            return Result(account, False, exc.kind.value)
         objects = body.get("models") if isinstance(body, Mapping) else None
         if status != 200 or not isinstance(objects, list):
-            logger.debug("model list not fetched alias=%s status=%s", account.alias, status)
-            return
+            return Result(account, False, f"status {status}")
         self._pool.set_models(account, [o for o in objects if isinstance(o, dict)])
+        return Result(account, True, "")
 
     # -- rounds over many -----------------------------------------------------------------
 

@@ -6,22 +6,29 @@ deadline. A proxy that cannot be used is an error; nothing falls back to a direc
 
 import asyncio
 import enum
-import logging
+import io
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
 import yarl
-from aiohttp_socks import ProxyConnector, ProxyError
+from aiohttp_socks import ProxyConnectionError, ProxyConnector, ProxyError, ProxyTimeoutError
 
 from codex_proxy.config import Live
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
 
 # A model list or a usage answer is kilobytes; anything larger is not what we asked for.
 MAX_REPLY_SIZE = 32 * 1024 * 1024
+
+# A larger body is sent in pieces: written at once it would hold up every other stream.
+_LARGE_BODY_SIZE = 1024 * 1024
 
 
 class NetKind(enum.StrEnum):
@@ -65,6 +72,7 @@ class Deadlines:
 
     connect: float
     first_byte: float
+    """Counted from the moment there is a connection."""
     idle: float
 
 
@@ -153,22 +161,36 @@ class Outbound:
             NetError: If there is no head by the first-byte deadline, or no connection at all.
         """
         proxy = self._live.current.proxy_url if proxy_url is None else proxy_url
-        session = self._session(proxy)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=deadlines.connect, sock_read=None)
+        # `connect` is all of it: the name, the proxy, TLS.
+        timeout = aiohttp.ClientTimeout(total=None, connect=deadlines.connect, sock_read=None)
         host = urlsplit(url).hostname or ""
+        data = io.BytesIO(body) if body is not None and len(body) > _LARGE_BODY_SIZE else body
         try:
-            async with asyncio.timeout(deadlines.connect + deadlines.first_byte):
-                response = await session.request(
-                    method,
-                    yarl.URL(url, encoded=True),
-                    headers=headers,
-                    data=body,
-                    allow_redirects=False,
-                    timeout=timeout,
-                    proxy=proxy if proxy and not _is_socks(proxy) else None,
-                )
-        except (TimeoutError, aiohttp.ClientError, ProxyError, OSError, ValueError) as exc:
-            raise _net_error(exc, host) from exc
+            session = self._session(proxy)
+            async with asyncio.timeout(deadlines.connect + deadlines.first_byte) as deadline:
+                started = _CONNECTED.set(lambda: _restart(deadline, deadlines.first_byte))
+                try:
+                    response = await session.request(
+                        method,
+                        yarl.URL(url, encoded=True),
+                        headers=headers,
+                        data=data,
+                        allow_redirects=False,
+                        timeout=timeout,
+                        proxy=proxy if proxy and not _is_socks(proxy) else None,
+                    )
+                finally:
+                    _CONNECTED.reset(started)
+        except _NotReached as exc:
+            raise NetError(exc.kind, f"{exc.kind.value} failed for {host}") from exc
+        except TimeoutError as exc:
+            raise NetError(NetKind.TIMEOUT, f"no answer from {host} in time") from exc
+        except ValueError as exc:
+            # An address that nobody can call, mostly that of an account's own proxy.
+            kind = NetKind.PROXY if proxy else NetKind.CONNECT
+            raise NetError(kind, f"{kind.value} failed for {host}") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise NetError(NetKind.CUT, f"the connection to {host} was lost") from exc
         return Answer(response, deadlines.idle)
 
     async def fetch(
@@ -225,33 +247,94 @@ class Outbound:
         return session
 
     def _connector(self, proxy: str) -> aiohttp.BaseConnector:
-        if proxy and _is_socks(proxy):
-            # socks5h means that the proxy looks names up; the library's own switch for it.
-            remote = proxy.startswith("socks5h")
-            return ProxyConnector.from_url(
-                proxy.replace("socks5h://", "socks5://", 1), rdns=remote, limit=0, ssl=self._tls
-            )
-        return aiohttp.TCPConnector(limit=0, ssl=self._tls, keepalive_timeout=60.0)
+        if not proxy:
+            return _Connector(limit=0, ssl=self._tls, keepalive_timeout=60.0)
+        # The client takes an address without a host for none at all, and would go direct.
+        scheme, host = urlsplit(proxy).scheme, urlsplit(proxy).hostname
+        if scheme not in _PROXY_SCHEMES or not host:
+            raise _NotReached(NetKind.PROXY)
+        if not _is_socks(proxy):
+            return _Connector(limit=0, ssl=self._tls, keepalive_timeout=60.0)
+        # socks5h means that the proxy looks names up; the library's own switch for it.
+        return _SocksConnector.from_url(
+            proxy.replace("socks5h://", "socks5://", 1),
+            rdns=scheme == "socks5h",
+            limit=0,
+            ssl=self._tls,
+            keepalive_timeout=60.0,
+        )
+
+
+_PROXY_SCHEMES = frozenset({"http", "https", "socks4", "socks5", "socks5h"})
 
 
 def _is_socks(proxy: str) -> bool:
     return proxy.startswith("socks")
 
 
-_KINDS: tuple[tuple[type[BaseException], NetKind], ...] = (
-    (aiohttp.ConnectionTimeoutError, NetKind.CONNECT),
-    (TimeoutError, NetKind.TIMEOUT),
-    (aiohttp.ClientConnectorDNSError, NetKind.DNS),
-    (aiohttp.ClientProxyConnectionError, NetKind.PROXY),
-    (aiohttp.ClientHttpProxyError, NetKind.PROXY),
-    (ProxyError, NetKind.PROXY),
-    (aiohttp.ClientSSLError, NetKind.TLS),
-    (aiohttp.ClientConnectorError, NetKind.CONNECT),
-)
+_CONNECTED: ContextVar[Callable[[], None] | None] = ContextVar("connected", default=None)
+"""What to call when the call that this task makes has its connection."""
 
 
-def _net_error(exc: BaseException, host: str) -> NetError:
-    for kind_of, kind in _KINDS:
-        if isinstance(exc, kind_of):
-            return NetError(kind, f"{kind.value} failed for {host}")
-    return NetError(NetKind.CUT, f"the connection to {host} was lost")
+def _restart(deadline: asyncio.Timeout, seconds: float) -> None:
+    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
+class _NotReached(Exception):
+    """There was no connection, so the request did not leave."""
+
+    def __init__(self, kind: NetKind) -> None:
+        super().__init__(kind.value)
+        self.kind = kind
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells what fails before there is a connection from what fails on it.
+
+    The exceptions' own types do not: a proxy that hangs up in the middle of CONNECT looks like
+    a backend that does so in the middle of an answer.
+    """
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: "list[Trace]", timeout: aiohttp.ClientTimeout
+    ) -> "Connection":
+        try:
+            connection = await super().connect(req, traces, timeout)
+        except (
+            TimeoutError,
+            aiohttp.ClientError,
+            ProxyConnectionError,
+            ProxyError,
+            ProxyTimeoutError,
+            OSError,
+            ValueError,
+        ) as exc:
+            raise _NotReached(_kind_of(exc, has_proxy=req.proxy is not None)) from exc
+        connected = _CONNECTED.get()
+        if connected is not None:
+            connected()
+        return connection
+
+
+class _SocksConnector(_Connector, ProxyConnector):
+    """The same, through a SOCKS proxy."""
+
+
+def _kind_of(exc: BaseException, *, has_proxy: bool) -> NetKind:
+    match exc:
+        case TimeoutError():
+            return NetKind.CONNECT
+        case (
+            aiohttp.ClientProxyConnectionError()
+            | aiohttp.ClientHttpProxyError()
+            | ProxyConnectionError()
+            | ProxyError()
+            | ProxyTimeoutError()
+        ):
+            return NetKind.PROXY
+        case aiohttp.ClientConnectorDNSError():
+            return NetKind.DNS
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return NetKind.TLS
+        case _:
+            return NetKind.PROXY if has_proxy else NetKind.CONNECT

@@ -21,8 +21,10 @@ from codex_proxy.server.middleware import (
     DEFAULT_DIALECT,
     DIALECT,
     ENTERED,
+    IN_WORK,
     IS_TURN,
     Handler,
+    InWork,
     Renderer,
     edge,
     on_prepare,
@@ -163,6 +165,7 @@ def build_app(
         return await handler(request)
 
     app = web.Application(middlewares=[edge(renderers)])
+    app[IN_WORK] = InWork()
     app.router.add_route("*", "/{path:.*}", dispatch, expect_handler=_expect_later)
     app.on_response_prepare.append(on_prepare)
     return app

@@ -105,8 +105,21 @@ class Sink:
             async with asyncio.timeout(self._stall_seconds):
                 await self._response.write(data)
         except TimeoutError as exc:
-            # Whoever reads nothing for so long is not there any more.
-            raise ConnectionResetError("the caller stopped reading") from exc
+            raise self._stalled() from exc
+
+    async def _write_eof(self) -> None:
+        assert self._response is not None
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await self._response.write_eof()
+        except TimeoutError as exc:
+            raise self._stalled() from exc
+
+    def _stalled(self) -> ConnectionError:
+        """Give up a caller who reads nothing for so long; an ending would not be read either."""
+        if self._http.transport is not None:
+            self._http.transport.abort()
+        return ConnectionResetError("the caller stopped reading")
 
 
 class StreamSink(Sink):
@@ -157,8 +170,7 @@ class StreamSink(Sink):
 
     async def end(self) -> None:
         """Close the body."""
-        assert self._response is not None
-        await self._response.write_eof()
+        await self._write_eof()
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or end the stream with the dialect's terminal event."""
@@ -168,7 +180,7 @@ class StreamSink(Sink):
         data = self._encoder.cut(error)
         if data:
             await self._write(data)
-        await self._response.write_eof()
+        await self._write_eof()
 
     def usage(self, *, estimate: bool) -> Usage:
         """Return the backend's numbers, else an estimate when one is wanted."""
@@ -306,7 +318,7 @@ class UnarySink(Sink):
         """Close the body."""
         self._ended = True
         if self._response is not None and self._response.prepared:
-            await self._response.write_eof()
+            await self._write_eof()
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or break a stream off: bytes we do not look into have no ending of ours."""

@@ -5,25 +5,38 @@ import contextlib
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
 from codex_proxy.server.app import SERVER_OPTIONS
+from codex_proxy.server.middleware import IN_WORK, InWork
 
 logger = logging.getLogger(__name__)
 
-# What a handler that is not a turn may still take when everything closes.
+# What a handler may still take when everything closes.
 _LAST_SECONDS = 1.0
+
+_FLUSH_POLL_SECONDS = 0.01
+
+
+@dataclass(slots=True)
+class _Place:
+    """One application on one address."""
+
+    runner: web.AppRunner
+    in_work: InWork
+    site: web.BaseSite | None = None
+    path: Path | None = None
+    inode: int = 0
 
 
 class Listener:
     """Serves applications over TCP and Unix sockets."""
 
     def __init__(self) -> None:
-        self._runners: list[web.AppRunner] = []
-        self._sites: list[web.BaseSite] = []
-        self._unix: list[Path] = []
+        self._places: list[_Place] = []
 
     async def open_port(self, app: web.Application, host: str | None, port: int) -> int:
         """Serve *app* on a TCP port (0: a free one; host None: every interface); return the port.
@@ -31,32 +44,31 @@ class Listener:
         Raises:
             OSError: If the port cannot be opened.
         """
-        runner = await self._run(app)
-        site = web.TCPSite(runner, host, port, reuse_address=True)
-        await site.start()
-        self._sites.append(site)
-        return port or int(runner.addresses[0][1])
+        place = await self._run(app)
+        place.site = web.TCPSite(place.runner, host, port, reuse_address=True)
+        await place.site.start()
+        return port or int(place.runner.addresses[0][1])
 
     async def open_unix(self, app: web.Application, path: Path) -> bool:
         """Serve *app* on a socket that only this user can open; False, with a warning, if that fails."""
         if await asyncio.to_thread(_is_in_use, path):
             logger.warning("control socket is in use by another daemon path=%s", path)
             return False
-        runner = await self._run(app)
-        site = web.UnixSite(runner, path)
+        place = await self._run(app)
+        site = web.UnixSite(place.runner, path)
         before = os.umask(0o177)
         try:
             await site.start()
+            place.inode = _inode(path)
         except OSError as exc:
-            logger.warning("no control socket path=%s reason=%s", path, exc.strerror or type(exc).__name__)
+            logger.warning("no control socket path=%s reason=%s", path, exc.strerror or exc)
             return False
         finally:
             os.umask(before)
-        self._sites.append(site)
-        self._unix.append(path)
+        place.site, place.path = site, path
         return True
 
-    async def _run(self, app: web.Application) -> web.AppRunner:
+    async def _run(self, app: web.Application) -> _Place:
         runner = web.AppRunner(
             app,
             # A caller who leaves ends its handler, which tells the exchange.
@@ -65,29 +77,69 @@ class Listener:
             **SERVER_OPTIONS,
         )
         await runner.setup()
-        self._runners.append(runner)
-        return runner
+        place = _Place(runner, app[IN_WORK])
+        self._places.append(place)
+        return place
+
+    @property
+    def in_work(self) -> int:
+        """How many requests are being served."""
+        return sum(len(place.in_work) for place in self._places)
 
     async def refuse(self) -> None:
         """Take no new connections; idle ones close now, busy ones after their answer."""
-        for site in self._sites:
-            await site.stop()
-        for runner in self._runners:
-            if runner.server is not None:
-                runner.server.pre_shutdown()
+        for place in self._places:
+            place.in_work.is_closing = True
+            if place.site is not None:
+                await place.site.stop()
+                place.site = None
+            if place.path is not None and _inode(place.path) == place.inode:
+                # Not when the next daemon has put its own there already.
+                with contextlib.suppress(OSError):
+                    place.path.unlink()
+        # A request that was read in this very moment gets to its handler first.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for place in self._places:
+            if place.runner.server is not None:
+                for connection in place.runner.server.connections:
+                    if connection not in place.in_work:
+                        # Its milder `close` leaves the connection open with nobody reading.
+                        connection.force_close()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is in work, those whose body is still coming included."""
+        for place in self._places:
+            await place.in_work.wait_idle()
+
+    async def flush(self) -> None:
+        """Wait until everything written has left for the network."""
+        while any(map(self._has_unsent, self._places)):  # noqa: ASYNC110 -- nobody tells of an empty buffer
+            await asyncio.sleep(_FLUSH_POLL_SECONDS)
+
+    def _has_unsent(self, place: _Place) -> bool:
+        server = place.runner.server
+        return server is not None and any(
+            connection.transport is not None and connection.transport.get_write_buffer_size()
+            for connection in server.connections
+        )
 
     async def aclose(self) -> None:
         """Close what is left."""
-        for runner in self._runners:
-            await runner.cleanup()
-        for path in self._unix:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        for place in self._places:
+            await place.runner.cleanup()
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _is_in_use(path: Path) -> bool:
     """Tell whether somebody answers at a Unix socket; a dead one is taken away."""
-    if not path.exists():
+    if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)

@@ -5,6 +5,7 @@ nobody foresaw becomes a 500 that says nothing but the request's id, under which
 the rest.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -38,6 +39,45 @@ ANSWER = web.RequestKey("answer", web.StreamResponse)
 
 DEFAULT_DIALECT = "openai"
 
+
+class InWork:
+    """The connections that have a request in work, for an end that breaks none of them off.
+
+    aiohttp's own way to close up stops reading at once, which a request whose body is still
+    on its way does not survive.
+    """
+
+    def __init__(self) -> None:
+        self._connections: set[object] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.is_closing = False
+        """Every answer from now on is the last one of its connection."""
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._connections
+
+    def enter(self, connection: object) -> None:
+        """Note that a request has come; a connection has one at a time."""
+        self._connections.add(connection)
+        self._idle.clear()
+
+    def leave(self, connection: object) -> None:
+        """Note that its answer is out."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is in work."""
+        await self._idle.wait()
+
+
+IN_WORK = web.AppKey("in_work", InWork)
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -59,12 +99,24 @@ async def on_prepare(request: web.Request, response: web.StreamResponse) -> None
     headers = response.headers
     headers["x-request-id"] = request[REQUEST_ID]
     headers["Server"] = "codex-proxy"
+    if request.app[IN_WORK].is_closing:
+        # The header has been decided on before this is called.
+        headers["Connection"] = "close"
+        response.force_close()
 
 
 def edge(renderers: Mapping[str, Renderer]) -> Middleware:
     """Return the middleware; *renderers* has one entry per dialect, `openai` among them."""
 
     @web.middleware
+    async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
+        in_work, connection = request.app[IN_WORK], request.protocol
+        in_work.enter(connection)
+        try:
+            return await handle(request, handler)
+        finally:
+            in_work.leave(connection)
+
     async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = request[REQUEST_ID] = request_id_of(request)
         error: ProxyError
@@ -101,7 +153,7 @@ def edge(renderers: Mapping[str, Renderer]) -> Middleware:
         _log(request, response.status, logging.INFO if refused else logging.DEBUG, error.code)
         return response
 
-    return handle
+    return watch
 
 
 def _render(

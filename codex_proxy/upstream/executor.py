@@ -11,7 +11,8 @@ What each verdict means for the loop:
 | CALLER       | blameless             | -                 | to the caller at once                  |
 | ENCRYPTED    | blameless             | no                | once more without those items          |
 | UNAUTHORIZED | one token exchange    | no                | once more, then the next target        |
-| MODEL, EXHAUSTED, UNENTITLED, LIMITED | left for this turn | no | the next target                   |
+| MODEL, EXHAUSTED, UNENTITLED | left for this turn | no | the next target                            |
+| LIMITED      | rests                 | no                | the next target, or this one later     |
 | OVERLOADED, SERVER, FORBIDDEN, PATH, SILENT, CUT | rests | yes        | the next target, or this one later |
 """
 
@@ -19,7 +20,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,10 @@ MAX_HELD_BYTES = 4 * 1024 * 1024
 # A shortage that ends so soon is waited for instead of told.
 LONGEST_PAUSE = 3.0
 LONGEST_PAUSES = 6.0
+
+# While the backend works a place in the retry budget is free in a moment; when none is for so
+# long, the caller is better told than kept.
+LONGEST_WAIT_FOR_RETRY = 10.0
 
 # After the terminal event the backend ends its body at once; a connection whose end has been
 # read serves the next request.
@@ -140,6 +145,9 @@ class Exchange:
         self._caller_gone = False
         self._cut: ProxyError | None = None
         self._committed = False
+        self._ended = False
+        """The caller has the end of its answer; what follows is tidying up."""
+        self._ended_by_us = False
         self._started = executor.clock.monotonic()
         self._written = self._started
         self.task: asyncio.Task[None] | None = None
@@ -179,15 +187,22 @@ class Exchange:
             if self._cut is not None:
                 await self._fail(self._cut)
             elif self._caller_gone:
-                end = End.CALLER_GONE
+                end = self._left()
             else:
                 raise
+        except ConnectionError:
+            # Only writing to the caller raises this; the way to the backend has errors of its own.
+            end = self._left()
         except Exception:
             logger.exception("turn broke id=%s", trace.id)
             await self._fail(ProxyError("internal error"))
         finally:
             self._finish(end)
             await executor.gate.settle(trace)
+
+    def _left(self) -> End:
+        """Return how a turn ended whose caller has left; many leave at once after the last event."""
+        return self._sink.end_state() if self._ended else End.CALLER_GONE
 
     def _finish(self, end: End) -> None:
         trace, now = self._trace, self._executor.clock.monotonic()
@@ -211,27 +226,25 @@ class Exchange:
         left: set[str] = set()
         resting: set[str] = set()
         passing = 0
-        paused = 0.0
+        pauses: list[float] = []
         last: UpstreamError | None = None
         quick_until = self._started + settings.first_byte_timeout
         while True:
             try:
-                lease = executor.route.pick(self._request, left | resting)
+                key, error = await self._try(left | resting, last)
             except PoolError as exc:
-                if last is not None and last.verdict is Verdict.ENCRYPTED:
-                    raise self._last_word(exc, last) from last
-                pause = self._pause(exc, passing, paused, settings.max_retry)
+                pause = self._pause(exc, last, pauses, settings.max_retry)
                 if pause is None:
                     raise self._last_word(exc, last) from last
-                paused += pause
+                pauses.append(pause)
                 await clock.sleep(pause)
                 resting.clear()
-                # A wait is one of the tries: a caller is not kept in a circle.
-                passing += 1
                 continue
+            except NoPlace as exc:
+                assert last is not None
+                raise self._gave_up(last) from exc
             except RequestError as exc:
                 raise self._last_word(exc, last) from last
-            error = await self._try(lease, is_retry=last is not None and last.verdict.is_passing)
             if error is None:
                 return
             last = error
@@ -246,7 +259,7 @@ class Exchange:
                     | Verdict.UNENTITLED
                     | Verdict.LIMITED
                 ):
-                    left.add(lease.key)
+                    (resting if error.verdict is Verdict.LIMITED else left).add(key)
                     if clock.monotonic() >= quick_until:
                         raise self._gave_up(error)
                 case (
@@ -257,19 +270,26 @@ class Exchange:
                     | Verdict.SILENT
                     | Verdict.CUT
                 ):
-                    resting.add(lease.key)
+                    resting.add(key)
                     passing += 1
                     if passing > settings.max_retry:
                         raise self._gave_up(error)
                     # The first change of account costs nothing; the next ones come slower.
                     await clock.sleep(executor.backoff(passing - 1))
 
-    def _pause(self, error: PoolError, passing: int, paused: float, max_retry: int) -> float | None:
-        """Return how long to wait for an account that will be back in a moment; None: tell the caller."""
-        if not isinstance(error, PoolShortage) or passing >= max_retry:
+    def _pause(
+        self, error: PoolError, last: UpstreamError | None, pauses: list[float], max_retry: int
+    ) -> float | None:
+        """Return how long to wait for an account that will be back in a moment; None: tell the caller.
+
+        A wait is no attempt, but there are no more of them than of retries: nobody is kept in a circle.
+        """
+        if not isinstance(error, PoolShortage) or len(pauses) >= max_retry:
+            return None
+        if last is not None and last.verdict is Verdict.ENCRYPTED:
             return None
         pause = max(0.05, error.retry_after)
-        return pause if pause <= LONGEST_PAUSE and paused + pause <= LONGEST_PAUSES else None
+        return pause if pause <= LONGEST_PAUSE and sum(pauses) + pause <= LONGEST_PAUSES else None
 
     def _last_word(self, error: ProxyError, last: UpstreamError | None) -> ProxyError:
         """Choose between what the pool says and what the last account said."""
@@ -288,10 +308,17 @@ class Exchange:
             retry_after=max(1.0, min(error.retry_after or 1.0, 30.0)),
         )
 
-    async def _try(self, lease: Lease, *, is_retry: bool) -> UpstreamError | None:
-        """Try one target, mending it once if that is possible; None when it answered."""
-        try:
-            async with self._executor.retry_slot(is_retry) as slot:
+    async def _try(
+        self, tried: Collection[str], last: UpstreamError | None
+    ) -> tuple[str, UpstreamError | None]:
+        """Try one target, mending it once if that is possible; return its key, and no error if it answered.
+
+        The target is chosen when its turn has come: one chosen before a wait may be resting after it.
+        """
+        executor = self._executor
+        async with executor.retry_slot(last is not None and last.verdict.is_passing) as slot:
+            lease = executor.route.pick(self._request, tried)
+            try:
                 error = await self._attempt(lease, slot)
                 if (
                     error is not None
@@ -299,11 +326,11 @@ class Exchange:
                     and await lease.recover(error, self._request)
                 ):
                     error = await self._attempt(lease, slot)
-            if error is not None:
-                lease.failed(error)
-            return error
-        finally:
-            lease.release()
+                if error is not None:
+                    lease.failed(error)
+                return lease.key, error
+            finally:
+                lease.release()
 
     async def _attempt(self, lease: Lease, slot: Slot) -> UpstreamError | None:
         """Send the request once; return its failure when that came before the answer began."""
@@ -344,9 +371,12 @@ class Exchange:
         held: Batch = []
         held_bytes = 0
         clock = self._executor.clock
-        heard = clock.monotonic()
+        since = clock.monotonic()
+        is_first = True
         while True:
-            chunk = await self._read(lease, answer, heard, held)
+            settings = self._executor.live.current
+            quiet = settings.first_byte_timeout if is_first else settings.idle_timeout
+            chunk = await self._read(answer, since, quiet, held)
             if chunk is None:
                 # The hold is over: what is held begins the answer.
                 await self._begin(lease, answer, slot)
@@ -354,7 +384,7 @@ class Exchange:
                 if not await self._send(lease, batch):
                     break
                 continue
-            heard = clock.monotonic()
+            since, is_first = clock.monotonic(), False
             batch = _feed(parser, chunk)
             if batch:
                 self._observe(lease, batch)
@@ -372,6 +402,7 @@ class Exchange:
                 raise UpstreamError(
                     Verdict.CUT, BackendFault("the backend's stream ended before its answer did")
                 )
+        self._ended = True
         await self._sink.end()
         await self._drain(answer)
 
@@ -410,21 +441,24 @@ class Exchange:
             self._trace.error = failure.fault.code or failure.verdict.value
             lease.failed(failure)
         if more and not await self._executor.gate.top_up(self._trace, self._sink.delivered_bytes):
+            self._ended_by_us = True
             await self._sink.fail(ProxyError("the budget for this turn is used up"))
             return False
         return more
 
-    async def _read(self, lease: Lease, answer: Answer, heard: float, held: Batch) -> bytes | None:
-        """Return the next bytes, showing signs of life meanwhile; None when the hold is over."""
+    async def _read(self, answer: Answer, since: float, quiet: float, held: Batch) -> bytes | None:
+        """Return the next bytes, showing signs of life meanwhile; None when the hold is over.
+
+        Args:
+            since: When something was heard last.
+            quiet: How long the backend may be silent after that.
+        """
         clock, settings = self._executor.clock, self._executor.live.current
         while True:
             now = clock.monotonic()
-            wait = heard + settings.idle_timeout - now
+            wait = since + quiet - now
             if wait <= 0:
-                raise UpstreamError(
-                    Verdict.SILENT,
-                    BackendFault(f"the backend was silent for {settings.idle_timeout:g} s"),
-                )
+                raise UpstreamError(Verdict.SILENT, BackendFault(f"the backend was silent for {quiet:g} s"))
             if self._committed:
                 wait = min(wait, self._written + settings.keep_alive_after - now)
             elif held and self._sink.is_stream:
@@ -440,7 +474,7 @@ class Exchange:
                 if any(event.type == "response.created" for event in held):
                     return None
                 # Nothing to show yet; look again when something may have come.
-                return await answer.read(heard + settings.idle_timeout - now)
+                return await answer.read(since + quiet - now)
             await self._sink.keepalive()
             self._written = clock.monotonic()
 
@@ -453,12 +487,13 @@ class Exchange:
 
     async def _drain(self, answer: Answer) -> None:
         """Read the end of the body, so that the connection can be used again."""
-        if self._sink.end_state() is End.INCOMPLETE:
-            # Perhaps ended by us, with the backend still writing.
+        if self._ended_by_us or self._sink.end_state() is End.INCOMPLETE:
+            # Ended by us, or perhaps so (at a limit of the caller's): the backend is still writing.
             return
-        with contextlib.suppress(NetError):
-            while await answer.read(_TAIL_SECONDS):
-                pass
+        with contextlib.suppress(NetError, TimeoutError):
+            async with asyncio.timeout(_TAIL_SECONDS):
+                while await answer.read():
+                    pass
 
     # -- other answers --------------------------------------------------------------------
 
@@ -469,12 +504,14 @@ class Exchange:
             await self._begin(lease, answer, slot)
             await self._sink.body(data)
             await self._sink.end()
+            self._ended = True
             return
         chunk = await answer.read()
         await self._begin(lease, answer, slot)
         while chunk:
             await self._sink.body(chunk)
             chunk = await answer.read()
+        self._ended = True
         await self._sink.end()
 
 
@@ -483,6 +520,10 @@ def _feed(parser: Parser, chunk: bytes) -> Batch:
         return parser.feed(chunk) if chunk else parser.finish()
     except EventTooLarge as exc:
         raise UpstreamError(Verdict.CUT, BackendFault("the backend sent an event without end")) from exc
+
+
+class NoPlace(Exception):
+    """The retry budget had no place."""
 
 
 class Executor:
@@ -562,9 +603,18 @@ class Executor:
 
     @contextlib.asynccontextmanager
     async def retry_slot(self, is_retry: bool) -> AsyncIterator[Slot]:
-        """Hold a place in the retry budget when this is a retry after passing trouble."""
+        """Hold a place in the retry budget when this is a retry after passing trouble.
+
+        Raises:
+            NoPlace: If there was none for too long.
+        """
         if not is_retry:
             yield Slot(None)
             return
-        async with self._budget.slot() as slot:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(LONGEST_WAIT_FOR_RETRY):
+                    slot = await stack.enter_async_context(self._budget.slot())
+            except TimeoutError as exc:
+                raise NoPlace from exc
             yield slot

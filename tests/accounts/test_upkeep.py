@@ -1,0 +1,1151 @@
+"""Fresh tokens, saved before they are used; what every failure costs, and what it does not."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from codex_proxy.accounts import store
+from codex_proxy.accounts.account import Account
+from codex_proxy.accounts.pool import Pool
+from codex_proxy.accounts.state import State
+from codex_proxy.accounts.upkeep import EXCHANGE_SECONDS, Keeper, Result
+from codex_proxy.clock import ManualClock
+from codex_proxy.config import Live, Settings
+from codex_proxy.net import NetError, NetKind, Outbound, Reply
+from codex_proxy.simulator import Simulator
+from codex_proxy.tasks import Background
+from tests.accounts.making import DAY, HOUR, NOW, Middle, access_token, named, read_file, state_of, write_file
+
+Step = Reply | NetError | Callable[["Call"], Awaitable[Reply]]
+
+
+class Call:
+    """One call that went out."""
+
+    def __init__(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, proxy: str | None
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.body = body
+        self.proxy = proxy
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body or b"{}")
+
+
+class World:
+    """What is out there: answers by the end of the path, one after the other; the last one stays."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._steps: dict[str, list[Step]] = {}
+
+    def answer(self, path: str, *steps: Step) -> None:
+        self._steps[path] = list(steps)
+
+    def of(self, path: str) -> list[Call]:
+        return [call for call in self.calls if call.url.partition("?")[0].endswith(path)]
+
+    @property
+    def exchanges(self) -> list[Call]:
+        return self.of("/oauth/token")
+
+    async def fetch(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        timeout: float = 30.0,
+        proxy_url: str | None = None,
+    ) -> Reply:
+        call = Call(method, url, headers, body, proxy_url)
+        self.calls.append(call)
+        steps = next(s for path, s in self._steps.items() if url.partition("?")[0].endswith(path))
+        step = steps.pop(0) if len(steps) > 1 else steps[0]
+        await asyncio.sleep(0)
+        if isinstance(step, NetError):
+            raise step
+        if isinstance(step, Reply):
+            return step
+        return await step(call)
+
+
+def reply(status: int, body: object = None, **headers: str) -> Reply:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status, names, body if isinstance(body, bytes) else orjson.dumps(body))
+
+
+def tokens(user: str = "a", n: int = 1, *, ends: float | None = NOW + 10 * DAY, **more: Any) -> Reply:
+    body = {"access_token": access_token(user, ends=ends, n=n), "refresh_token": f"rt_{user}_{n}", **more}
+    return reply(200, {name: value for name, value in body.items() if value is not None})
+
+
+def denied(code: str, status: int = 401) -> Reply:
+    return reply(status, {"error": {"message": "no", "code": code}})
+
+
+class House:
+    """A keeper with its pool, its files and its clock."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.auths, self.data = folder / "auths", folder / "data"
+        self.live = Live(
+            Settings(
+                auth_dir=self.auths,
+                data_dir=self.data,
+                oauth_issuer="http://issuer.test",
+                base_url="http://backend.test/backend-api/codex",
+                **settings,
+            )
+        )
+        self.clock = ManualClock(NOW)
+        self.background = Background(self.clock.sleep)
+        self.world = World()
+        self.pool = Pool(self.clock, rng=Middle())
+        self.keeper = Keeper(
+            self.pool,
+            live=self.live,
+            clock=self.clock,
+            background=self.background,
+            outbound=cast(Outbound, self.world),
+            rng=Middle(),
+        )
+
+    def file(self, user: str = "a", **more: Any) -> Path:
+        return write_file(self.auths, user, **more)
+
+    def account(self, user: str = "a") -> Account:
+        return named(self.pool, user)
+
+    def content(self, user: str = "a") -> dict[str, Any]:
+        return read_file(self.auths / f"{user}.json")
+
+    @property
+    def pending(self) -> list[str]:
+        """What kinds of records wait in data-dir."""
+        return sorted(path.name.partition(".")[2] for path in (self.data / "pending").glob("*.json"))
+
+
+@contextlib.asynccontextmanager
+async def house(
+    folder: Path, *users: str, ends: float | None = NOW - 1, **settings: Any
+) -> AsyncIterator[House]:
+    """A house with accounts whose access tokens are over, unless `ends` says otherwise."""
+    one = House(folder, **settings)
+    one.auths.mkdir()
+    for user in users:
+        one.file(user, ends=ends)
+    await one.keeper.load()
+    try:
+        yield one
+    finally:
+        await one.background.aclose()
+
+
+# -- an exchange -------------------------------------------------------------------------
+
+
+async def test_a_good_token_is_used_as_it_is(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 1) as h:
+        token = await h.keeper.token(h.account())
+        assert token is not None
+        assert token.reveal() == access_token("a", ends=NOW + 1)
+        assert h.world.calls == []
+
+
+async def test_an_expired_token_is_exchanged_and_the_file_keeps_all_it_had(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        before = h.content()
+        h.world.answer("/oauth/token", tokens())
+        token = await h.keeper.token(h.account())
+        assert token is not None
+        assert token.reveal() == access_token("a", ends=NOW + 10 * DAY, n=1)
+        (call,) = h.world.exchanges
+        assert (call.method, call.url) == ("POST", "http://issuer.test/oauth/token")
+        assert call.json["refresh_token"] == "rt_a_0"
+        assert call.json["refresh_reason"] == "proactive_expiry"
+        assert call.headers["originator"] == "codex_proxy"
+        after = h.content()
+        assert after["refresh_token"] == "rt_a_1"
+        assert after["access_token"] == token.reveal()
+        assert after["mine"] == {"kept": True}
+        assert before.keys() <= after.keys()
+        assert h.pending == []
+        assert h.account().refreshing is None
+
+
+async def test_new_tokens_are_on_disk_before_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, "a") as h:
+        events: list[str] = []
+        real = store.save
+
+        def save(credential: store.Credential, *args: Any, **kwargs: Any) -> store.Credential:
+            events.append(f"save while using {h.account().credential.refresh.reveal()}")
+            events.append(f"record {h.pending}")
+            saved = real(credential, *args, **kwargs)
+            events.append(f"on disk {h.content()['refresh_token']}")
+            events.append(f"still using {h.account().credential.refresh.reveal()}")
+            return saved
+
+        async def exchange(_: Call) -> Reply:
+            events.append(f"sent, record {h.pending}")
+            return tokens()
+
+        monkeypatch.setattr(store, "save", save)
+        h.world.answer("/oauth/token", exchange)
+        assert await h.keeper.refresh(h.account(), "proactive_expiry")
+        events.append(f"using {h.account().credential.refresh.reveal()}, record {h.pending}")
+        assert events == [
+            "sent, record ['exchange.json']",
+            "save while using rt_a_0",
+            "record ['exchange.json']",
+            "on disk rt_a_1",
+            "still using rt_a_0",
+            "using rt_a_1, record []",
+        ]
+
+
+async def test_what_the_answer_lacks_is_kept(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens(refresh_token=None))
+        assert await h.keeper.token(h.account()) is not None
+        assert h.content()["refresh_token"] == "rt_a_0"
+        assert h.account().can_refresh()
+
+
+async def test_fifty_callers_are_one_exchange(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        go_on = asyncio.Event()
+
+        async def exchange(_: Call) -> Reply:
+            await go_on.wait()
+            return tokens()
+
+        h.world.answer("/oauth/token", exchange)
+        callers = [h.background.spawn(h.keeper.token(h.account()), name="caller") for _ in range(50)]
+        await until(lambda: bool(h.world.exchanges))
+        go_on.set()
+        got = await asyncio.gather(*callers)
+        assert len(h.world.exchanges) == 1
+        assert {token.reveal() for token in got if token is not None} == {
+            access_token("a", ends=NOW + 10 * DAY, n=1)
+        }
+        assert None not in got
+
+
+async def test_an_exchange_goes_on_when_everybody_who_asked_has_left(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        go_on = asyncio.Event()
+
+        async def exchange(_: Call) -> Reply:
+            await go_on.wait()
+            return tokens()
+
+        h.world.answer("/oauth/token", exchange)
+        callers = [h.background.spawn(h.keeper.token(h.account()), name="caller") for _ in range(3)]
+        await until(lambda: bool(h.world.exchanges))
+        for caller in callers:
+            caller.cancel()
+        await asyncio.wait(callers)
+        assert all(caller.cancelled() for caller in callers)
+        # The end of the process waits for it as well.
+        closing = asyncio.get_running_loop().create_task(h.background.aclose())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        go_on.set()
+        await closing
+        assert h.content()["refresh_token"] == "rt_a_1"
+        assert h.account().credential.refresh.reveal() == "rt_a_1"
+
+
+async def test_the_account_of_an_exchange_is_left_alone_by_a_look_at_its_file(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+
+        async def exchange(_: Call) -> Reply:
+            h.file("a", ends=NOW - 1, note="an edit")
+            await h.keeper.follow_files()
+            return tokens()
+
+        h.world.answer("/oauth/token", exchange)
+        assert await h.keeper.refresh(h.account(), "proactive_expiry")
+        await h.keeper.follow_files()
+        assert h.account().credential.refresh.reveal() == "rt_a_1"
+        assert h.content()["note"] == "an edit"
+        assert h.account().credential.raw["note"] == "an edit"
+
+
+async def test_an_accounts_own_proxy_carries_its_exchange_and_its_questions(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.file("a", ends=NOW - 1, **{"proxy-url": "http://own:1"})
+        await h.keeper.load()
+        h.world.answer("/oauth/token", tokens())
+        h.world.answer("/wham/usage", reply(200, {}))
+        await h.keeper.check_usage(h.account())
+        assert [call.proxy for call in h.world.calls] == ["http://own:1", "http://own:1"]
+
+
+async def test_no_more_exchanges_at_a_time_than_the_setting_says(tmp_path: Path) -> None:
+    async with house(tmp_path, *"abcde", refresh_concurrency=2) as h:
+        running, most = 0, 0
+
+        async def exchange(call: Call) -> Reply:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.005)
+            running -= 1
+            return tokens(call.json["refresh_token"].split("_")[1])
+
+        h.world.answer("/oauth/token", exchange)
+        await asyncio.gather(*(h.keeper.refresh(account, "proactive_expiry") for account in h.pool))
+        assert most == 2
+        assert len(h.world.exchanges) == 5
+
+
+# -- a save that fails -------------------------------------------------------------------
+
+
+def no_room_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let writes into *folder* fail, as on a full or read-only disk."""
+    real = store.write_atomic
+
+    def write_atomic(target: Path, *args: Any, **kwargs: Any) -> bool:
+        if target.is_relative_to(folder):
+            raise OSError(28, "No space left on device")
+        return real(target, *args, **kwargs)
+
+    monkeypatch.setattr(store, "write_atomic", write_atomic)
+
+
+async def test_tokens_that_cannot_be_saved_are_used_and_saved_later(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        with pytest.MonkeyPatch.context() as patch:
+            no_room_in(h.auths, patch)
+            assert await h.keeper.token(h.account()) is not None
+            assert h.content()["refresh_token"] == "rt_a_0"
+            assert h.account().unsaved
+            assert "tokens.json" in h.pending
+            # A look at the folder brings the spent token back no more than another try does.
+            await h.keeper.load()
+            await h.keeper.save_unsaved()
+            assert h.account().unsaved
+            assert h.account().credential.refresh.reveal() == "rt_a_1"
+        await h.keeper.save_unsaved()
+        assert not is_unsaved(h)
+        assert h.content()["refresh_token"] == "rt_a_1"
+        assert h.content()["mine"] == {"kept": True}
+        assert h.pending == []
+        assert len(h.world.exchanges) == 1
+        await h.keeper.load()
+        assert h.account().credential.refresh.reveal() == "rt_a_1"
+
+
+async def test_tokens_that_no_disk_takes_are_used_from_memory_and_saved_later(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        with pytest.MonkeyPatch.context() as patch:
+            no_room_in(tmp_path, patch)
+            token = await h.keeper.token(h.account())
+            assert token is not None
+            await h.keeper.load()
+            await h.keeper.save_unsaved()
+            assert await h.keeper.token(h.account()) == token
+            assert h.content()["refresh_token"] == "rt_a_0"
+        await h.keeper.save_unsaved()
+        assert h.content()["refresh_token"] == "rt_a_1"
+        assert not is_unsaved(h)
+
+
+async def test_the_next_process_completes_what_could_not_be_saved(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        with pytest.MonkeyPatch.context() as patch:
+            no_room_in(h.auths, patch)
+            assert await h.keeper.token(h.account()) is not None
+    after = House(tmp_path)
+    await after.keeper.load()
+    assert after.account().credential.refresh.reveal() == "rt_a_1"
+    assert after.content()["refresh_token"] == "rt_a_1"
+    assert after.pending == []
+
+
+async def test_a_file_taken_away_is_not_brought_back(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        account = h.account()
+
+        async def exchange(_: Call) -> Reply:
+            (h.auths / "a.json").unlink()
+            return tokens()
+
+        h.world.answer("/oauth/token", exchange)
+        # What is in flight may end with the new token.
+        assert await h.keeper.token(account) is not None
+        assert not account.unsaved
+        await h.keeper.save_unsaved()
+        assert list(h.auths.glob("*.json")) == []
+        await h.keeper.follow_files()
+        assert len(h.pool) == 0
+
+
+async def test_another_login_made_during_the_exchange_wins(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+
+        async def exchange(_: Call) -> Reply:
+            h.file("a", n=7)
+            return tokens()
+
+        h.world.answer("/oauth/token", exchange)
+        token = await h.keeper.token(h.account())
+        assert token is not None
+        assert token.reveal() == access_token("a", n=7)
+        assert h.content()["refresh_token"] == "rt_a_7"
+
+
+async def test_another_accounts_login_in_the_file_is_left_alone(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        account = h.account()
+
+        async def exchange(_: Call) -> Reply:
+            write_file(h.auths, "b", n=7).rename(h.auths / "a.json")
+            return tokens()
+
+        h.world.answer("/oauth/token", exchange)
+        key = account.key
+        assert await h.keeper.token(account) is not None
+        assert account.key == key
+        assert h.content()["refresh_token"] == "rt_b_7"
+        await h.keeper.follow_files()
+        assert [a.credential.refresh.reveal() for a in h.pool] == ["rt_b_7"]
+
+
+async def test_a_late_save_does_not_touch_another_accounts_login(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        account = h.account()
+        with pytest.MonkeyPatch.context() as patch:
+            no_room_in(h.auths, patch)
+            await h.keeper.token(account)
+        write_file(h.auths, "b", n=7).rename(h.auths / "a.json")
+        key = account.key
+        await h.keeper.save_unsaved()
+        assert account.key == key
+        assert h.content()["refresh_token"] == "rt_b_7"
+        await h.keeper.follow_files()
+        assert [a.alias for a in h.pool] == ["b"]
+
+
+# -- several processes -------------------------------------------------------------------
+
+
+async def test_the_winner_of_the_lock_has_done_the_work_for_the_others(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        with store.exchange_lock(h.account().credential) as held:
+            assert held
+            refreshing = h.background.spawn(h.keeper.token(h.account()), name="caller")
+            began = h.clock.monotonic()
+            await until(lambda: h.clock.monotonic() > began)
+            h.file("a", n=9, ends=NOW + DAY)
+        token = await refreshing
+        assert token is not None
+        assert token.reveal() == access_token("a", n=9)
+        assert h.world.exchanges == []
+
+
+async def test_a_lock_that_is_never_given_back_is_waited_for_as_long_as_an_exchange_takes(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, "a") as h:
+        with store.exchange_lock(h.account().credential):
+            assert await h.keeper.token(h.account()) is None
+        assert EXCHANGE_SECONDS <= h.clock.now() - NOW <= EXCHANGE_SECONDS + 10
+        assert h.world.exchanges == []
+        assert h.account().login_lost == ""
+        assert h.account().refresh_after > h.clock.now()
+
+
+async def test_a_file_with_newer_tokens_saves_the_exchange(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.file("a", n=3)
+        token = await h.keeper.token(h.account())
+        assert token is not None
+        assert token.reveal() == access_token("a", n=3)
+        assert h.world.exchanges == []
+
+
+PROCESS = """
+import asyncio, sys
+from pathlib import Path
+from codex_proxy.accounts.pool import Pool
+from codex_proxy.accounts.upkeep import Keeper
+from codex_proxy.clock import SystemClock
+from codex_proxy.config import Live, Settings
+from codex_proxy.net import Outbound
+from codex_proxy.tasks import Background
+
+async def main(folder: Path, issuer: str) -> None:
+    live, clock, background = (
+        Live(Settings(auth_dir=folder / "auths", data_dir=folder / sys.argv[3], oauth_issuer=issuer)),
+        SystemClock(),
+        Background(),
+    )
+    outbound, pool = Outbound(live), Pool(clock)
+    keeper = Keeper(pool, live=live, clock=clock, background=background, outbound=outbound)
+    await keeper.load()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    token = await keeper.token(pool.accounts()[0])
+    print(token.digest() if token is not None else "none", flush=True)
+    await background.aclose()
+    await outbound.aclose()
+
+asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+"""
+
+
+async def test_eight_processes_on_one_folder_make_one_exchange(tmp_path: Path) -> None:
+    count = 8
+    async with Simulator(accounts=1) as simulator:
+        (one,) = simulator.accounts
+        one.set("ok", refresh="slow", refresh_seconds=0.1)
+        one.issue(expires_in=-10)
+        (path,) = simulator.write_auth_files(tmp_path / "auths")
+        processes = [
+            await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                PROCESS,
+                str(tmp_path),
+                simulator.issuer,
+                f"data-{i}",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            for i in range(count)
+        ]
+
+        async def line(process: asyncio.subprocess.Process) -> str:
+            assert process.stdout is not None
+            return (await process.stdout.readline()).decode().strip()
+
+        assert await asyncio.gather(*map(line, processes)) == ["ready"] * count
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+        got = await asyncio.gather(*map(line, processes))
+        assert [await process.wait() for process in processes] == [0] * count
+        assert len(simulator.exchanges) == 1
+        assert set(got) == {store.load(path).access.digest()}
+        assert store.load(path).access.reveal() == one.tokens.access
+
+
+# -- exchanges that fail -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        denied("refresh_token_expired"),
+        denied("refresh_token_reused"),
+        denied("refresh_token_invalidated"),
+        denied("invalid_grant", 400),
+        denied("something_new", 401),
+    ],
+)
+async def test_a_permanent_refusal_costs_the_login_and_nothing_of_the_file(
+    tmp_path: Path, answer: Reply
+) -> None:
+    async with house(tmp_path, "a") as h:
+        before = (h.auths / "a.json").read_bytes()
+        h.world.answer("/oauth/token", answer)
+        assert await h.keeper.token(h.account()) is None
+        assert state_of(h.account()) is State.NEEDS_LOGIN
+        assert h.account().reason() == orjson.loads(answer.body)["error"]["code"]
+        assert (h.auths / "a.json").read_bytes() == before
+        assert h.pending == []
+        # Nobody asks again with it.
+        assert await h.keeper.token(h.account()) is None
+        h.clock.advance(30 * DAY)
+        await h.keeper.refresh_due()
+        assert len(h.world.exchanges) == 1
+
+
+async def test_a_lost_login_serves_to_the_end_of_its_access_token(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 200) as h:
+        h.world.answer("/oauth/token", denied("refresh_token_expired"))
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert h.account().login_lost == "refresh_token_expired"
+        assert state_of(h.account()) is State.READY
+        assert await h.keeper.token(h.account()) is not None
+        h.clock.advance(200)
+        assert await h.keeper.token(h.account()) is None
+        h.pool.accounts()
+        assert state_of(h.account()) is State.NEEDS_LOGIN
+        # A new login in the file brings it back.
+        h.file("a", n=4)
+        await h.keeper.follow_files()
+        assert state_of(h.account()) is State.READY
+        assert await h.keeper.token(h.account()) is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(500, {}),
+        reply(503, b"<html>down</html>"),
+        reply(403, b"<html>Just a moment...</html>"),
+        reply(400, {"error": "temporarily_odd"}),
+        NetError(NetKind.CONNECT, "connect failed"),
+        NetError(NetKind.DNS, "dns failed"),
+        NetError(NetKind.PROXY, "proxy failed"),
+    ],
+)
+async def test_passing_trouble_costs_a_pause_only(tmp_path: Path, answer: Reply | NetError) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", answer, answer, tokens())
+        assert await h.keeper.token(h.account()) is None
+        assert state_of(h.account()) is State.READY
+        assert h.account().login_lost == ""
+        assert h.account().refresh_after == NOW + 30
+        assert h.account().last_error.startswith("refresh ")
+        assert h.pending == []
+        # Callers meanwhile are not a flood.
+        assert [await h.keeper.token(h.account()) for _ in range(5)] == [None] * 5
+        assert len(h.world.exchanges) == 1
+        h.clock.advance(30)
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert h.account().refresh_after == NOW + 30 + 60
+        h.clock.advance(60)
+        assert await h.keeper.token(h.account()) is not None
+        assert (h.account().refresh_failures, h.account().refresh_after) == (0, 0.0)
+
+
+async def test_a_valid_token_serves_while_the_issuer_is_down(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 100) as h:
+        h.world.answer("/oauth/token", reply(500, {}))
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert len(h.world.exchanges) == 1
+        assert await h.keeper.token(h.account()) is not None
+        assert state_of(h.account()) is State.READY
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [NetError(NetKind.TIMEOUT, "late"), NetError(NetKind.CUT, "cut"), reply(200, b"{"), reply(200, {})],
+)
+async def test_an_answer_that_was_lost_leaves_its_record(tmp_path: Path, answer: Reply | NetError) -> None:
+    async with house(tmp_path, "a") as h:
+        before = (h.auths / "a.json").read_bytes()
+        h.world.answer("/oauth/token", answer, tokens())
+        assert await h.keeper.token(h.account()) is None
+        assert state_of(h.account()) is State.READY
+        assert h.account().login_lost == ""
+        assert h.pending == ["exchange.json"]
+        assert (h.auths / "a.json").read_bytes() == before
+        h.clock.advance(30)
+        assert await h.keeper.token(h.account()) is not None
+        assert h.pending == []
+
+
+async def test_an_issuer_that_wants_fewer_questions_names_the_pause(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", reply(429, {}, retry_after="123"))
+        assert await h.keeper.token(h.account()) is None
+        assert h.account().refresh_after == NOW + 123
+        assert h.account().login_lost == ""
+
+
+async def test_pauses_between_exchanges_have_an_end(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", reply(500, {}))
+        pauses = []
+        for _ in range(8):
+            await h.keeper.token(h.account())
+            pauses.append(h.account().refresh_after - h.clock.now())
+            h.clock.advance(pauses[-1])
+        assert pauses == [30, 60, 120, 240, 480, 900, 900, 900]
+
+
+async def test_a_refusal_is_checked_against_the_file_first(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+
+        async def reused(_: Call) -> Reply:
+            # The Codex CLI, which shares the file, was a moment faster.
+            h.file("a", n=2)
+            return denied("refresh_token_reused")
+
+        h.world.answer("/oauth/token", reused)
+        token = await h.keeper.token(h.account())
+        assert token is not None
+        assert token.reveal() == access_token("a", n=2)
+        assert state_of(h.account()) is State.READY
+        assert h.account().login_lost == ""
+
+
+async def test_an_interrupted_exchange_is_tried_once_and_named_as_the_reason(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", NetError(NetKind.CUT, "killed here"))
+        await h.keeper.token(h.account())
+        assert h.pending == ["exchange.json"]
+    after = House(tmp_path)
+    await after.keeper.load()
+    assert after.account().credential.interrupted == NOW
+    after.world.answer("/oauth/token", denied("refresh_token_reused"))
+    assert await after.keeper.token(after.account()) is None
+    assert after.account().reason() == (
+        "refresh_token_reused (an exchange was interrupted before its answer was saved)"
+    )
+    assert len(after.world.exchanges) == 1
+
+
+async def test_an_interrupted_exchange_whose_token_was_not_spent_is_forgotten(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", NetError(NetKind.CUT, "killed here"))
+        await h.keeper.token(h.account())
+    after = House(tmp_path)
+    await after.keeper.load()
+    after.world.answer("/oauth/token", tokens())
+    assert await after.keeper.token(after.account()) is not None
+    assert after.pending == []
+    await after.keeper.load()
+    assert after.account().credential.interrupted is None
+
+
+async def test_an_exchange_that_breaks_off_pauses_and_leaves_its_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house(tmp_path, "a") as h:
+
+        async def broken(_: Call) -> Reply:
+            raise RuntimeError("a mistake of ours")
+
+        h.world.answer("/oauth/token", broken)
+        with pytest.raises(RuntimeError):
+            await h.keeper.token(h.account())
+        assert h.account().refreshing is None
+        assert h.account().refresh_after == NOW + 30
+        assert h.pending == ["exchange.json"]
+        await asyncio.sleep(0)
+        assert "task died name=exchange:a" in caplog.text
+
+
+# -- when --------------------------------------------------------------------------------
+
+
+async def test_a_token_is_exchanged_five_minutes_before_its_end_give_or_take(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.world.answer("/oauth/token", tokens())
+        # Jitter in the middle: half a minute earlier.
+        h.clock.advance(DAY - 331)
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert h.world.exchanges == []
+        assert h.keeper.seconds_to_next_refresh() == pytest.approx(1.0)
+        h.clock.advance(1)
+        await h.keeper.refresh_due()
+        # Once is enough, however often one looks.
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert len(h.world.exchanges) == 1
+
+
+async def test_accounts_logged_in_together_are_not_exchanged_together(tmp_path: Path) -> None:
+    async with house(tmp_path, *"abcdefgh", ends=NOW + DAY) as h:
+        h.keeper._rng = random.Random(1)
+        times = [h.keeper._due(account) for account in h.pool]
+        assert len(set(times)) == 8
+        for due in times:
+            assert due is not None
+            assert NOW + DAY - 360 <= due <= NOW + DAY - 300
+        # And each keeps its own moment.
+        assert [h.keeper._due(account) for account in h.pool] == times
+
+
+async def test_looking_often_never_rotates_a_good_token(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY, refresh_interval=5.0) as h:
+        for _ in range(100):
+            assert 0 < h.keeper.seconds_to_next_refresh() <= 5.0
+            h.clock.advance(HOUR)
+            await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert h.world.calls == []
+
+
+async def test_a_token_of_unknown_end_is_exchanged_on_a_401_only(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=None) as h:
+        h.world.answer("/oauth/token", tokens(ends=NOW + 200 * DAY))
+        h.clock.advance(100 * DAY)
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        token = await h.keeper.token(h.account())
+        assert h.world.exchanges == []
+        assert token is not None
+        fresh = await h.keeper.token(h.account(), refused=token)
+        assert fresh is not None
+        assert fresh != token
+        assert h.world.exchanges[0].json["refresh_reason"] == "unauthorized_recovery"
+        # One who comes late with the old token gets the new one.
+        assert await h.keeper.token(h.account(), refused=token) == fresh
+        assert len(h.world.exchanges) == 1
+
+
+async def test_a_disabled_account_is_not_exchanged(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.file("a", ends=NOW - 1, disabled=True)
+        await h.keeper.load()
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert h.world.calls == []
+
+
+async def test_a_refresh_ends_no_cooldown(tmp_path: Path) -> None:
+    from codex_proxy.accounts.account import Cause
+
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        h.account().hold(Cause.LIMIT, NOW + HOUR)
+        assert await h.keeper.refresh(h.account(), "proactive_expiry")
+        assert state_of(h.account()) is State.COOLING
+        assert h.account().cooling_until() == NOW + HOUR
+
+
+# -- rounds ------------------------------------------------------------------------------
+
+
+async def results(rounds: AsyncIterator[Result]) -> dict[str, tuple[bool, str]]:
+    return {r.account.alias: (r.success, r.reason) async for r in rounds}
+
+
+async def test_a_round_of_exchanges_is_paced_and_names_what_it_left_out(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + DAY) as h:
+        h.file("c", disabled=True)
+        h.file("d", refresh_token="")
+        await h.keeper.load()
+
+        async def exchange(call: Call) -> Reply:
+            user = call.json["refresh_token"].split("_")[1]
+            return tokens(user) if user == "a" else denied("refresh_token_expired")
+
+        h.world.answer("/oauth/token", exchange)
+        assert await results(h.keeper.each_refresh(h.pool)) == {
+            "a": (True, ""),
+            "b": (False, "refresh_token_expired"),
+            "c": (False, "disabled"),
+            "d": (False, "no refresh token"),
+        }
+        assert h.clock.now() > NOW
+
+
+async def test_a_round_asked_for_gives_a_lost_login_another_chance(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", denied("app_session_terminated"), tokens())
+        assert await h.keeper.token(h.account()) is None
+        assert state_of(h.account()) is State.NEEDS_LOGIN
+        assert await results(h.keeper.each_refresh(h.pool)) == {"a": (True, "")}
+        assert state_of(h.account()) is State.READY
+
+
+async def test_a_round_goes_on_when_nobody_listens_any_more(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + DAY) as h:
+
+        async def exchange(call: Call) -> Reply:
+            return tokens(call.json["refresh_token"].split("_")[1])
+
+        h.world.answer("/oauth/token", exchange)
+        rounds = h.keeper.each_refresh(h.pool)
+        await anext(rounds)
+        await cast(Any, rounds).aclose()
+        await until(lambda: h.background.statistics() == {"tasks": 0, "critical": 0})
+        assert {h.content(user)["refresh_token"] for user in "ab"} == {"rt_a_1", "rt_b_1"}
+
+
+# -- questions ---------------------------------------------------------------------------
+
+USAGE = {
+    "plan_type": "plus",
+    "rate_limit": {"primary_window": {"used_percent": 27, "limit_window_seconds": 18000}},
+}
+
+
+async def test_usage_is_asked_beside_the_backend_and_read(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.world.answer("/wham/usage", reply(200, USAGE))
+        assert await h.keeper.check_usage(h.account()) == Result(h.account(), True, "")
+        (call,) = h.world.calls
+        assert (call.method, call.url) == ("GET", "http://backend.test/backend-api/wham/usage")
+        assert call.headers["authorization"] == f"Bearer {access_token('a')}"
+        assert call.headers["chatgpt-account-id"] == "acc-a"
+        quota = h.account().quota
+        assert (quota.left(NOW), quota.usage_status, quota.usage_at) == (73.0, 200, NOW)
+
+
+async def test_a_401_of_a_question_is_answered_by_one_exchange(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.world.answer("/wham/usage", reply(401, {}), reply(200, USAGE))
+        h.world.answer("/oauth/token", tokens())
+        assert (await h.keeper.check_usage(h.account())).success
+        assert len(h.world.exchanges) == 1
+        assert [call.headers["authorization"] for call in h.world.of("/usage")] == [
+            f"Bearer {access_token('a')}",
+            f"Bearer {access_token('a', ends=NOW + 10 * DAY, n=1)}",
+        ]
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 502])
+async def test_other_refusals_of_a_question_say_nothing_about_the_login(tmp_path: Path, status: int) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.world.answer("/wham/usage", reply(status, b"<html>"))
+        for _ in range(10):
+            result = await h.keeper.check_usage(h.account())
+            assert (result.success, result.reason) == (False, f"status {status}")
+        assert state_of(h.account()) is State.READY
+        assert h.account().quota.usage_status == status
+        assert h.account().quota.seen_at is None
+        assert h.world.exchanges == []
+
+
+async def test_a_question_that_gets_no_answer_says_why(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.world.answer("/wham/usage", NetError(NetKind.DNS, "dns failed"))
+        assert await h.keeper.check_usage(h.account()) == Result(h.account(), False, "dns")
+        h.world.answer("/wham/usage", reply(200, b"no json"))
+        assert await h.keeper.check_usage(h.account()) == Result(h.account(), False, "status 200")
+        assert state_of(h.account()) is State.READY
+
+
+async def test_an_account_without_a_token_cannot_ask(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", denied("refresh_token_expired"))
+        assert await h.keeper.check_usage(h.account()) == Result(h.account(), False, "refresh_token_expired")
+        assert h.world.of("/usage") == []
+
+
+async def test_fresh_tokens_refused_again_and_again_cost_the_login(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY, health_check_max_failures=3) as h:
+        serial = 0
+
+        async def exchange(_: Call) -> Reply:
+            nonlocal serial
+            serial += 1
+            return tokens(n=serial)
+
+        h.world.answer("/oauth/token", exchange)
+        h.world.answer("/wham/usage", reply(401, {}))
+        for _ in range(2):
+            assert (await h.keeper.check_usage(h.account())).reason == "status 401"
+            assert state_of(h.account()) is State.READY
+        await h.keeper.check_usage(h.account())
+        assert state_of(h.account()) is State.NEEDS_LOGIN
+
+
+async def test_an_issuer_that_is_down_costs_no_login(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY, health_check_max_failures=1) as h:
+        h.world.answer("/oauth/token", reply(500, {}))
+        h.world.answer("/wham/usage", reply(401, {}))
+        for _ in range(5):
+            assert not (await h.keeper.check_usage(h.account())).success
+            h.clock.advance(HOUR)
+        assert h.account().login_lost == ""
+        assert state_of(h.account()) is State.READY
+
+
+async def test_only_old_numbers_are_asked_for_again(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + DAY, health_check_interval=300.0) as h:
+        h.file("c", disabled=True)
+        h.file("d", ends=NOW - 1, refresh_token="")
+        await h.keeper.load()
+        h.world.answer("/wham/usage", reply(200, USAGE))
+        h.account("b").quota.read_headers({"x-codex-primary-used-percent": "5"}, NOW)
+        await h.keeper.check_all()
+        assert [call.headers["chatgpt-account-id"] for call in h.world.calls] == ["acc-a"]
+        h.clock.advance(300)
+        await h.keeper.check_all()
+        assert sorted(call.headers["chatgpt-account-id"] for call in h.world.calls[1:]) == ["acc-a", "acc-b"]
+
+
+async def test_no_more_questions_at_a_time_than_the_setting_says(tmp_path: Path) -> None:
+    async with house(tmp_path, *"abcde", ends=NOW + DAY, health_check_concurrency=2) as h:
+        running, most = 0, 0
+
+        async def usage(_: Call) -> Reply:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.002)
+            running -= 1
+            return reply(200, USAGE)
+
+        h.world.answer("/wham/usage", usage)
+        assert len(await results(h.keeper.each_usage(h.pool))) == 5
+        assert most == 2
+
+
+async def test_model_lists_are_fetched_and_fetched_again_when_they_changed(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        h.world.answer(
+            "/models",
+            reply(200, {"models": [{"slug": "gpt-5.5"}, "odd"]}),
+            reply(200, {"models": [{"slug": "gpt-6"}]}),
+        )
+        await h.keeper.fetch_models()
+        assert h.account().models == frozenset({"gpt-5.5"})
+        version = h.live.current.models_client_version
+        assert (
+            h.world.calls[0].url == f"http://backend.test/backend-api/codex/models?client_version={version}"
+        )
+        h.clock.advance(HOUR)
+        await h.keeper.fetch_models()
+        assert len(h.world.calls) == 1
+        h.pool.read_headers(h.account(), {"x-models-etag": "1"})
+        await h.keeper.fetch_models()
+        assert len(h.world.calls) == 1
+        h.pool.read_headers(h.account(), {"x-models-etag": "2"})
+        await h.keeper.fetch_models()
+        assert h.account().models == frozenset({"gpt-6"})
+        h.clock.advance(DAY)
+        await h.keeper.fetch_models()
+        assert len(h.world.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [reply(500, {}), reply(200, b"<html>"), reply(200, {"models": None}), NetError(NetKind.CUT, "cut")],
+)
+async def test_a_list_that_was_not_had_is_asked_for_again_later(
+    tmp_path: Path, answer: Reply | NetError
+) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.world.answer("/models", answer, reply(200, {"models": [{"slug": "gpt-5.5"}]}))
+        await h.keeper.fetch_models()
+        await h.keeper.fetch_models()
+        assert h.account().models is None
+        assert len(h.world.calls) == 1
+        h.clock.advance(300)
+        await h.keeper.fetch_models()
+        assert h.account().models == frozenset({"gpt-5.5"})
+
+
+async def test_one_slow_list_holds_up_no_other(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + DAY) as h:
+        go_on = asyncio.Event()
+
+        async def models(call: Call) -> Reply:
+            if call.headers["chatgpt-account-id"] == "acc-a":
+                await go_on.wait()
+            return reply(200, {"models": [{"slug": "gpt-5.5"}]})
+
+        h.world.answer("/models", models)
+        fetching = h.background.spawn(h.keeper.fetch_models(), name="models")
+        await until(lambda: h.account("b").models is not None)
+        assert h.account("a").models is None
+        go_on.set()
+        await fetching
+        assert h.account("a").models is not None
+
+
+# -- files -------------------------------------------------------------------------------
+
+
+async def test_files_are_followed(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.file("b")
+        await h.keeper.follow_files()
+        assert [a.alias for a in h.pool] == ["a", "b"]
+        (h.auths / "a.json").unlink()
+        await h.keeper.follow_files()
+        assert [a.alias for a in h.pool] == ["b"]
+
+
+async def test_a_folder_in_which_nothing_changed_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, "a") as h:
+        monkeypatch.setattr(store, "scan", lambda *_: pytest.fail("read again"))
+        await h.keeper.follow_files()
+
+
+async def test_a_broken_file_is_named_once_and_the_rest_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house(tmp_path, "a") as h:
+        (h.auths / "b.json").write_text("{", encoding="utf-8")
+        with caplog.at_level(logging.WARNING):
+            await h.keeper.load()
+            await h.keeper.load()
+        assert [a.alias for a in h.pool] == ["a"]
+        lines = [r.getMessage() for r in caplog.records if "b.json" in r.getMessage()]
+        assert len(lines) == 1
+
+
+async def test_a_file_that_is_being_written_costs_its_account_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        account, whole = h.account(), (h.auths / "a.json").read_bytes()
+        account.quota.read_headers({"x-codex-primary-used-percent": "5"}, NOW)
+        for part in (b"", whole[:40]):
+            (h.auths / "a.json").write_bytes(part)
+            await h.keeper.follow_files()
+            assert [*h.pool] == [account]
+        (h.auths / "a.json").write_bytes(whole)
+        await h.keeper.follow_files()
+        assert [*h.pool] == [account]
+        assert account.quota.left(NOW) == 95.0
+        (h.auths / "a.json").write_bytes(b'{"OPENAI_API_KEY": "sk-1"}')
+        await h.keeper.follow_files()
+        assert len(h.pool) == 0
+
+
+async def test_a_folder_that_is_away_for_a_moment_costs_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        account = h.account()
+        h.auths.rename(tmp_path / "away")
+        await h.keeper.follow_files()
+        assert [*h.pool] == [account]
+        (tmp_path / "away").rename(h.auths)
+        await h.keeper.follow_files()
+        assert [*h.pool] == [account]
+
+
+# -- jobs --------------------------------------------------------------------------------
+
+
+async def test_what_runs_by_itself(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY, health_check_interval=77.0) as h:
+        jobs = {job.name: job for job in h.keeper.jobs()}
+        assert {"files", "refresh", "saves", "usage", "models"} <= set(jobs)
+        assert jobs["files"].every() <= 2.0
+        assert jobs["usage"].every() == 77.0
+        h.live.replace(Settings(health_check_interval=0.0))
+        assert jobs["usage"].every() == 0.0
+
+
+# -- helpers -----------------------------------------------------------------------------
+
+
+def is_unsaved(h: House) -> bool:
+    return h.account().unsaved
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < deadline, "the awaited condition did not come true"
+        await asyncio.sleep(0.001)

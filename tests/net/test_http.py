@@ -1,0 +1,674 @@
+"""Outbound calls over real sockets: deadlines, proxies, and what never happens."""
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from codex_proxy.config import Live, Settings
+from codex_proxy.net import Deadlines, NetError, NetKind, Outbound
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+SOON = Deadlines(connect=0.05, first_byte=0.05, idle=0.05)
+LATER = Deadlines(connect=5.0, first_byte=5.0, idle=5.0)
+
+
+@contextlib.asynccontextmanager
+async def calling(**settings: Any) -> AsyncIterator[Outbound]:
+    outbound = Outbound(Live(Settings(**settings)))
+    try:
+        yield outbound
+    finally:
+        await outbound.aclose()
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """Serve every path with *handler*; yields the base URL."""
+    app = web.Application(client_max_size=64 * 1024 * 1024)
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def listening(peer: Peer) -> AsyncIterator[int]:
+    """Give every connection to *peer*; yields the port."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await peer(reader, writer)
+        except (asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            tasks.discard(task)
+            writer.close()
+
+    server = await asyncio.start_server(on_connection, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        for task in list(tasks):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(set(tasks))
+        server.close()
+        await server.wait_closed()
+
+
+async def unused_port() -> int:
+    async with listening(hang_up) as port:
+        pass
+    return port
+
+
+async def hang_up(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+    """Close at once."""
+
+
+async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    """Take whatever comes and never answer."""
+    while await reader.read(65_536):
+        pass
+
+
+async def hello(_: web.Request) -> web.StreamResponse:
+    return web.Response(text="hello")
+
+
+async def failing(outbound: Outbound, url: str, deadlines: Deadlines = LATER, **more: Any) -> NetError:
+    with pytest.raises(NetError) as caught:
+        await outbound.open("GET", url, headers={}, body=None, deadlines=deadlines, **more)
+    return caught.value
+
+
+# -- an answer ---------------------------------------------------------------------------
+
+
+async def test_a_call_and_its_answer() -> None:
+    seen: list[tuple[str, str, bytes, dict[str, str]]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append((request.method, request.path_qs, await request.read(), dict(request.headers)))
+        return web.Response(status=418, body=b"tea", headers={"X-Kind": "Pot"})
+
+    async with serving(handler) as url, calling() as outbound:
+        reply = await outbound.fetch("POST", f"{url}/a%2Fb?q=%20", headers={"x-mine": "1"}, body=b"{}")
+    assert (reply.status, reply.body, reply.headers["x-kind"]) == (418, b"tea", "Pot")
+    method, path, body, headers = seen[0]
+    assert (method, path, body) == ("POST", "/a%2Fb?q=%20", b"{}")
+    assert headers["x-mine"] == "1"
+    assert headers["Accept-Encoding"] == "identity"
+    # Who we are is the caller's to say.
+    assert "User-Agent" not in headers
+    assert "Accept" not in headers
+
+
+async def test_a_large_body_goes_out_whole() -> None:
+    body = bytes(range(256)) * 20_000
+    seen: list[tuple[bytes, str | None]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append((await request.read(), request.headers.get("Content-Length")))
+        return web.Response()
+
+    async with serving(handler) as url, calling() as outbound:
+        await outbound.fetch("POST", url, headers={}, body=body)
+    assert seen == [(body, str(len(body)))]
+
+
+async def test_an_answer_is_read_as_it_comes() -> None:
+    go_on = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one")
+        await go_on.wait()
+        await response.write(b"two")
+        return response
+
+    async with serving(handler) as url, calling() as outbound:
+        answer = await outbound.open("GET", url, headers={}, body=None, deadlines=LATER)
+        assert answer.status == 200
+        assert await answer.read() == b"one"
+        go_on.set()
+        assert await answer.read() == b"two"
+        assert await answer.read() == b""
+        answer.release()
+
+
+async def test_a_read_that_times_out_loses_no_byte() -> None:
+    data, kinds = bytes(range(250)), set[NetKind]()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 250\r\n\r\n")
+        for i in range(0, 250, 5):
+            writer.write(data[i : i + 5])
+            await asyncio.sleep(0.002)
+
+    async with listening(peer) as port, calling() as outbound:
+        answer = await outbound.open(
+            "GET", f"http://127.0.0.1:{port}", headers={}, body=None, deadlines=LATER
+        )
+        got, timeouts = b"", 0
+        while len(got) < len(data):
+            try:
+                got += await answer.read(0.0005)
+            except NetError as exc:
+                kinds.add(exc.kind)
+                timeouts += 1
+        assert await answer.read() == b""
+    assert got == data
+    assert timeouts > 0
+    assert kinds == {NetKind.TIMEOUT}
+
+
+async def test_a_connection_is_used_again_when_the_answer_was_read() -> None:
+    ports: list[int] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        ports.append(request.transport.get_extra_info("peername")[1])
+        return web.Response(body=b"x" * (8_000_000 if request.path == "/large" else 100_000))
+
+    async with serving(handler) as url, calling() as outbound:
+        for _ in range(2):
+            answer = await outbound.open("GET", url, headers={}, body=None, deadlines=LATER)
+            assert len(await answer.read_all()) == 100_000
+            answer.release()
+        assert ports[0] == ports[1]
+        # One whose answer is still under way is not.
+        answer = await outbound.open("GET", f"{url}/large", headers={}, body=None, deadlines=LATER)
+        answer.release()
+        await outbound.fetch("GET", url, headers={})
+        assert ports[3] != ports[2]
+
+
+async def test_closing_an_answer_closes_the_connection() -> None:
+    gone = asyncio.Event()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 250\r\n\r\nsome")
+        await reader.read()
+        gone.set()
+
+    async with listening(peer) as port, calling() as outbound:
+        answer = await outbound.open(
+            "GET", f"http://127.0.0.1:{port}", headers={}, body=None, deadlines=LATER
+        )
+        assert await answer.read() == b"some"
+        answer.close()
+        await asyncio.wait_for(gone.wait(), 5.0)
+
+
+async def test_an_answer_has_a_limit() -> None:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * 1000)
+
+    async with serving(handler) as url, calling() as outbound:
+        answer = await outbound.open("GET", url, headers={}, body=None, deadlines=LATER)
+        with pytest.raises(NetError, match="larger than 999 bytes") as caught:
+            await answer.read_all(999)
+        assert caught.value.kind is NetKind.CUT
+        answer.close()
+        answer = await outbound.open("GET", url, headers={}, body=None, deadlines=LATER)
+        assert len(await answer.read_all(1000)) == 1000
+        answer.release()
+
+
+# -- what never happens ------------------------------------------------------------------
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    paths: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        paths.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async with serving(handler) as url, calling() as outbound:
+        reply = await outbound.fetch("GET", f"{url}/first", headers={"authorization": "Bearer x"})
+    assert reply.status == 307
+    assert paths == ["/first"]
+
+
+async def test_no_cookie_is_kept() -> None:
+    cookies: list[str | None] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        cookies.append(request.headers.get("Cookie"))
+        return web.Response(headers={"Set-Cookie": "__cf_bm=abc; Path=/"})
+
+    async with serving(handler) as url, calling() as outbound:
+        for _ in range(2):
+            await outbound.fetch("GET", url, headers={})
+    assert cookies == [None, None]
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = await unused_port()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    async with serving(hello) as url, calling() as outbound:
+        assert (await outbound.fetch("GET", url, headers={})).body == b"hello"
+
+
+# -- failures ----------------------------------------------------------------------------
+
+
+async def test_a_refused_connection_is_the_ways_fault() -> None:
+    port = await unused_port()
+    async with calling() as outbound:
+        error = await failing(outbound, f"http://127.0.0.1:{port}/secret?token=1")
+    assert error.kind is NetKind.CONNECT
+    assert error.kind.is_path
+    assert str(error) == "connect failed for 127.0.0.1"
+
+
+class Names(aiohttp.abc.AbstractResolver):
+    """A resolver of one answer, so that no name leaves the machine."""
+
+    def __init__(self, wait: float = 0.0) -> None:
+        self._wait = wait
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[Any]:
+        await asyncio.sleep(self._wait)
+        raise OSError(-2, "Name or service not known")
+
+    async def close(self) -> None:
+        pass
+
+
+def resolve_by(outbound: Outbound, resolver: Names) -> None:
+    connector = outbound._session("").connector
+    assert isinstance(connector, aiohttp.TCPConnector)
+    connector._resolver = resolver
+
+
+async def test_an_unknown_name_is_the_ways_fault() -> None:
+    async with calling() as outbound:
+        resolve_by(outbound, Names())
+        error = await failing(outbound, "http://backend.invalid/x")
+    assert error.kind is NetKind.DNS
+    assert error.kind.is_path
+    assert str(error) == "dns failed for backend.invalid"
+
+
+async def test_a_name_that_is_looked_up_for_ever_ends_with_the_connect_deadline() -> None:
+    async with calling() as outbound:
+        resolve_by(outbound, Names(wait=30.0))
+        error = await failing(outbound, "http://backend.invalid/x", Deadlines(0.05, 30.0, 30.0))
+    assert error.kind is NetKind.CONNECT
+
+
+async def test_a_peer_that_speaks_no_tls_is_the_ways_fault() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with listening(peer) as port, calling() as outbound:
+        error = await failing(outbound, f"https://127.0.0.1:{port}")
+    assert error.kind is NetKind.TLS
+    assert error.kind.is_path
+
+
+async def test_a_tls_handshake_that_never_ends_has_the_connect_deadline() -> None:
+    async with listening(say_nothing) as port, calling() as outbound:
+        error = await failing(outbound, f"https://127.0.0.1:{port}", Deadlines(0.05, 30.0, 30.0))
+    assert error.kind is NetKind.CONNECT
+
+
+async def test_a_connection_lost_before_the_answer_is_a_cut() -> None:
+    async def peer(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with listening(peer) as port, calling() as outbound:
+        error = await failing(outbound, f"http://127.0.0.1:{port}")
+    assert error.kind is NetKind.CUT
+    assert not error.kind.is_path
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 100", b"Transfer-Encoding: chunked"])
+async def test_a_connection_lost_in_the_answer_is_a_cut_after_what_came(head: bytes) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
+        writer.write(b"5\r\nhello\r\n" if b"chunked" in head else b"hello")
+
+    async with listening(peer) as port, calling() as outbound:
+        answer = await outbound.open(
+            "GET", f"http://127.0.0.1:{port}", headers={}, body=None, deadlines=LATER
+        )
+        with pytest.raises(NetError) as caught:
+            await answer.read_all()
+        assert caught.value.kind is NetKind.CUT
+        answer.close()
+
+
+async def test_no_answer_in_time_is_a_timeout() -> None:
+    async with listening(say_nothing) as port, calling() as outbound:
+        error = await failing(outbound, f"http://127.0.0.1:{port}", SOON)
+    assert error.kind is NetKind.TIMEOUT
+    assert not error.kind.is_path
+
+
+async def test_the_wait_for_the_first_byte_begins_with_the_connection() -> None:
+    async with listening(say_nothing) as port, calling() as outbound:
+        began = asyncio.get_running_loop().time()
+        error = await failing(outbound, f"http://127.0.0.1:{port}", Deadlines(30.0, 0.05, 30.0))
+        assert error.kind is NetKind.TIMEOUT
+        assert asyncio.get_running_loop().time() - began < 5.0
+
+
+async def test_silence_in_the_answer_is_a_timeout() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello")
+        await reader.read()
+
+    async with listening(peer) as port, calling() as outbound:
+        answer = await outbound.open("GET", f"http://127.0.0.1:{port}", headers={}, body=None, deadlines=SOON)
+        assert await answer.read() == b"hello"
+        with pytest.raises(NetError, match=r"no byte for 0\.05 s") as caught:
+            await answer.read()
+        assert caught.value.kind is NetKind.TIMEOUT
+        answer.close()
+
+
+async def test_a_slow_answer_has_no_total_deadline() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            writer.write(b"x")
+
+    async with listening(peer) as port, calling() as outbound:
+        answer = await outbound.open(
+            "GET", f"http://127.0.0.1:{port}", headers={}, body=None, deadlines=Deadlines(0.1, 0.1, 0.1)
+        )
+        assert await answer.read_all() == b"x" * 20
+        answer.release()
+
+
+async def test_a_whole_answer_must_come_in_time() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.01)
+
+    async with listening(peer) as port, calling() as outbound:
+        with pytest.raises(NetError) as caught:
+            await outbound.fetch("GET", f"http://127.0.0.1:{port}", headers={}, timeout=0.05)
+    assert caught.value.kind is NetKind.TIMEOUT
+
+
+# -- proxies -----------------------------------------------------------------------------
+
+
+async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
+    there, back = await asyncio.open_connection(host, port)
+    try:
+        await asyncio.gather(pipe(reader, back), pipe(there, writer))
+    finally:
+        back.close()
+
+
+@dataclass
+class HttpProxy:
+    """A proxy that speaks HTTP: CONNECT, and plain requests with the whole address in them."""
+
+    asked: list[str] = field(default_factory=list)
+    passwords: list[str] = field(default_factory=list)
+    refusal: bytes = b""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        self.asked.append(lines[0])
+        self.passwords += [line for line in lines if line.lower().startswith("proxy-authorization")]
+        if self.refusal:
+            if self.refusal != b"hang up":
+                writer.write(self.refusal)
+                await writer.drain()
+            return
+        method, target, _ = lines[0].split(" ")
+        if method == "CONNECT":
+            host, _, port = target.rpartition(":")
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await join(reader, writer, host, int(port))
+            return
+        host, _, port = target.removeprefix("http://").partition("/")[0].rpartition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        back.write(head)
+        await asyncio.gather(pipe(reader, back), pipe(there, writer))
+
+
+@dataclass
+class SocksProxy:
+    """A SOCKS5 proxy without passwords."""
+
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    code: int = 0
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _, methods = await reader.readexactly(2)
+        await reader.readexactly(methods)
+        writer.write(b"\x05\x00")
+        _, command, _, kind = await reader.readexactly(4)
+        assert command == 1
+        if kind == 3:
+            host = (await reader.readexactly((await reader.readexactly(1))[0])).decode()
+        else:
+            host = ".".join(str(byte) for byte in await reader.readexactly(4))
+        (port,) = struct.unpack(">H", await reader.readexactly(2))
+        self.asked.append((host, port))
+        writer.write(bytes([5, self.code, 0, 1, 0, 0, 0, 0, 0, 0]))
+        await writer.drain()
+        if self.code == 0:
+            await join(reader, writer, self.addresses.get(host, host), port)
+
+
+async def test_plain_http_goes_through_the_proxy() -> None:
+    proxy = HttpProxy()
+    async with (
+        serving(hello) as url,
+        listening(proxy) as port,
+        calling(proxy_url=f"http://me:pass@127.0.0.1:{port}") as outbound,
+    ):
+        reply = await outbound.fetch("GET", f"{url}/x", headers={})
+    assert reply.body == b"hello"
+    assert proxy.asked == [f"GET {url}/x HTTP/1.1"]
+    assert proxy.passwords == ["Proxy-Authorization: Basic bWU6cGFzcw=="]
+
+
+async def test_https_goes_through_the_proxys_tunnel() -> None:
+    proxy, greetings = HttpProxy(), list[bytes]()
+
+    async def peer(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        greetings.append(await reader.read(3))
+
+    async with (
+        listening(peer) as backend,
+        listening(proxy) as port,
+        calling(proxy_url=f"http://127.0.0.1:{port}") as outbound,
+    ):
+        error = await failing(outbound, f"https://127.0.0.1:{backend}/x")
+    assert proxy.asked == [f"CONNECT 127.0.0.1:{backend} HTTP/1.1"]
+    # The start of a TLS handshake, end to end.
+    assert greetings[0][:2] == b"\x16\x03"
+    # Which the backend broke off before it had the request.
+    assert error.kind.is_path
+
+
+async def test_socks_goes_through_the_proxy() -> None:
+    proxy = SocksProxy()
+    async with (
+        serving(hello) as url,
+        listening(proxy) as port,
+        calling(proxy_url=f"socks5://127.0.0.1:{port}") as outbound,
+    ):
+        replies = [await outbound.fetch("GET", url, headers={}) for _ in range(2)]
+    assert [reply.body for reply in replies] == [b"hello", b"hello"]
+    backend = int(url.rpartition(":")[2])
+    # One connection served both.
+    assert proxy.asked == [("127.0.0.1", backend)]
+
+
+async def test_socks5h_leaves_the_name_to_the_proxy() -> None:
+    proxy = SocksProxy(addresses={"backend.invalid": "127.0.0.1"})
+    async with serving(hello) as url, listening(proxy) as port:
+        backend = int(url.rpartition(":")[2])
+        async with calling(proxy_url=f"socks5h://127.0.0.1:{port}") as outbound:
+            reply = await outbound.fetch("GET", f"http://backend.invalid:{backend}/", headers={})
+    assert reply.body == b"hello"
+    assert proxy.asked == [("backend.invalid", backend)]
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h"])
+async def test_a_proxy_that_is_not_there_is_an_error_and_nothing_goes_direct(scheme: str) -> None:
+    reached: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        reached.append(request.path)
+        return web.Response()
+
+    port = await unused_port()
+    async with serving(handler) as url, calling(proxy_url=f"{scheme}://127.0.0.1:{port}") as outbound:
+        error = await failing(outbound, url)
+    assert error.kind is NetKind.PROXY
+    assert error.kind.is_path
+    assert reached == []
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+        b"hang up",
+    ],
+)
+async def test_a_tunnel_that_is_refused_never_carried_the_request(refusal: bytes) -> None:
+    proxy = HttpProxy(refusal=refusal)
+    async with listening(proxy) as port, calling(proxy_url=f"http://127.0.0.1:{port}") as outbound:
+        error = await failing(outbound, "https://127.0.0.1:1/x")
+    assert error.kind is NetKind.PROXY
+    assert len(proxy.asked) == 1
+
+
+async def test_a_socks_proxy_that_refuses_never_carried_the_request() -> None:
+    proxy = SocksProxy(code=5)
+    async with listening(proxy) as port, calling(proxy_url=f"socks5://127.0.0.1:{port}") as outbound:
+        error = await failing(outbound, "http://127.0.0.1:1/x")
+    assert error.kind is NetKind.PROXY
+    assert proxy.asked == [("127.0.0.1", 1)]
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+async def test_a_proxy_that_never_answers_has_the_connect_deadline(scheme: str) -> None:
+    async with listening(say_nothing) as port, calling(proxy_url=f"{scheme}://127.0.0.1:{port}") as outbound:
+        error = await failing(outbound, "https://127.0.0.1:1/x", Deadlines(0.05, 30.0, 30.0))
+    assert error.kind.is_path
+
+
+async def test_tls_that_fails_behind_a_socks_proxy_is_the_ways_fault() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"no TLS here, nor will there be any\r\n")
+
+    proxy = SocksProxy()
+    async with (
+        listening(peer) as backend,
+        listening(proxy) as port,
+        calling(proxy_url=f"socks5://127.0.0.1:{port}") as outbound,
+    ):
+        error = await failing(outbound, f"https://127.0.0.1:{backend}")
+    assert error.kind is NetKind.TLS
+
+
+@pytest.mark.parametrize(
+    "proxy", ["ftp://127.0.0.1:1", "socks9://127.0.0.1:1", "http://127.0.0.1:99999", "http://"]
+)
+async def test_a_proxy_that_nobody_can_call_is_an_error_of_the_way(proxy: str) -> None:
+    async with serving(hello) as url, calling() as outbound:
+        error = await failing(outbound, url, proxy_url=proxy)
+    assert error.kind is NetKind.PROXY
+
+
+async def test_an_own_proxy_outranks_the_configured_one() -> None:
+    proxy = HttpProxy()
+    port = await unused_port()
+    async with (
+        serving(hello) as url,
+        listening(proxy) as own,
+        calling(proxy_url=f"http://127.0.0.1:{port}") as outbound,
+    ):
+        reply = await outbound.fetch("GET", f"{url}/x", headers={}, proxy_url=f"http://127.0.0.1:{own}")
+    assert reply.body == b"hello"
+    assert len(proxy.asked) == 1
+
+
+async def test_a_changed_proxy_serves_new_calls_while_old_answers_go_on() -> None:
+    go_on = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path != "/slow":
+            return web.Response(text="hello")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one")
+        await go_on.wait()
+        await response.write(b"two")
+        return response
+
+    proxy = HttpProxy()
+    async with serving(handler) as url, listening(proxy) as port:
+        live = Live(Settings())
+        outbound = Outbound(live)
+        slow = await outbound.open("GET", f"{url}/slow", headers={}, body=None, deadlines=LATER)
+        live.replace(Settings(proxy_url=f"http://127.0.0.1:{port}"))
+        assert (await outbound.fetch("GET", f"{url}/new", headers={})).body == b"hello"
+        go_on.set()
+        assert await slow.read_all() == b"onetwo"
+        slow.release()
+        await outbound.aclose()
+    assert proxy.asked == [f"GET {url}/new HTTP/1.1"]
+
+
+async def test_a_cancelled_call_is_cancelled() -> None:
+    async with listening(say_nothing) as port, calling() as outbound:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await outbound.open("GET", f"http://127.0.0.1:{port}", headers={}, body=None, deadlines=LATER)
