@@ -1,0 +1,391 @@
+"""Every setting that counts at once: an edit of the real file, and its effect on what callers get."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from codex_proxy import config
+from codex_proxy.config import KEYS
+from codex_proxy.net import http as net
+from codex_proxy.simulator import Simulator
+from tests.harness import LITE, STANDARD, Stand, standing
+from tests.process import client, running, write_config
+
+TURN = {"model": STANDARD, "input": "hi"}
+
+
+@pytest.fixture(autouse=True)
+def level_is_kept() -> Iterator[None]:
+    """The level of our loggers is the process's, not the test's."""
+    ours = logging.getLogger("codex_proxy")
+    before = ours.level
+    yield
+    ours.setLevel(before)
+
+
+class Edits:
+    """The daemon's configuration file, in the hands of its owner."""
+
+    def __init__(self, stand: Stand) -> None:
+        self._stand = stand
+        self._file = stand.folder / "config.yaml"
+
+    async def edit(self, **settings: object) -> None:
+        """Change keys (`_` for `-`) and wait until they count."""
+        text = await asyncio.to_thread(self._file.read_text, encoding="utf-8")
+        names = {name.replace("_", "-"): value for name, value in settings.items()}
+        lines = [line for line in text.splitlines() if line.partition(":")[0] not in names]
+        lines += [f"{name}: {value}" for name, value in names.items()]
+        live = self._stand.daemon.live
+        before = live.current
+        await asyncio.to_thread(self._file.write_text, "\n".join(lines) + "\n", encoding="utf-8")
+        await self._stand.until(lambda: live.current is not before, 3.0)
+
+
+@contextlib.asynccontextmanager
+async def way_out(port: int) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Run a proxy that sends everything to *port*; yields its URL and the first line of each request."""
+    seen: list[bytes] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, notes: bool) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(65_536):
+                    if notes:
+                        seen.append(data.partition(b"\r\n")[0])
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(pump(reader, back, notes=True), pump(there, writer, notes=False))
+
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def status(stand: Stand, **headers: str) -> int:
+    return (await stand.post(body=TURN, headers=headers)).status
+
+
+# --- one check for each key: before the edit, the edit, after it
+
+Check = Callable[[Stand, Edits], Awaitable[None]]
+CHECKS: dict[str, Check] = {}
+
+
+def checks(key: str) -> Callable[[Check], Check]:
+    def remember(check: Check) -> Check:
+        CHECKS[key] = check
+        return check
+
+    return remember
+
+
+@checks("proxy-url")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert await status(stand) == 200
+    async with way_out(stand.sim.port) as (url, seen):
+        await edits.edit(proxy_url=url)
+        assert await status(stand) == 200
+        # A proxy is asked for the whole address.
+        assert seen[-1].startswith(b"POST http://127.0.0.1:")
+        count = len(seen)
+        await edits.edit(proxy_url='""')
+        assert await status(stand) == 200
+        assert len(seen) == count
+        await stand.daemon.outbound.aclose()
+
+
+@checks("log-level")
+async def _(stand: Stand, edits: Edits) -> None:
+    edge = logging.getLogger("codex_proxy.server.middleware")
+    assert not edge.isEnabledFor(logging.DEBUG)
+    await edits.edit(log_level="debug")
+    assert edge.isEnabledFor(logging.DEBUG)
+    await edits.edit(log_level="error")
+    assert not edge.isEnabledFor(logging.WARNING)
+
+
+@checks("refresh-interval")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert stand.daemon.keeper.seconds_to_next_refresh() == 10
+    await edits.edit(refresh_interval="500ms")
+    assert stand.daemon.keeper.seconds_to_next_refresh() == 0.5
+
+
+@checks("max-retry")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(max_retry=0)
+    stand.sim.set_all("server_error")
+    assert await status(stand) == 429
+    assert len(stand.sim.turns) == 1
+    await edits.edit(max_retry=1)
+    assert await status(stand) == 429
+    assert len(stand.sim.turns) == 3
+
+
+@checks("health-check-interval")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert not stand.sim.requests
+    for account in stand.daemon.pool:
+        account.quota.seen_at = None
+    await edits.edit(health_check_interval="10ms")
+    await stand.until(lambda: any(r.path.endswith("/wham/usage") for r in stand.sim.requests), 2.0)
+
+
+@checks("health-check-max-failures")
+async def _(stand: Stand, edits: Edits) -> None:
+    # Refused whatever is sent, fresh tokens too.
+    stand.sim.set_all("unauthorized", times=1000)
+    await stand.post("/check-quota")
+    assert (await stand.stats())["summary"]["needs_login"] == 0
+    await edits.edit(health_check_max_failures=1)
+    await stand.post("/check-quota")
+    assert (await stand.stats())["summary"]["needs_login"] == len(stand.accounts)
+
+
+@checks("health-check-concurrency")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(health_check_concurrency=1)
+    assert await most_at_once(stand, "/check-quota") == 1
+    await edits.edit(health_check_concurrency=3)
+    assert await most_at_once(stand, "/check-quota") == 3
+
+
+@checks("refresh-concurrency")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(refresh_concurrency=1)
+    for account in stand.accounts:
+        account.set("ok", refresh="slow", refresh_seconds=0.05)
+    begun = time.monotonic()
+    await stand.post("/refresh")
+    assert time.monotonic() - begun >= 0.05 * len(stand.accounts)
+
+
+async def most_at_once(stand: Stand, path: str) -> int:
+    """Return how many requests of a round the backend had at a time, at most."""
+    stand.sim.latency = 0.03
+    for account in stand.accounts:
+        account.set("slow", delay=0.03, everywhere=True)
+    done = asyncio.get_running_loop().create_task(stand.post(path))
+    most = 0
+    before = len(stand.sim.requests)
+    while not done.done():
+        most = max(most, sum(not r.closed.is_set() for r in stand.sim.requests[before:]))
+        await asyncio.sleep(0.001)
+    assert (await done).status == 200
+    return most
+
+
+@checks("api-keys")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert await status(stand) == 200
+    await edits.edit(api_keys="[first-client-key]")
+    assert await status(stand) == 401
+    assert await status(stand, Authorization="Bearer first-client-key") == 200
+    await edits.edit(api_keys="[other-client-key]")
+    assert await status(stand, Authorization="Bearer first-client-key") == 401
+    assert await status(stand, **{"x-api-key": "other-client-key"}) == 200
+    await edits.edit(api_keys="[]")
+    assert await status(stand) == 200
+
+
+@checks("allowed-hosts")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert await status(stand, Host="proxy.lan") == 403
+    await edits.edit(allowed_hosts="[proxy.lan]")
+    assert await status(stand, Host="proxy.lan:8080") == 200
+    assert await status(stand, Host="other.lan") == 403
+
+
+async def deadlines_of(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> list[net.Deadlines]:
+    seen: list[net.Deadlines] = []
+    real = net.Outbound.open
+
+    async def spy(self: net.Outbound, method: str, url: str, **rest: object) -> net.Answer:
+        deadlines = rest["deadlines"]
+        assert isinstance(deadlines, net.Deadlines)
+        seen.append(deadlines)
+        return await real(self, method, url, **rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(net.Outbound, "open", spy)
+        assert await status(stand) == 200
+    return seen
+
+
+@checks("connect-timeout")
+async def _(stand: Stand, edits: Edits) -> None:
+    # A connection that takes its time cannot be had on loopback: what is asked for is looked at.
+    with pytest.MonkeyPatch.context() as patch:
+        assert [d.connect for d in await deadlines_of(stand, patch)] == [10.0]
+        await edits.edit(connect_timeout="3s")
+        assert [d.connect for d in await deadlines_of(stand, patch)] == [3.0]
+
+
+@checks("first-byte-timeout")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(first_byte_timeout="50ms", max_retry=0)
+    stand.sim.set_all("stall", where="headers")
+    begun = time.monotonic()
+    assert await status(stand) == 429
+    assert time.monotonic() - begun < 2
+    await stand.until(lambda: stand.sim.turns[0].cancelled)
+
+
+@checks("compact-timeout")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(compact_timeout="50ms", max_retry=0)
+    stand.sim.set_all("stall", where="headers")
+    begun = time.monotonic()
+    assert (await stand.post("/v1/responses/compact", {**TURN, "input": []})).status == 429
+    assert time.monotonic() - begun < 2
+
+
+@checks("idle-timeout")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(idle_timeout="50ms", max_retry=0)
+    stand.sim.set_all("stall", where="middle")
+    answer = await stand.ask("hi")
+    assert answer.types[-1] == "response.failed"
+
+
+@checks("keep-alive-after")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(keep_alive_after="20ms")
+    stand.sim.set_all("stall", where="middle", seconds=0.15)
+    answer = await stand.ask("hi", codex=True)
+    assert "keepalive" in answer.types
+    assert answer.types[-1] == "response.completed"
+
+
+@checks("hold-created")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(hold_created="30ms", idle_timeout="200ms", max_retry=0)
+    stand.sim.set_all("stall", where="created")
+    answer = await stand.ask("hi")
+    # Held until the silence ends it, it would have been a status.
+    assert answer.status == 200
+    assert answer.types[0] == "response.created"
+
+
+@checks("max-body-bytes")
+async def _(stand: Stand, edits: Edits) -> None:
+    body = {**TURN, "input": "x" * 2000}
+    assert (await stand.post(body=body)).status == 200
+    await edits.edit(max_body_bytes="1KiB")
+    assert (await stand.post(body=body)).status == 413
+    await edits.edit(max_body_bytes="1MiB")
+    assert (await stand.post(body=body)).status == 200
+
+
+@checks("drain-timeout")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(drain_timeout="50ms")
+    stand.sim.set_all("stall", where="middle")
+    async with stand.session.post("/v1/responses", json={**TURN, "stream": True}) as answer:
+        begun = time.monotonic()
+        await asyncio.wait_for(stand.daemon.stop(), 2)
+        assert time.monotonic() - begun >= 0.05
+        assert b"event: response.failed" in await answer.read()
+
+
+@checks("originator")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(originator="my_house")
+    assert await status(stand) == 200
+    assert stand.sim.turns[-1].headers["originator"] == "my_house"
+
+
+@checks("user-agent")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(user_agent="my-house/7")
+    assert await status(stand) == 200
+    assert stand.sim.turns[-1].headers["user-agent"] == "my-house/7"
+
+
+@checks("model-profiles")
+async def _(stand: Stand, edits: Edits) -> None:
+    lite = "x-openai-internal-codex-responses-lite"
+    stand.sim.wire = "any"
+    await edits.edit(model_profiles=f"{{{STANDARD}: lite, {LITE}: standard}}")
+    assert (await stand.ask("hi", model=STANDARD)).status == 200
+    assert stand.sim.turns[-1].headers[lite] == "true"
+    assert (await stand.ask("hi", model=LITE)).status == 200
+    assert lite not in stand.sim.turns[-1].headers
+
+
+@checks("models-client-version")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(models_client_version='"7.8.9"')
+    for account in stand.daemon.pool:
+        account.models_at = None
+    stand.daemon.keeper._models_after.clear()
+    await stand.daemon.keeper.fetch_models()
+    lists = [r for r in stand.sim.requests if r.path.endswith("/models")]
+    assert [r.query for r in lists] == ["client_version=7.8.9"] * len(stand.accounts)
+
+
+@pytest.mark.parametrize("key", [key.name for key in KEYS.values() if key.live])
+async def test_an_edit_of_the_file_counts(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "POLL_SECONDS", 0.01)
+    async with standing(tmp_path, accounts=4) as stand:
+        await CHECKS[key](stand, Edits(stand))
+
+
+# --- a real process, at its own pace
+
+
+async def test_a_running_daemon_follows_its_file_within_two_seconds(tmp_path: Path) -> None:
+    async with Simulator(1) as sim:
+        sim.write_auth_files(tmp_path / "auths")
+        config_file = write_config(tmp_path, sim)
+        async with running(config_file) as daemon, client(daemon.url) as session:
+
+            async def saw(code: int, text: str = "hi") -> float:
+                """Wait until a turn is answered with *code*; return how long that took."""
+                begun = time.monotonic()
+                while True:
+                    body = {**TURN, "input": text}
+                    async with session.post("/v1/responses", json=body) as answer:
+                        await answer.read()
+                        if answer.status == code:
+                            return time.monotonic() - begun
+                    assert time.monotonic() - begun < 5
+                    await asyncio.sleep(0.02)
+
+            await saw(200)
+            write_config(tmp_path, sim, max_body_bytes="1KiB", log_level="debug")
+            assert await saw(413, "x" * 2000) < 2.0
+            await daemon.logged(r"configuration read again changed=log-level,max-body-bytes")
+            await daemon.logged(r"DEBUG codex_proxy\.")
+
+            # A broken edit changes nothing, not even what is right in it, and names its line.
+            good = config_file.read_text(encoding="utf-8")
+            config_file.write_text(
+                good + "api-keys: [some-client-key-1]\nmax-retry: many\n", encoding="utf-8"
+            )
+            line = len(good.splitlines()) + 2
+            said = await daemon.logged("configuration is broken, the old settings stay: (.*)")
+            assert f"{config_file}:{line}" in said[1]
+            assert "max-retry" in said[1]
+            assert await saw(413, "x" * 2000) < 1.0
+
+            write_config(tmp_path, sim, api_keys="[some-client-key-1]", listen="127.0.0.1:1")
+            assert await saw(401) < 2.0
+            await daemon.logged("setting needs a restart key=listen")
+            assert await daemon.stop() == 0
+            assert "some-client-key-1" not in daemon.log
+            assert json.dumps(TURN["input"]) not in daemon.log
