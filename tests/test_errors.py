@@ -160,6 +160,15 @@ def test_a_secret_is_taken_out_wherever_it_stands(secret: str, around: str) -> N
     assert "[token]" in text or "[email]" in text
 
 
+@pytest.mark.parametrize("field", ["message", "type", "code", "param"])
+def test_no_field_of_a_refusal_repeats_a_secret(field: str) -> None:
+    for payload in (
+        {"error": {"message": "no", field: "rt_0123456789abcdef"}},
+        {"error": "rt_0123456789abcdef"},
+    ):
+        assert "0123456789" not in repr(fault_of(payload))
+
+
 def test_an_opaque_bearer_is_taken_out() -> None:
     assert Redact.text("authorization: bearer qwerty123, x") == "authorization: bearer [token], x"
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Listener:
 
     def __init__(self) -> None:
         self._places: list[_Place] = []
+        # Closed with the last bytes of an answer still in them, perhaps.
+        self._closing: list[asyncio.Transport] = []
 
     async def open_port(self, app: web.Application, host: str | None, port: int) -> int:
         """Serve *app* on a TCP port (0: a free one; host None: every interface); return the port.
@@ -104,6 +107,8 @@ class Listener:
             if place.runner.server is not None:
                 for connection in place.runner.server.connections:
                     if connection not in place.in_work:
+                        if connection.transport is not None:
+                            self._closing.append(connection.transport)
                         # Its milder `close` leaves the connection open with nobody reading.
                         connection.force_close()
 
@@ -114,15 +119,16 @@ class Listener:
 
     async def flush(self) -> None:
         """Wait until everything written has left for the network."""
-        while any(map(self._has_unsent, self._places)):  # noqa: ASYNC110 -- nobody tells of an empty buffer
+        while any(transport.get_write_buffer_size() for transport in self._transports()):  # noqa: ASYNC110 -- nobody tells of an empty buffer
             await asyncio.sleep(_FLUSH_POLL_SECONDS)
 
-    def _has_unsent(self, place: _Place) -> bool:
-        server = place.runner.server
-        return server is not None and any(
-            connection.transport is not None and connection.transport.get_write_buffer_size()
-            for connection in server.connections
-        )
+    def _transports(self) -> Iterator[asyncio.Transport]:
+        yield from self._closing
+        for place in self._places:
+            if place.runner.server is not None:
+                for connection in place.runner.server.connections:
+                    if connection.transport is not None:
+                        yield connection.transport
 
     async def aclose(self) -> None:
         """Close what is left."""

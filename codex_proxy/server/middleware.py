@@ -6,6 +6,7 @@ the rest.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -113,7 +114,16 @@ def edge(renderers: Mapping[str, Renderer]) -> Middleware:
         in_work, connection = request.app[IN_WORK], request.protocol
         in_work.enter(connection)
         try:
-            return await handle(request, handler)
+            response = await handle(request, handler)
+            # Written here and not after us, so that it counts as work until it is out. Who has
+            # left meanwhile is found out once more by whoever called us.
+            with contextlib.suppress(ConnectionError):
+                await response.prepare(request)
+                await response.write_eof()
+            if in_work.is_closing:
+                # Its head may have gone out before that was so.
+                response.force_close()
+            return response
         finally:
             in_work.leave(connection)
 

@@ -458,13 +458,15 @@ async def test_tokens_are_counted_without_an_account(bench: Bench) -> None:
 async def test_a_compacted_conversation_goes_on_where_it_was_compacted(bench: Bench) -> None:
     # The SDK has no type for a user's message in an output, though its docs say that there are some.
     sdk = bench.aio(**LOOSE)
-    # Whoever comes next would be another account if nothing held the conversation.
     compacted = await sdk.responses.compact(
         model=STANDARD, input=[{"role": "user", "content": "Remember me."}], instructions="Be brief."
     )
     (compactor,) = [request.account for request in bench.sim.requests if request.path.endswith("/compact")]
     assert compacted.object == "response.compaction"
     assert compacted.output[-1].type == "compaction"
+    # Only this account can read it, though every other one has more left.
+    bench.sim.account(str(compactor)).use(primary=80)
+    await bench.stand.post("/check-quota", headers={"Authorization": f"Bearer {KEY}"})
     history: list[Any] = [item.to_dict(warnings=False) for item in compacted.output]
     for number in range(3):
         answer = await sdk.responses.create(

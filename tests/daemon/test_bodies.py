@@ -41,14 +41,15 @@ def with_input(rest: bytes) -> bytes:
 
 
 async def send(stand: Stand, path: str, body: Any, **headers: str) -> tuple[int, Any]:
-    """Post raw bytes; an answer takes less than a second, and a refusal has the shape of one."""
+    """Post raw bytes; an answer comes soon, and a refusal has the shape of one."""
     if isinstance(body, bytes):
         body = io.BytesIO(body)
     begun = time.monotonic()
     async with stand.session.post(path, data=body, headers={**JSON_HEADERS, **headers}) as response:
         answer = json.loads(await response.read())
         status = response.status
-    assert time.monotonic() - begun < 1.0
+    # Milliseconds, a tenth of a second for 10 MB; the rest is for a machine that has much to do.
+    assert time.monotonic() - begun < 2.0
     if status >= 400:
         assert set(answer) == {"error"}
         assert set(answer["error"]) == {"message", "type", "param", "code"}

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -60,44 +59,42 @@ def short() -> Iterator[Path]:
 
 async def test_what_a_slow_reader_has_not_got_yet_is_waited_for() -> None:
     async with listening() as (listener, port):
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-            sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-            reader, writer = await asyncio.open_connection(sock=sock, limit=65_536)
-            writer.write(ASK_BIG)
-            head = await reader.readuntil(b"\r\n\r\n")
-            await listener.refuse()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(ASK_BIG)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await listener.refuse()
 
-            async def everything_out() -> None:
-                await listener.wait_idle()
-                await listener.flush()
+        async def everything_out() -> None:
+            await listener.wait_idle()
+            await listener.flush()
 
-            waiting = asyncio.get_running_loop().create_task(everything_out())
-            done, _ = await asyncio.wait({waiting}, timeout=0.05)
-            assert not done, "it did not wait for bytes that cannot have left"
-            body = await asyncio.wait_for(reader.read(), 10)
-            await asyncio.wait_for(waiting, 2)
-            writer.close()
+        waiting = asyncio.get_running_loop().create_task(everything_out())
+        done, _ = await asyncio.wait({waiting}, timeout=0.05)
+        assert not done, "it did not wait for bytes that cannot have left"
+        body = await asyncio.wait_for(reader.read(), 10)
+        await asyncio.wait_for(waiting, 2)
+        writer.close()
     assert head.startswith(b"HTTP/1.1 200 ")
     assert body == BIG
 
 
 async def test_bytes_that_only_wait_in_our_buffer_are_unsent() -> None:
-    """The handler has ended long before its last bytes have left."""
+    """Their handler has ended; the connection is idle, and closed as such."""
     async with listening() as (listener, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await reader.readuntil(b"\r\n\r\n")
-        (connection,) = listener._places[0].runner.server.connections  # type: ignore[union-attr]
-        assert connection.transport is not None
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404 ")
         await asyncio.wait_for(listener.flush(), 1)
+        (transport,) = listener._transports()
         # More than any socket takes in while nobody reads.
-        connection.transport.write(BIG * 2)
+        transport.write(BIG * 2)
+        assert listener.in_work == 0
+        await listener.refuse()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(listener.flush(), 0.05)
-        await listener.wait_idle()
-        await reader.readexactly(len(BIG))
+        assert (await asyncio.wait_for(reader.read(), 10)).endswith(BIG * 2)
+        await asyncio.wait_for(listener.flush(), 1)
         writer.close()
 
 
