@@ -155,8 +155,8 @@ class Daemon:
                 # A terminal event in our buffer is none yet.
                 await self._listener.flush()
         await self._listener.aclose()
+        self.keeper.end()
         try:
-            # The wait for another process's lock comes before an exchange and may be cut.
             async with asyncio.timeout(EXCHANGE_SECONDS + 5.0):
                 # What could start another exchange ends first; those in flight are waited for.
                 await self.background.aclose()

@@ -78,13 +78,17 @@ class Origins:
         """Note that *account* issued an item."""
         self._issued.put(_digest(content), account, now)
 
+    def of(self, content: str, now: float) -> str | None:
+        """Return the key of the account that issued an item, when that is known."""
+        return self._issued.get(_digest(content), now)
+
     def refused(self, content: str, account: str, now: float) -> None:
         """Note that *account* could not read an item."""
         self._refused.put(f"{account}:{_digest(content)}", True, now)
 
     def is_foreign(self, content: str, account: str, now: float) -> bool:
         """Tell whether an item is not known to come from *account*."""
-        return self._issued.get(_digest(content), now) != account
+        return self.of(content, now) != account
 
     def was_refused(self, content: str, account: str, now: float) -> bool:
         """Tell whether *account* has refused this item before."""

@@ -59,6 +59,10 @@ class Want:
     session: str | None = None
     prefer: str | None = None
     """The key of the account that the caller's turn is bound to."""
+    compacted: tuple[str, ...] = ()
+    """Encrypted history, which only the account that wrote it can read."""
+    encrypted: tuple[str, ...] = ()
+    """Encrypted reasoning, which others can do without."""
 
     @property
     def refusal(self) -> str:
@@ -250,18 +254,25 @@ class Pool:
         return Lease(self, account, want, why, self._clock.monotonic())
 
     def _choose(self, ready: list[Account], want: Want, now: float) -> tuple[Account, str]:
-        if want.prefer is not None:
+        for key, why in self._bonds(want, now):
             for account in ready:
-                if account.key == want.prefer:
-                    return account, "turn state"
-        bound = self._affinity.find(want.session, now)
-        if bound is not None:
-            for account in ready:
-                if account.key == bound:
-                    return account, "conversation"
+                if account.key == key:
+                    return account, why
         # A caller need not wait for an exchange while another account's token is good.
         fresh = [account for account in ready if account.access_is_valid(now)]
         return self._strategy.choose(fresh or ready, self._families.get(want.counted), now)
+
+    def _bonds(self, want: Want, now: float) -> Iterator[tuple[str | None, str]]:
+        """Name the accounts that a request belongs to, the strongest bond first."""
+        if want.prefer is not None:
+            yield want.prefer, "turn state"
+        if want.compacted:
+            yield self.origins.of(want.compacted[-1], now), "compacted history"
+        if want.session is not None:
+            yield self._affinity.find(want.session, now), "conversation"
+        if want.encrypted:
+            # A caller that names no conversation still carries its last account's reasoning.
+            yield self.origins.of(want.encrypted[-1], now), "reasoning"
 
     def _may(self, account: Account, want: Want, now: float) -> bool:
         return self._has(account, want) and self._family_hold(account, want, now) is None
@@ -347,6 +358,9 @@ class Pool:
         self._path_faults.clear()
         if lease.want.session is not None:
             self._affinity.bind(lease.want.session, account.key, now)
+        for content in lease.want.compacted:
+            # It could read that, so it wrote it, also before we were started.
+            self.origins.issued(content, account.key, now)
 
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         """Draw the consequences of a failure for its account, and for nobody else."""

@@ -79,7 +79,12 @@ class Keeper:
         self._checks = Slots(lambda: live.current.health_check_concurrency)
         self._jitter: dict[str, float] = {}
         self._signature: store.Signature | None = None
+        self._is_ending = False
         self._models_after: dict[str, float] = {}
+
+    def end(self) -> None:
+        """Begin no further exchange; those whose request is under way go on."""
+        self._is_ending = True
 
     # -- files ----------------------------------------------------------------------------
 
@@ -177,7 +182,7 @@ class Keeper:
     async def _exchange(self, account: Account, reason: Reason) -> bool:
         try:
             async with self._exchanges:
-                return await self._exchange_once(account, reason)
+                return not self._is_ending and await self._exchange_once(account, reason)
         finally:
             account.refreshing = None
             # Files were left alone meanwhile.
@@ -190,6 +195,8 @@ class Keeper:
             # Whoever held the lock before us has written what it got.
             if await self._reread(account) and account.access_is_valid(self._clock.now()):
                 return True
+            if self._is_ending:
+                return False
             if not is_ours:
                 self._rest(account, "another process is exchanging it")
                 return False
@@ -299,7 +306,7 @@ class Keeper:
         while True:
             with contextlib.ExitStack() as stack:
                 held = await asyncio.to_thread(stack.enter_context, store.exchange_lock(account.credential))
-                if held or self._clock.monotonic() >= deadline:
+                if held or self._is_ending or self._clock.monotonic() >= deadline:
                     yield held
                     return
             await self._clock.sleep(_LOCK_POLL_SECONDS)

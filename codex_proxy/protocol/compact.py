@@ -88,7 +88,7 @@ def decode_passthrough(
         headers=forwarded,
         turn_state=headers.get(TURN_STATE) or (turn_state if isinstance(turn_state, str) else None),
         encrypted=survey.encrypted,
-        has_compaction=survey.has_compaction,
+        compacted=survey.compacted,
         input_bytes=max(len(sent) - survey.opaque_bytes, 0) if body else 0,
         has_body_turn_state=TURN_STATE in metadata,
     )

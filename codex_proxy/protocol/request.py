@@ -61,8 +61,8 @@ class BackendRequest:
     """The caller's turn-state, as we wrapped it."""
     encrypted: tuple[str, ...] = ()
     """The encrypted contents of the reasoning items in the input."""
-    has_compaction: bool = False
-    """Whether the input holds encrypted history, which only its own account can read."""
+    compacted: tuple[str, ...] = ()
+    """The encrypted contents of history in the input; only the account that wrote one can read it."""
     input_bytes: int = 0
     """How much text the model reads, for an estimate."""
     has_body_turn_state: bool = False
@@ -102,6 +102,7 @@ class BackendRequest:
         """Forget the body: no attempt will follow. What the answer needs stays."""
         self.body = b""
         self.encrypted = ()
+        self.compacted = ()
 
     def _parse(self) -> JsonObject | None:
         try:

@@ -165,7 +165,7 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
         headers=forwarded,
         turn_state=headers.get(TURN_STATE) or (turn_state if isinstance(turn_state, str) else None),
         encrypted=survey.encrypted,
-        has_compaction=survey.has_compaction,
+        compacted=survey.compacted,
         input_bytes=max(len(rendered) - survey.opaque_bytes, 0),
         has_body_turn_state=TURN_STATE in metadata,
     )
@@ -174,11 +174,11 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
 class Survey:
     """What a request's input holds that an account or an estimate must know of."""
 
-    __slots__ = ("encrypted", "has_compaction", "opaque_bytes")
+    __slots__ = ("compacted", "encrypted", "opaque_bytes")
 
     def __init__(self, items: Any) -> None:
         encrypted: list[str] = []
-        self.has_compaction = False
+        compacted: list[str] = []
         self.opaque_bytes = 0
         """The size of pictures, files and encrypted contents: bytes that are no text."""
         for item in items if isinstance(items, list) else ():
@@ -191,7 +191,7 @@ class Survey:
                 if kind == "reasoning":
                     encrypted.append(value)
                 elif kind in _COMPACTIONS:
-                    self.has_compaction = True
+                    compacted.append(value)
             if kind == "image_generation_call" and isinstance(item.get("result"), str):
                 self.opaque_bytes += len(item["result"])
             for part in _parts(item):
@@ -200,6 +200,7 @@ class Survey:
                     if isinstance(data, str):
                         self.opaque_bytes += len(data)
         self.encrypted = tuple(encrypted)
+        self.compacted = tuple(compacted)
 
 
 # Checks that hold for every caller.

@@ -48,6 +48,8 @@ class AccountRoute:
             request.endpoint,
             request.session,
             bound.key if bound is not None else None,
+            request.compacted,
+            request.encrypted,
         )
         return AccountLease(self, self._pool.pick(want, tried))
 
@@ -160,14 +162,15 @@ class AccountLease:
         return f"{self.key[:_TAG_LENGTH]}.{value}"
 
     def observe(self, kind: str, payload: Mapping[str, object]) -> None:
-        """Take in quota numbers, and note which account issued an encrypted item."""
+        """Take in quota numbers, and note which account issued the encrypted items of an event or an answer."""
         now = self._route._clock.now()
         if kind == "codex.rate_limits":
             self._account.quota.read_event(payload, now)
             return
-        item = payload.get("item")
-        if isinstance(item, Mapping) and isinstance(item.get("encrypted_content"), str):
-            self._route._pool.origins.issued(item["encrypted_content"], self.key, now)
+        output = payload.get("output")
+        for item in (payload.get("item"), *(output if isinstance(output, list) else ())):
+            if isinstance(item, Mapping) and isinstance(item.get("encrypted_content"), str):
+                self._route._pool.origins.issued(item["encrypted_content"], self.key, now)
 
     def ok(self) -> None:
         """Report that the account answered."""

@@ -39,6 +39,7 @@ from codex_proxy.net import Answer, NetError, NetKind
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import failure_of, is_handshake
 from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
+from codex_proxy.protocol.wire import BadJson, loads_lenient
 from codex_proxy.tasks import Background
 from codex_proxy.trace import Attempt, End, Trace, TraceSink, Usage
 from codex_proxy.upstream.backend import net_failure
@@ -214,7 +215,8 @@ class Exchange:
             self._executor.finished(self, trace)
 
     async def _fail(self, error: ProxyError) -> None:
-        self._trace.error = error.code or error.type
+        fault = error.fault if isinstance(error, UpstreamError) else error
+        self._trace.error = fault.code or fault.type or "error"
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             await self._sink.fail(error)
 
@@ -501,6 +503,8 @@ class Exchange:
         """Pass an answer on as it is: whole when it is JSON, as it comes when it streams."""
         if "text/event-stream" not in answer.headers.get("content-type", ""):
             data = await answer.read_all(MAX_UNARY_BYTES)
+            if b'"encrypted_content"' in data:
+                self._observe_answer(lease, data)
             await self._begin(lease, answer, slot)
             await self._sink.body(data)
             await self._sink.end()
@@ -513,6 +517,14 @@ class Exchange:
             chunk = await answer.read()
         self._ended = True
         await self._sink.end()
+
+    def _observe_answer(self, lease: Lease, data: bytes) -> None:
+        try:
+            payload = loads_lenient(data)
+        except BadJson:
+            return
+        if isinstance(payload, dict):
+            lease.observe(self._request.endpoint, payload)
 
 
 def _feed(parser: Parser, chunk: bytes) -> Batch:

@@ -65,3 +65,35 @@ async def test_an_account_with_a_limit_is_left_before_the_caller_notices(tmp_pat
             assert answer.types[-1] == "response.completed"
         assert [t.account for t in stand.sim.turns].count(stand.accounts[2].name) == 3
         assert STANDARD
+
+
+async def test_a_conversation_without_a_name_stays_by_its_encrypted_items(tmp_path: Path) -> None:
+    async with standing(tmp_path, accounts=6) as stand:
+        stand.sim.script(Script.reasoning("thinking", "first answer"))
+        first = await stand.ask("hi", stream=False)
+        home = stand.sim.turns[-1].account
+        history = [{"role": "user", "content": "hi"}, *first.json["output"]]
+        for number in range(3):
+            history.append({"role": "user", "content": f"and {number}"})
+            answer = await stand.post(body={"model": STANDARD, "input": history})
+            assert answer.status == 200
+            history += answer.json["output"]
+        assert [turn.account for turn in stand.sim.turns] == [home] * 4
+
+
+async def test_compacted_history_goes_to_the_account_that_wrote_it_at_once(tmp_path: Path) -> None:
+    async with standing(tmp_path, accounts=6) as stand:
+        compact = await stand.post(
+            "/v1/responses/compact", {"model": STANDARD, "input": [{"role": "user", "content": "long"}]}
+        )
+        assert compact.status == 200
+        home = stand.sim.requests[-1].account
+        for _ in range(3):
+            answer = await stand.post(
+                body={
+                    "model": STANDARD,
+                    "input": [*compact.json["output"], {"role": "user", "content": "go on"}],
+                }
+            )
+            assert answer.status == 200
+        assert [turn.account for turn in stand.sim.turns] == [home] * 3

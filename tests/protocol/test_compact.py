@@ -43,7 +43,7 @@ def test_a_compactions_bytes_go_on_as_they_came() -> None:
     request = decode_passthrough(COMPACT, raw, CODEX, catalog=CATALOG)
     assert request.body is raw
     assert (request.endpoint, request.model, request.stream) == ("responses/compact", "gpt-5.5", False)
-    assert (request.session, request.is_codex, request.has_compaction) == ("s-1", True, True)
+    assert (request.session, request.is_codex, bool(request.compacted)) == ("s-1", True, True)
     assert request.encrypted == ("sealed",)
     assert request.headers["x-codex-routing-hint"] == "model=gpt-5.5"
     stripped = request.without_reasoning(lambda _: True)

@@ -369,7 +369,7 @@ def test_pictures_and_seals_do_not_count_as_text() -> None:
     picture = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 50_000}
     seal = {"type": "compaction", "encrypted_content": "g" * 50_000}
     request = ask({"model": "gpt-5.5", "input": [message([picture]), seal]})
-    assert request.has_compaction
+    assert request.compacted
     assert 0 < request.input_bytes < 1000
     assert request.encrypted == ()
 
