@@ -113,11 +113,12 @@ class Slots:
 
     def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
-        self._taken = 0
+        self.taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def __aenter__(self) -> None:
-        while self._taken >= max(1, self._limit()):
+    async def acquire(self) -> None:
+        """Take a slot, waiting for one in turn."""
+        while self.taken >= max(1, self._limit()):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
@@ -129,17 +130,25 @@ class Slots:
             finally:
                 with contextlib.suppress(ValueError):
                     self._waiting.remove(waiter)
-        self._taken += 1
+        self.taken += 1
 
-    async def __aexit__(self, *_: object) -> None:
-        self._taken -= 1
+    def release(self) -> None:
+        """Give a slot back."""
+        self.taken -= 1
         self._wake()
 
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
     def _wake(self) -> None:
-        free = max(1, self._limit()) - self._taken
-        for waiter in list(self._waiting):
-            if free <= 0:
+        # As many as there is room for: the limit may have grown since they began to wait.
+        room = max(1, self._limit()) - self.taken
+        for waiter in self._waiting:
+            if room <= 0:
                 return
             if not waiter.done():
                 waiter.set_result(None)
-                free -= 1
+                room -= 1

@@ -6,6 +6,7 @@ kept, and raised where the handler asks for the `result`.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -28,25 +29,26 @@ EVENT_STREAM = {
 MakeEncoder = Callable[[BackendRequest, Callable[[str], str]], Encoder]
 
 
+@dataclass(slots=True, frozen=True)
+class Terms:
+    """What an answer needs to know of the proxy that gives it."""
+
+    make_encoder: MakeEncoder
+    limits: Callable[[], JsonObject | None]
+    """The pool's own view of its quota."""
+    models_etag: str
+    stall_seconds: float
+    """How long a caller may read nothing."""
+
+
 class Sink:
     """What all sinks share: the request, its story, and an error that nothing was said of yet."""
 
-    def __init__(
-        self,
-        http: web.Request,
-        request: BackendRequest,
-        trace: Trace,
-        *,
-        stall_seconds: float,
-        models_etag: str | None = None,
-        limits: Callable[[], JsonObject | None] | None = None,
-    ) -> None:
+    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
         self._http = http
         self._request = request
         self._trace = trace
-        self._stall_seconds = stall_seconds
-        self._models_etag = models_etag
-        self._limits = limits
+        self._terms = terms
         self._error: ProxyError | None = None
         self._response: web.StreamResponse | None = None
         self.failure: UpstreamError | None = None
@@ -86,10 +88,10 @@ class Sink:
             head.headers,
             self._request,
             wrap_turn_state=head.lease.wrap_turn_state,
-            models_etag=self._models_etag,
+            models_etag=self._terms.models_etag,
         )
-        if self._request.is_codex and self._limits is not None:
-            headers.update(limit_headers(self._limits()))
+        if self._request.is_codex:
+            headers.update(limit_headers(self._terms.limits()))
         return {name: str(value) for name, value in headers.items()}
 
     async def _start(self, headers: Mapping[str, str]) -> web.StreamResponse:
@@ -102,7 +104,7 @@ class Sink:
         assert self._response is not None
         self._delivered += len(data)
         try:
-            async with asyncio.timeout(self._stall_seconds):
+            async with asyncio.timeout(self._terms.stall_seconds):
                 await self._response.write(data)
         except TimeoutError as exc:
             raise self._stalled() from exc
@@ -110,7 +112,7 @@ class Sink:
     async def _write_eof(self) -> None:
         assert self._response is not None
         try:
-            async with asyncio.timeout(self._stall_seconds):
+            async with asyncio.timeout(self._terms.stall_seconds):
                 await self._response.write_eof()
         except TimeoutError as exc:
             raise self._stalled() from exc
@@ -127,26 +129,13 @@ class StreamSink(Sink):
 
     is_stream = True
 
-    def __init__(
-        self,
-        http: web.Request,
-        request: BackendRequest,
-        trace: Trace,
-        make_encoder: MakeEncoder,
-        *,
-        stall_seconds: float,
-        models_etag: str | None = None,
-        limits: Callable[[], JsonObject | None] | None = None,
-    ) -> None:
-        super().__init__(
-            http, request, trace, stall_seconds=stall_seconds, models_etag=models_etag, limits=limits
-        )
-        self._make_encoder = make_encoder
+    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
+        super().__init__(http, request, trace, terms)
         self._encoder: Encoder | None = None
 
     async def open(self, head: Head) -> None:
         """Write the head of the answer."""
-        self._encoder = self._make_encoder(self._request, head.lease.wrap_turn_state)
+        self._encoder = self._terms.make_encoder(self._request, head.lease.wrap_turn_state)
         await self._start(self._headers(head))
 
     async def send(self, batch: Batch) -> bool:
@@ -196,27 +185,14 @@ class StreamSink(Sink):
 class CollectSink(Sink):
     """A whole Responses object, written when it is there."""
 
-    def __init__(
-        self,
-        http: web.Request,
-        request: BackendRequest,
-        trace: Trace,
-        make_encoder: MakeEncoder,
-        *,
-        stall_seconds: float,
-        models_etag: str | None = None,
-        limits: Callable[[], JsonObject | None] | None = None,
-    ) -> None:
-        super().__init__(
-            http, request, trace, stall_seconds=stall_seconds, models_etag=models_etag, limits=limits
-        )
-        self._make_encoder = make_encoder
+    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
+        super().__init__(http, request, trace, terms)
         self._collector: Collector | None = None
         self._down: dict[str, str] = {}
 
     async def open(self, head: Head) -> None:
         """Begin to collect."""
-        self._collector = Collector(self._make_encoder(self._request, head.lease.wrap_turn_state))
+        self._collector = Collector(self._terms.make_encoder(self._request, head.lease.wrap_turn_state))
         self._down = self._headers(head)
 
     async def send(self, batch: Batch) -> bool:
@@ -267,19 +243,8 @@ class CollectSink(Sink):
 class UnarySink(Sink):
     """An answer that is passed on as it is: compaction, search, images."""
 
-    def __init__(
-        self,
-        http: web.Request,
-        request: BackendRequest,
-        trace: Trace,
-        *,
-        stall_seconds: float,
-        models_etag: str | None = None,
-        limits: Callable[[], JsonObject | None] | None = None,
-    ) -> None:
-        super().__init__(
-            http, request, trace, stall_seconds=stall_seconds, models_etag=models_etag, limits=limits
-        )
+    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
+        super().__init__(http, request, trace, terms)
         self._head: Head | None = None
         self._down: dict[str, str] = {}
         self._ended = False

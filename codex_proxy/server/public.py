@@ -19,7 +19,7 @@ from codex_proxy.protocol.responses import Encoder, decode, render_error
 from codex_proxy.protocol.wire import dumps
 from codex_proxy.server.app import IS_CODEX_PATH
 from codex_proxy.server.body import read_body
-from codex_proxy.server.delivery import CollectSink, StreamSink, UnarySink
+from codex_proxy.server.delivery import CollectSink, StreamSink, Terms, UnarySink
 from codex_proxy.server.middleware import CALLER, REQUEST_ID, Handler
 from codex_proxy.trace import LOCAL, End, Trace
 from codex_proxy.upstream.executor import Executor
@@ -144,24 +144,17 @@ class Public:
 
     def _responses_sink(self, http: web.Request, request: BackendRequest, trace: Trace) -> AnySink:
         sink = StreamSink if request.stream else CollectSink
-        return sink(
-            http,
-            request,
-            trace,
-            self._encoder,
-            stall_seconds=self._live.current.idle_timeout,
-            models_etag=self._models.codex[1],
-            limits=self._executor.route.limits,
-        )
+        return sink(http, request, trace, self._terms())
 
     def _unary_sink(self, http: web.Request, request: BackendRequest, trace: Trace) -> AnySink:
-        return UnarySink(
-            http,
-            request,
-            trace,
-            stall_seconds=self._live.current.idle_timeout,
-            models_etag=self._models.codex[1],
+        return UnarySink(http, request, trace, self._terms())
+
+    def _terms(self) -> Terms:
+        return Terms(
+            make_encoder=self._encoder,
             limits=self._executor.route.limits,
+            models_etag=self._models.codex[1],
+            stall_seconds=self._live.current.idle_timeout,
         )
 
     def _encoder(self, request: BackendRequest, wrap_turn_state: Callable[[str], str]) -> Encoder:

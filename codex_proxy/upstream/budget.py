@@ -1,9 +1,9 @@
 """How many retries may be under way at once, so that a broken backend is not flooded."""
 
-import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator
+
+from codex_proxy.tasks import Slots
 
 # A fifth of what is under way, and a few however little that is.
 SHARE = 0.2
@@ -21,61 +21,39 @@ class RetryBudget:
     def __init__(self) -> None:
         self.active = 0
         """Exchanges under way."""
-        self.retrying = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._slots = Slots(lambda: self.limit)
 
     @property
     def limit(self) -> int:
         """How many retries may be under way now."""
         return max(AT_LEAST, int(self.active * SHARE))
 
+    @property
+    def retrying(self) -> int:
+        """How many are."""
+        return self._slots.taken
+
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator["Slot"]:
         """Wait for the right to retry; `Slot.free` gives it back early."""
-        while self.retrying >= self.limit:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled():
-                    self._wake()
-                raise
-            finally:
-                with contextlib.suppress(ValueError):
-                    self._waiting.remove(waiter)
-        self.retrying += 1
-        slot = Slot(self)
+        await self._slots.acquire()
+        slot = Slot(self._slots)
         try:
             yield slot
         finally:
             slot.free()
 
-    def _freed(self) -> None:
-        self.retrying -= 1
-        self._wake()
-
-    def _wake(self) -> None:
-        # As many as there is room for: the limit may have grown since they began to wait.
-        room = self.limit - self.retrying
-        for waiter in self._waiting:
-            if room <= 0:
-                return
-            if not waiter.done():
-                waiter.set_result(None)
-                room -= 1
-
 
 class Slot:
-    """A retry's right to be under way."""
+    """A retry's right to be under way; without slots, the right of a first try, which needs none."""
 
-    __slots__ = ("_budget",)
+    __slots__ = ("_slots",)
 
-    def __init__(self, budget: RetryBudget | None) -> None:
-        self._budget = budget
+    def __init__(self, slots: Slots | None = None) -> None:
+        self._slots = slots
 
     def free(self) -> None:
         """Give the right back; only the first call counts."""
-        budget, self._budget = self._budget, None
-        if budget is not None:
-            budget._freed()
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.release()

@@ -621,7 +621,7 @@ class Executor:
             NoPlace: If there was none for too long.
         """
         if not is_retry:
-            yield Slot(None)
+            yield Slot()
             return
         async with contextlib.AsyncExitStack() as stack:
             try:
