@@ -180,6 +180,10 @@ class Stand:
     async def stats(self) -> Any:
         return (await self.get("/stats")).json
 
+    async def idle(self) -> None:
+        """Wait until no turn is under way: the end of a body is read after that of its answer."""
+        await self.until(lambda: self.daemon.executor.in_flight == 0)
+
     async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
         """Wait until *condition* holds; fail when it does not in time."""
         deadline = time.monotonic() + seconds

@@ -16,6 +16,7 @@ against two exchanges at a time in this process; `exchange_lock` does so between
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -290,9 +291,10 @@ def _resolve(path: Path) -> Path:
     except FileNotFoundError:
         reason = "symlink to a file that is not there" if path.is_symlink() else "not there any more"
         raise Unusable(reason, is_final=True) from None
-    except RuntimeError:  # how Python below 3.13 says it
-        raise Unusable("symlink that leads to itself") from None
-    except OSError as exc:
+    except (RuntimeError, OSError) as exc:
+        # Below 3.13 a loop is a RuntimeError.
+        if isinstance(exc, RuntimeError) or exc.errno == errno.ELOOP:
+            raise Unusable("symlink that leads to itself") from None
         raise Unusable(f"not readable: {_why(exc)}") from None
 
 

@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 
 from codex_proxy.accounts.state import State
-from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.simulator import Script
 from codex_proxy.trace import End, Trace, UsageSource
-from tests.harness import STANDARD, Answer, Stand, standing
+from tests.harness import STANDARD, Answer, Stand, question, standing
 
 
 def _listen(stand: Stand) -> list[Trace]:
@@ -137,9 +137,18 @@ async def test_a_caller_who_leaves_right_after_the_end_has_had_it_all(tmp_path: 
     async with standing(tmp_path) as stand:
         traces = _listen(stand)
         # The backend closes its body only a while after the last event.
-        stand.sim.script(Script.text("all", delay=0.08))
-        async with stand.asking("hi", codex=True) as response:
-            await _read_until(response, b"event: response.completed", 1)
+        stand.sim.script(Script.text("all", delay=0.1))
+        # A client of its own: one that keeps connections would keep this one, for the answer is whole.
+        reader, writer = await asyncio.open_connection("127.0.0.1", stand.daemon.port)
+        body = dumps(question("hi"))
+        writer.write(
+            b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        await reader.readuntil(b"event: response.completed")
+        assert traces == []
+        writer.close()
+        await writer.wait_closed()
         await stand.until(lambda: len(traces) == 1)
         assert traces[0].end is End.COMPLETED
         assert traces[0].usage.source is UsageSource.BACKEND
@@ -151,8 +160,11 @@ async def test_a_caller_who_reads_nothing_is_given_up(
     async with standing(tmp_path, idle_timeout=0.3) as stand:
         traces = _listen(stand)
         stand.sim.script(Script.long_text(200, text="x" * 65_536))
-        async with stand.asking("hi", codex=True):
+        async with stand.asking("hi", codex=True) as response:
             await _left_cleanly(stand, traces)
+            # Should it read on after all, what it got does not look like a whole answer.
+            with pytest.raises(aiohttp.ClientError):
+                await response.read()
     assert "turn broke" not in caplog.text
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
@@ -169,7 +181,7 @@ async def test_callers_who_leave_in_crowds_leave_nothing_behind(tmp_path: Path) 
         assert 40 <= len(served) < 60
         assert {answer.status for answer in served} == {200}
         assert {answer.types[-1] for answer in served} == {"response.completed"}
-        await stand.until(lambda: stand.daemon.executor.in_flight == 0)
+        await stand.idle()
         assert {account.in_flight for account in stand.daemon.pool} == {0}
         assert {account.state for account in stand.daemon.pool.accounts()} == {State.READY}
         assert {account.total_errors for account in stand.daemon.pool} == {0}
@@ -196,7 +208,7 @@ async def test_two_hundred_streams_lose_nothing(tmp_path: Path) -> None:
             numbers = [e.json["sequence_number"] for e in answer.events if "sequence_number" in e.json]
             assert numbers == list(range(len(numbers)))
         assert len(stand.sim.turns) == 200
-        assert stand.daemon.executor.in_flight == 0
+        await stand.idle()
 
 
 async def test_turns_spread_over_accounts_of_equal_quota(tmp_path: Path) -> None:
@@ -216,3 +228,24 @@ async def test_a_conversation_stays_on_its_account(tmp_path: Path) -> None:
         for turn in stand.sim.turns:
             keys.setdefault(turn.json["prompt_cache_key"], set()).add(turn.account)
         assert [len(accounts) for accounts in keys.values()] == [1, 1]
+
+
+async def test_what_turns_used_is_in_their_accounts_numbers(tmp_path: Path) -> None:
+    async with standing(tmp_path, accounts=1) as stand:
+        streamed = (await stand.ask("one", codex=True)).events[-1].json["response"]["usage"]
+        whole = (await stand.ask("two", stream=False)).json["usage"]
+        message = {"type": "message", "role": "user", "content": "long story"}
+        answer = await stand.post("/v1/responses/compact", {"model": STANDARD, "input": [message]})
+        compacted = answer.json["usage"]
+        stand.sim.script(Script.no_usage("no numbers from the backend"))
+        assert (await stand.ask("three")).status == 200
+        await stand.idle()
+
+        (account,) = (await stand.stats())["accounts"]
+        told = (streamed, whole, compacted)
+        assert account["usage"]["total_completions"] == 4
+        # The one without numbers is estimated, never nothing.
+        assert account["usage"]["input_tokens"] > sum(usage["input_tokens"] for usage in told)
+        assert account["usage"]["output_tokens"] > sum(usage["output_tokens"] for usage in told)
+        assert account["total_requests"] == 4
+        assert account["total_errors"] == 0

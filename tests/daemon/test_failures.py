@@ -13,7 +13,7 @@ from codex_proxy.simulator.checks import seal
 from tests.harness import STANDARD, Answer, Stand, standing
 
 # How fast a silent backend is given up where silence is the subject.
-IMPATIENT: dict[str, Any] = {"connect_timeout": 0.1, "first_byte_timeout": 0.15, "idle_timeout": 0.15}
+IMPATIENT: dict[str, Any] = {"connect_timeout": 0.3, "first_byte_timeout": 0.3, "idle_timeout": 0.3}
 
 REFUSALS: list[tuple[str, JsonObject, State, Cause | None]] = [
     ("usage_limit", {"resets_in": 3600}, State.COOLING, Cause.LIMIT),
@@ -89,6 +89,7 @@ async def test_another_account_answers_and_the_caller_never_knows(
         assert stand.tried() == [first.name, second.name]
         refused, served = stand.sim.turns
         assert refused.body == served.body
+        await stand.idle()
         account = stand.known(first)
         assert account.state is left_as
         assert account.cooling_cause() is cause
@@ -185,6 +186,7 @@ async def test_a_refused_connection_cools_nobody(tmp_path: Path) -> None:
         assert answer.json["error"]["code"] == SHORT
         assert 1 <= int(answer.headers["retry-after"]) <= 30
         assert [account.state for account in stand.daemon.pool.accounts()] == [State.READY] * 3
+        await stand.idle()
         assert all(account.in_flight == 0 for account in stand.daemon.pool)
 
 
@@ -209,7 +211,8 @@ async def test_a_slow_backend_is_waited_for(tmp_path: Path) -> None:
 # What is the caller's own fault ---------------------------------------------------------------
 
 
-def _unpunished(stand: Stand) -> None:
+async def _unpunished(stand: Stand) -> None:
+    await stand.idle()
     for account in stand.daemon.pool.accounts():
         assert account.state is State.READY
         assert account.in_flight == 0
@@ -238,7 +241,7 @@ async def test_a_bad_request_is_the_callers_in_the_backends_words(
         assert answer.status == status
         assert answer.json == body
         assert len(stand.sim.turns) == 1
-        _unpunished(stand)
+        await _unpunished(stand)
 
 
 async def test_a_bad_request_without_an_error_object_keeps_its_sentence(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ async def test_a_bad_request_without_an_error_object_keeps_its_sentence(tmp_path
         assert answer.json["error"]["message"] == "Unsupported parameter: color"
         assert answer.json["error"]["type"] == "invalid_request_error"
         assert len(stand.sim.turns) == 1
-        _unpunished(stand)
+        await _unpunished(stand)
 
 
 FATAL = (
@@ -281,7 +284,7 @@ async def test_a_prompt_that_will_not_do_is_told_to_the_caller(
         assert error["code"] == code
         assert error["message"] == f"about {code}"
         assert len(stand.sim.turns) == 1
-        _unpunished(stand)
+        await _unpunished(stand)
 
 
 @pytest.mark.parametrize("how", CALLERS.values(), ids=list(CALLERS))
@@ -292,7 +295,7 @@ async def test_a_full_context_refused_as_a_status_stays_one(tmp_path: Path, how:
         assert answer.status == 400
         assert answer.json["error"]["code"] == "context_length_exceeded"
         assert len(stand.sim.turns) == 1
-        _unpunished(stand)
+        await _unpunished(stand)
 
 
 # Models ---------------------------------------------------------------------------------------
@@ -435,7 +438,7 @@ async def test_encrypted_history_is_kept_and_finds_its_account(tmp_path: Path) -
         assert answer.status == 200
         assert stand.tried() == [account.name for account in stand.accounts]
         assert all(_sealed(turn.json, "compaction") for turn in stand.sim.turns)
-        _unpunished(stand)
+        await _unpunished(stand)
         # The conversation stays where it can be read.
         assert (await stand.ask(input=history, codex=True, prompt_cache_key="long talk")).status == 200
         assert stand.tried()[3:] == [last.name]
@@ -452,7 +455,7 @@ async def test_encrypted_history_that_nobody_can_read_is_the_callers(tmp_path: P
         assert answer.json["error"]["code"] == "invalid_encrypted_content"
         assert len(stand.sim.turns) == 3
         assert all(_sealed(turn.json, "compaction") == ["gAAAAAnobodys"] for turn in stand.sim.turns)
-        _unpunished(stand)
+        await _unpunished(stand)
 
 
 # Other endpoints take the same way ------------------------------------------------------------

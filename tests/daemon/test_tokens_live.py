@@ -215,6 +215,7 @@ async def test_fifty_turns_on_a_refused_token_make_one_exchange(tmp_path: Path) 
         answers = await asyncio.gather(*(stand.ask("hi") for _ in range(50)))
         assert {answer.status for answer in answers} == {200}
         assert len(stand.sim.exchanges) == 1
+        await stand.idle()
         assert stand.known(account).in_flight == 0
 
 
