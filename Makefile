@@ -36,10 +36,10 @@ test: $(STAMP) ## the tests, without the long ones and those that need other pro
 	$(BIN)/pytest -n $(WORKERS) -m "not long and not clients" $(ARGS)
 
 test-long: $(STAMP) ## the full counts: kills, soaks, every split
-	$(BIN)/pytest --timeout 3600 -m long $(ARGS)
+	$(BIN)/pytest --timeout 3600 -o faulthandler_timeout=3600 -m long $(ARGS)
 
 test-clients: $(STAMP) ## real clients; needs npm
-	$(BIN)/pytest --timeout 600 -m clients $(ARGS)
+	$(BIN)/pytest --timeout 600 -o faulthandler_timeout=600 -m clients $(ARGS)
 
 lint: $(STAMP) ## find mistakes
 	$(BIN)/ruff check .
