@@ -11,6 +11,7 @@ at once) or `restart` (an edit is noticed, said, and waits).
 import asyncio
 import dataclasses
 import difflib
+import functools
 import hashlib
 import ipaddress
 import logging
@@ -583,6 +584,7 @@ class Settings:
         return host is not None and _is_loopback(host)
 
 
+@functools.lru_cache(maxsize=8)
 def _is_loopback(host: str) -> bool:
     if host.lower().removesuffix(".") == "localhost":
         return True

@@ -366,18 +366,22 @@ def _text(value: Any) -> str | None:
 class Redact:
     """The one list of what a secret looks like, for error texts and log lines alike."""
 
-    PATTERNS: ClassVar[tuple[tuple[re.Pattern[str], str], ...]] = (
-        (re.compile(r"\beyJ[\w-]{4,}\.[\w-]*\.?[\w-]*"), "[token]"),
-        (re.compile(r"(?i)\b(bearer)\s+[^\s\"',;]+"), r"\1 [token]"),
-        (re.compile(r"\b(?:rt|at|sk|sess|cp)[_-][\w.-]{8,}"), "[token]"),
-        (re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[email]"),
+    PATTERNS: ClassVar[tuple[tuple[str, re.Pattern[str], str], ...]] = (
+        ("eyj", re.compile(r"\beyJ[\w-]{4,}\.[\w-]*\.?[\w-]*"), "[token]"),
+        ("bearer", re.compile(r"(?i)\b(bearer)\s+[^\s\"',;]+"), r"\1 [token]"),
+        ("", re.compile(r"\b(?:rt|at|sk|sess|cp)[_-][\w.-]{8,}"), "[token]"),
+        ("@", re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[email]"),
     )
+    """What must be in a text, in lower case, for the pattern to match; the pattern; what comes instead."""
 
     @classmethod
     def text(cls, value: str) -> str:
         """Return *value* with tokens, keys and e-mail addresses taken out."""
-        for pattern, replacement in cls.PATTERNS:
-            value = pattern.sub(replacement, value)
+        # Every log line comes by, and looking for a word is twenty times faster than the patterns.
+        lowered = value.lower()
+        for word, pattern, replacement in cls.PATTERNS:
+            if word in lowered:
+                value = pattern.sub(replacement, value)
         return value
 
 

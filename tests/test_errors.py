@@ -171,6 +171,7 @@ def test_no_field_of_a_refusal_repeats_a_secret(field: str) -> None:
 
 def test_an_opaque_bearer_is_taken_out() -> None:
     assert Redact.text("authorization: bearer qwerty123, x") == "authorization: bearer [token], x"
+    assert Redact.text("AUTHORIZATION: BEARER QWERTY123") == "AUTHORIZATION: BEARER [token]"
 
 
 @pytest.mark.parametrize(

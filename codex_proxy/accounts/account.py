@@ -156,7 +156,7 @@ class Account:
         """
         if not self.can_refresh():
             return None
-        if not self.credential.access or self.rejected == self.credential.access.digest():
+        if not self.credential.access or (self.rejected and self.rejected == self.credential.access.digest()):
             return self.refresh_after
         if self.credential.expires_at is None:
             return None
@@ -186,6 +186,14 @@ class Account:
         """Bring the state up to date with the clock; True when it changed."""
         before = self.state
         if self.state is State.DISABLED:
+            return False
+        if (
+            before is State.READY
+            and not (self.holds or self.family_holds or self.refusals)
+            and self.unavailable_until <= now
+            and self.access_is_valid(now)
+        ):
+            # Nearly every account, and every choice asks all of them.
             return False
         for cause in [cause for cause, until in self.holds.items() if until <= now]:
             del self.holds[cause]

@@ -4,6 +4,7 @@ Every decision is synchronous: nothing else runs between looking and taking, so 
 lock. What a failure does to an account is one `match` over its verdict (`Pool.failed`).
 """
 
+import dataclasses
 import logging
 import random
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from codex_proxy.accounts.account import BACKOFF, REPROBE, Account, Cause, Strikes
 from codex_proxy.accounts.affinity import Affinity, Origins
-from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
+from codex_proxy.accounts.quota import MAIN_FAMILY, Window, reset_time
 from codex_proxy.accounts.scheduler import MostQuotaLeft, Strategy
 from codex_proxy.accounts.state import Signal, State
 from codex_proxy.accounts.store import Credential, Problem, Scan
@@ -35,6 +36,9 @@ REFUSAL_SECONDS = 3_600.0
 # Failures that speak of the way to the backend, seen on several accounts within this time,
 # are the way's fault.
 EGRESS_WINDOW = 30.0
+
+_DAY_MINUTES = 24 * 60
+"""Which windows are the short ones: a plan has one of hours and one of days."""
 
 _SERVING = frozenset({State.READY, State.COOLING})
 """The states of accounts that serve, now or after a rest."""
@@ -95,6 +99,9 @@ class Lease:
         if not self._reported:
             self._reported = True
             self._pool.succeeded(self)
+            if self.want.compacted or self.want.encrypted:
+                # Nobody asks again, and a long stream need not hold a long conversation's items.
+                self.want = dataclasses.replace(self.want, compacted=(), encrypted=())
 
     def failed(self, error: UpstreamError) -> None:
         """Report a failure; one that follows an `ok` (a late one) counts too."""
@@ -124,12 +131,15 @@ class Pool:
         self._rng = rng if rng is not None else random.Random()
         self._strategy: Strategy = strategy if strategy is not None else MostQuotaLeft()
         self._accounts: dict[str, Account] = {}
+        self._aliases: dict[str, Account] = {}
         self._affinity = Affinity()
         self.origins = Origins()
         self._families: dict[str, str] = {}
         """Which limit a model (or an endpoint without one) counts on, learned from refusals."""
         self._listed: frozenset[str] = frozenset()
+        self._lists: list[list[JsonObject]] = []
         self._path_faults: dict[str, float] = {}
+        self._egress_told = float("-inf")
         self.problems: list[Problem] = []
         self.lists_version = 0
         """Moves when any account's model list does."""
@@ -150,6 +160,10 @@ class Pool:
     def get(self, key: str) -> Account | None:
         """Return the account of that identity."""
         return self._accounts.get(key)
+
+    def by_alias(self, alias: str) -> Account | None:
+        """Return the account of that name."""
+        return self._aliases.get(alias)
 
     def by_tag(self, tag: str) -> Account | None:
         """Return the account whose identity starts with *tag*."""
@@ -172,6 +186,7 @@ class Pool:
                 self._add(credential)
             elif account.refreshing is None:
                 self.adopt(account, credential)
+        removed = False
         for key in [key for key in self._accounts if key not in seen]:
             account = self._accounts[key]
             if account.refreshing is not None or _may_come_back(account, scan):
@@ -179,8 +194,11 @@ class Pool:
                 continue
             account.removed = True
             del self._accounts[key]
-            self._relist()
+            self._aliases.pop(account.alias, None)
+            removed = True
             logger.info("account removed alias=%s in_flight=%d", account.alias, account.in_flight)
+        if removed:
+            self._relist()
         for credential in scan.credentials:
             self._name(self._accounts[credential.key], credential)
 
@@ -221,11 +239,13 @@ class Pool:
     def _name(self, account: Account, credential: Credential) -> None:
         """Call an account what its file says, or else after its identity; no two are called the same."""
         wish = credential.alias or credential.default_alias
-        taken = {other.alias for other in self._accounts.values() if other is not account}
         alias, number = wish, 2
-        while alias in taken:
+        while self._aliases.get(alias, account) is not account:
             alias, number = f"{wish}-{number}", number + 1
+        if self._aliases.get(account.alias) is account:
+            del self._aliases[account.alias]
         account.alias = alias
+        self._aliases[alias] = account
 
     # -- choosing -------------------------------------------------------------------------
 
@@ -240,24 +260,24 @@ class Pool:
             RequestError: If every account lacks the model.
         """
         now = self._clock.now()
-        ready: list[Account] = []
-        for account in self._accounts.values():
-            self._settle(account, now)
-            if account.state is State.READY and account.key not in exclude and self._may(account, want, now):
-                ready.append(account)
-        if not ready:
-            raise self._nobody(want, now)
-        account, why = self._choose(ready, want, now)
+        account, why = self._bound(want, exclude, now) or self._best(want, exclude, now)
         account.in_flight += 1
         account.total_requests += 1
         account.last_used = now
         return Lease(self, account, want, why, self._clock.monotonic())
 
-    def _choose(self, ready: list[Account], want: Want, now: float) -> tuple[Account, str]:
+    def _bound(self, want: Want, exclude: Collection[str], now: float) -> tuple[Account, str] | None:
+        """Choose the account that a request belongs to, without a look at all the others."""
         for key, why in self._bonds(want, now):
-            for account in ready:
-                if account.key == key:
-                    return account, why
+            account = self._accounts.get(key) if key is not None else None
+            if account is not None and self._can_serve(account, want, exclude, now):
+                return account, why
+        return None
+
+    def _best(self, want: Want, exclude: Collection[str], now: float) -> tuple[Account, str]:
+        ready = [a for a in self._accounts.values() if self._can_serve(a, want, exclude, now)]
+        if not ready:
+            raise self._nobody(want, now)
         # A caller need not wait for an exchange while another account's token is good.
         fresh = [account for account in ready if account.access_is_valid(now)]
         return self._strategy.choose(fresh or ready, self._families.get(want.counted), now)
@@ -274,11 +294,17 @@ class Pool:
             # A caller that names no conversation still carries its last account's reasoning.
             yield self.origins.of(want.encrypted[-1], now), "reasoning"
 
-    def _may(self, account: Account, want: Want, now: float) -> bool:
-        return self._has(account, want) and self._family_hold(account, want, now) is None
+    def _can_serve(self, account: Account, want: Want, exclude: Collection[str], now: float) -> bool:
+        self._settle(account, now)
+        return (
+            account.state is State.READY
+            and account.key not in exclude
+            and self._has(account, want)
+            and self._family_hold(account, want, now) is None
+        )
 
     def _has(self, account: Account, want: Want) -> bool:
-        if want.refusal in account.refusals:
+        if account.refusals and want.refusal in account.refusals:
             return False
         return (
             not want.model
@@ -451,7 +477,10 @@ class Pool:
                     before = other.state
                     other.absolve(Cause.PATH)
                     self._note(other, before, now)
-            logger.warning("the way to the backend fails accounts=%d", len(self._path_faults))
+            if self._clock.monotonic() - self._egress_told >= EGRESS_WINDOW:
+                # Not once per attempt: then every attempt of every caller fails so.
+                self._egress_told = self._clock.monotonic()
+                logger.warning("the way to the backend fails accounts=%d", len(self._path_faults))
             return
         self._cool(account, Cause.PATH, lease, error, now)
 
@@ -493,21 +522,32 @@ class Pool:
             account.models_etag = etag
 
     def set_models(self, account: Account, objects: list[JsonObject]) -> None:
-        """Note an account's model list."""
-        account.model_objects = objects
+        """Note an account's model list.
+
+        Most accounts have the same one, which is large: it is kept once, and only a list that
+        nobody has had makes the catalogue anew.
+        """
+        known = next((one for one in self._lists if one == objects), None)
+        is_news = known is None or (account.models is not None and account.model_objects is not known)
+        account.model_objects = objects if known is None else known
         account.models = frozenset(o["slug"] for o in objects if isinstance(o.get("slug"), str))
         account.models_at = self._clock.now()
-        self._relist()
+        if is_news:
+            self._relist()
         for name in account.models:
             account.refusals.pop(f"responses {name}", None)
 
     def _relist(self) -> None:
         self.lists_version += 1
-        self._listed = frozenset().union(*(a.models for a in self._accounts.values() if a.models is not None))
+        accounts = self._accounts.values()
+        self._listed = frozenset().union(*{a.models for a in accounts if a.models is not None})
+        self._lists = list(
+            {id(a.model_objects): a.model_objects for a in accounts if a.model_objects}.values()
+        )
 
     def model_lists(self) -> list[list[JsonObject]]:
-        """Return the model lists of all accounts that have one."""
-        return [a.model_objects for a in self._accounts.values() if a.model_objects]
+        """Return the model lists that accounts have, each once."""
+        return self._lists
 
     def pool_limits(self) -> JsonObject | None:
         """Return the pool's quota as one `codex.rate_limits` event; None when nothing is known.
@@ -516,29 +556,16 @@ class Pool:
         caller's trouble.
         """
         now = self._clock.now()
-        limits: JsonObject = {}
-        for which, is_ours in (("primary", _is_short), ("secondary", _is_long)):
-            used: list[float] = []
-            resets: list[float] = []
-            minutes = 0
-            for account in self._accounts.values():
-                family = account.quota.families.get(MAIN_FAMILY)
-                if family is None or account.state in (State.DISABLED, State.NEEDS_LOGIN):
-                    continue
-                for _, window in family.windows():
-                    if not is_ours(window.minutes):
-                        continue
-                    minutes = max(minutes, window.minutes or 0)
-                    used.append(0.0 if window.is_over(now) else min(100.0, window.used_percent))
-                    if window.resets_at is not None and window.resets_at > now:
-                        resets.append(window.resets_at)
-            if used:
-                entry: JsonObject = {"used_percent": round(sum(used) / len(used)), "window_minutes": minutes}
-                if resets:
-                    entry["reset_at"] = int(min(resets))
-                    entry["reset_after_seconds"] = int(min(resets) - now)
-                limits[which] = entry
-        if not limits:
+        short: list[Window] = []
+        long: list[Window] = []
+        for account in self._accounts.values():
+            family = account.quota.families.get(MAIN_FAMILY)
+            if family is None or account.state in (State.DISABLED, State.NEEDS_LOGIN):
+                continue
+            for window in (family.primary, family.secondary):
+                if window is not None and window.minutes is not None:
+                    (short if window.minutes <= _DAY_MINUTES else long).append(window)
+        if not short and not long:
             return None
         return {
             "type": "codex.rate_limits",
@@ -548,8 +575,8 @@ class Pool:
             "rate_limits": {
                 "allowed": True,
                 "limit_reached": False,
-                "primary": limits.get("primary"),
-                "secondary": limits.get("secondary"),
+                "primary": _mean(short, now),
+                "secondary": _mean(long, now),
             },
             "code_review_rate_limits": None,
             "credits": None,
@@ -592,12 +619,19 @@ def _may_come_back(account: Account, scan: Scan) -> bool:
     )
 
 
-def _is_short(minutes: int | None) -> bool:
-    return minutes is not None and minutes <= 24 * 60
-
-
-def _is_long(minutes: int | None) -> bool:
-    return minutes is not None and minutes > 24 * 60
+def _mean(windows: list[Window], now: float) -> JsonObject | None:
+    if not windows:
+        return None
+    used = [0.0 if window.is_over(now) else min(100.0, window.used_percent) for window in windows]
+    resets = [w.resets_at for w in windows if w.resets_at is not None and w.resets_at > now]
+    entry: JsonObject = {
+        "used_percent": round(sum(used) / len(used)),
+        "window_minutes": max(window.minutes or 0 for window in windows),
+    }
+    if resets:
+        entry["reset_at"] = int(min(resets))
+        entry["reset_after_seconds"] = int(min(resets) - now)
+    return entry
 
 
 def _same_tokens(one: Credential, other: Credential) -> bool:

@@ -58,8 +58,12 @@ class Family:
 
     def left(self, now: float) -> float | None:
         """Return the percent left in the scarcest running window; None when nothing is known."""
-        known = [100.0 - w.used_percent for _, w in self.windows() if not w.is_over(now)]
-        return min(known) if known else None
+        least: float | None = None
+        for window in (self.primary, self.secondary):
+            if window is not None and not window.is_over(now):
+                left = 100.0 - window.used_percent
+                least = left if least is None or left < least else least
+        return least
 
     def spent_until(self, now: float) -> float | None:
         """Return when the last window that is used up starts again, if one is."""

@@ -101,13 +101,18 @@ class Credential:
     """Digests of the refresh tokens that we know to be spent; a file that holds one is behind."""
     is_unsaved: bool = False
     """Its tokens are newer than its file; `save` with empty NewTokens is another try."""
+    key: str = dataclasses.field(init=False)
+    """A stable name of the account: the same in every file and after every login."""
+
+    def __post_init__(self) -> None:
+        # Once: every choice among the accounts asks each of them.
+        self.key = self._key()
 
     def __repr__(self) -> str:
         return f"Credential({self.default_alias!r})"
 
-    @property
-    def key(self) -> str:
-        """Return a stable name of the account: the same in every file and after every login.
+    def _key(self) -> str:
+        """Name the account.
 
         An e-mail address alone names no account, because one person may have several
         workspaces; a file that says no more is named by its place.

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # A model list or a usage answer is kilobytes; anything larger is not what we asked for.
 MAX_REPLY_SIZE = 32 * 1024 * 1024
 
+# What one read takes at most: all of it is held, taken apart and written, several times over,
+# while a reader stalls.
+_READ_SIZE = 64 * 1024
+
 # A larger body is sent in pieces: written at once it would hold up every other stream.
 _LARGE_BODY_SIZE = 1024 * 1024
 
@@ -88,7 +92,7 @@ class Answer:
         self.headers = {name.lower(): value for name, value in response.headers.items()}
 
     async def read(self, within: float | None = None) -> bytes:
-        """Return what has arrived, waiting for at least a byte; b'' at the end.
+        """Return what has arrived, 64 KiB at most, waiting for at least a byte; b'' at the end.
 
         Nothing is lost when it times out: the next call goes on where this one stopped.
 
@@ -99,9 +103,14 @@ class Answer:
             NetError: If nothing came in that time, or the connection was lost.
         """
         wait = self._idle if within is None else within
+        content = self._response.content
         try:
+            # What is there needs no deadline, and setting one costs more than reading.
+            data = content.read_nowait(_READ_SIZE)
+            if data or content.at_eof():
+                return data
             async with asyncio.timeout(wait):
-                return await self._response.content.readany()
+                return await content.read(_READ_SIZE)
         except TimeoutError as exc:
             raise NetError(NetKind.TIMEOUT, f"no byte for {wait:g} s") from exc
         except (aiohttp.ClientError, OSError, ValueError) as exc:

@@ -153,7 +153,7 @@ def count_turn(pool: Pool, trace: Trace) -> None:
     if trace.usage.source is UsageSource.NONE:
         return
     alias = trace.alias or (trace.attempts[-1].alias if trace.attempts else "")
-    account = next((a for a in pool if a.alias == alias), None)
+    account = pool.by_alias(alias)
     if account is None:
         return
     account.completions += 1

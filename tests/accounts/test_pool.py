@@ -10,7 +10,7 @@ from codex_proxy.accounts.account import BACKOFF, REPROBE, Account, Cause
 from codex_proxy.accounts.pool import EGRESS_WINDOW, REFUSAL_SECONDS, Lease, Pool, Want
 from codex_proxy.accounts.quota import Window
 from codex_proxy.accounts.state import State
-from codex_proxy.accounts.store import Problem, Scan
+from codex_proxy.accounts.store import Credential, Problem, Scan
 from codex_proxy.clock import ManualClock
 from codex_proxy.errors import PoolEmpty, PoolError, PoolExhausted, PoolShortage, RequestError, Verdict
 from tests.accounts.making import DAY, HOUR, NOW, Middle, credential, failure, make_pool, named, state_of
@@ -50,6 +50,18 @@ def test_a_lease_counts_while_it_is_held_and_is_released_once() -> None:
     assert lease.account.in_flight == 0
 
 
+def test_a_lease_forgets_the_conversation_once_its_account_has_answered() -> None:
+    pool, _ = make_pool("a", "b")
+    want = Want("gpt-5.5", session="s", compacted=("history",), encrypted=("one", "two"))
+    lease = take(pool, "b", want)
+    assert lease.want is want
+    lease.ok()
+    assert (lease.want.compacted, lease.want.encrypted) == ((), ())
+    # What a later failure needs is still known, and so is who wrote the history.
+    assert (lease.want.refusal, lease.want.session) == (want.refusal, "s")
+    assert pool.pick(Want("gpt-5.5", compacted=("history",))).account is lease.account
+
+
 def test_the_account_of_the_turn_comes_before_that_of_the_conversation() -> None:
     pool, _ = make_pool("a", "b", "c")
     pool.pick(Want("gpt-5.5", session="s"), {named(pool, "a").key, named(pool, "c").key}).ok()
@@ -68,6 +80,36 @@ def test_a_bound_account_that_cannot_serve_is_left() -> None:
     take(pool, "a", Want("gpt-5.5", session="s")).ok()
     fail(pool, "a", Verdict.EXHAUSTED, resets_at=NOW + HOUR)
     assert pool.pick(Want("gpt-5.5", session="s", prefer=a.key)).account.alias == "b"
+
+
+def test_who_belongs_to_an_account_costs_no_look_at_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = make_pool(*(f"u{number}" for number in range(50)))
+    want = Want("gpt-5.5", session="s")
+    home = take(pool, "u7", want)
+    home.ok()
+    looked: list[str] = []
+    settle = Account.settle
+
+    def watched(account: Account, now: float) -> bool:
+        looked.append(account.alias)
+        return settle(account, now)
+
+    monkeypatch.setattr(Account, "settle", watched)
+    assert pool.pick(want).account is home.account
+    assert looked == ["u7"]
+
+
+def test_no_choice_computes_who_an_account_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = make_pool(*"abcde")
+    asked: list[Credential] = []
+
+    def watched(credential: Credential) -> str:
+        asked.append(credential)
+        return ""
+
+    monkeypatch.setattr(Credential, "_key", watched)
+    assert pool.pick(WANT, {named(pool, "a").key}).account.alias != "a"
+    assert asked == []
 
 
 def test_a_conversation_moves_with_the_account_that_answered_last() -> None:
@@ -273,6 +315,28 @@ def test_lists_are_forgotten_with_their_accounts() -> None:
     assert pool.lists_version > version
     # What no list names any more is passed on.
     assert pool.pick(Want("gpt-6")).account.alias == "a"
+
+
+def test_a_list_that_many_accounts_have_is_kept_once() -> None:
+    pool, _ = make_pool(*"abcde")
+    version = pool.lists_version
+    for account in pool:
+        pool.set_models(account, [{"slug": "gpt-5.5"}, {"slug": "gpt-6"}])
+    assert len({id(account.model_objects) for account in pool}) == len(pool.model_lists()) == 1
+    # The catalogue is made anew whenever this moves.
+    assert pool.lists_version == version + 1
+
+
+def test_an_account_that_changes_to_a_list_of_others_takes_its_own_away() -> None:
+    pool, _ = make_pool("a", "b")
+    pool.set_models(named(pool, "a"), [{"slug": "gpt-5.5"}])
+    pool.set_models(named(pool, "b"), [{"slug": "gpt-6"}])
+    version = pool.lists_version
+    pool.set_models(named(pool, "b"), [{"slug": "gpt-5.5"}])
+    assert pool.lists_version > version
+    assert pool.model_lists() == [[{"slug": "gpt-5.5"}]]
+    pool.set_models(named(pool, "b"), [{"slug": "gpt-5.5"}])
+    assert pool.lists_version == version + 1
 
 
 def test_a_changed_etag_makes_the_list_old() -> None:
@@ -516,6 +580,20 @@ def test_many_refusals_at_once_are_one_reprobe() -> None:
 
 
 # -- the way there -----------------------------------------------------------------------
+
+
+def test_a_broken_way_is_told_once_and_not_per_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    pool, clock = make_pool("a", "b", "c")
+    fail(pool, "a", Verdict.PATH)
+
+    def told() -> int:
+        for user in "bc" * 10:
+            fail(pool, user, Verdict.PATH)
+        return sum(record.levelno >= logging.WARNING for record in caplog.records)
+
+    assert told() == 1
+    clock.advance(EGRESS_WINDOW)
+    assert told() == 2
 
 
 def test_a_fault_of_the_way_seen_on_two_accounts_cools_nobody() -> None:
@@ -817,3 +895,15 @@ def test_randomness_is_passed_in() -> None:
     one, other = Pool(ManualClock(NOW), rng=Middle()), Pool(ManualClock(NOW))
     assert one._rng.random() == 0.5
     assert 0.0 <= other._rng.random() < 1.0
+
+
+def test_an_account_is_found_by_the_name_that_it_has_now() -> None:
+    pool, _ = make_pool("a", "b")
+    first, second = named(pool, "a"), named(pool, "b")
+    pool.apply(Scan([credential("a", alias="x"), credential("b", alias="x")], []))
+    assert pool.by_alias("x") is first
+    assert pool.by_alias("x-2") is second
+    assert pool.by_alias("a") is pool.by_alias("b") is None
+    pool.apply(Scan([credential("b", alias="x")], []))
+    assert pool.by_alias("x") is second
+    assert pool.by_alias("x-2") is None

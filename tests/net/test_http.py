@@ -156,6 +156,46 @@ async def test_an_answer_is_read_as_it_comes() -> None:
         answer.release()
 
 
+async def test_a_read_takes_no_more_than_it_must_hold_for_a_stalled_reader() -> None:
+    data = bytes(range(256)) * 4096
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=data)
+
+    async with serving(handler) as url, calling() as outbound:
+        answer = await outbound.open("GET", url, headers={}, body=None, deadlines=LATER)
+        parts: list[bytes] = []
+        while part := await answer.read():
+            parts.append(part)
+        answer.release()
+    assert b"".join(parts) == data
+    assert max(map(len, parts)) <= 64 * 1024
+
+
+async def test_what_has_arrived_is_read_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        # In one write, so that the body is there when the head is.
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole")
+
+    deadlines: list[float | None] = []
+    timeout = asyncio.timeout
+
+    def counted(seconds: float | None) -> asyncio.Timeout:
+        deadlines.append(seconds)
+        return timeout(seconds)
+
+    async with listening(peer) as port, calling() as outbound:
+        url = f"http://127.0.0.1:{port}"
+        answer = await outbound.open("GET", url, headers={}, body=None, deadlines=LATER)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "timeout", counted)
+            assert await answer.read() == b"whole"
+            assert await answer.read() == b""
+        answer.release()
+    assert deadlines == []
+
+
 async def test_a_read_that_times_out_loses_no_byte() -> None:
     data, kinds = bytes(range(250)), set[NetKind]()
 
