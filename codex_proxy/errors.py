@@ -141,6 +141,8 @@ class PoolError(ProxyError):
     """No account can serve this request now."""
 
     status = 429
+    is_for_history = False
+    """Whether the one account is meant that can read the request's compacted history, and rests."""
 
 
 class PoolExhausted(PoolError):

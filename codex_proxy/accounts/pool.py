@@ -336,6 +336,25 @@ class Pool:
             if any(want.model in (a.models or ()) for a in self._accounts.values() if a not in usable):
                 return PoolEmpty(f"no account that has the model {want.model!r} can serve without help")
             return self._no_model(want)
+        owner = self._resting_owner(want, able, now)
+        error = self._shortage([owner] if owner is not None else able, want, now)
+        error.is_for_history = owner is not None
+        return error
+
+    def _resting_owner(self, want: Want, able: list[Account], now: float) -> Account | None:
+        """Return the account that wrote the history, if it rests: the others cannot stand in for it."""
+        key = self.origins.of(want.compacted[-1], now) if want.compacted else None
+        return next(
+            (
+                account
+                for account in able
+                if account.key == key
+                and (account.state is State.COOLING or self._family_hold(account, want, now) is not None)
+            ),
+            None,
+        )
+
+    def _shortage(self, able: list[Account], want: Want, now: float) -> PoolError:
         limits: list[float] = []
         passing: list[float] = []
         for account in able:

@@ -49,6 +49,7 @@ __all__ = [
     "decode",
     "failure_of",
     "is_handshake",
+    "limit_family",
     "read_reset",
     "read_usage",
     "render_error",
@@ -110,7 +111,7 @@ def failure_of(event: Event, *, now: float) -> UpstreamError | None:
     family = None
     if isinstance(headers, Mapping):
         lowered = {str(name).lower(): value for name, value in headers.items()}
-        family = lowered.get("x-codex-active-limit")
+        family = limit_family(lowered.get("x-codex-active-limit"))
         if retry_after is None:
             retry_after = _seconds(lowered.get("retry-after"))
     return UpstreamError(
@@ -119,16 +120,23 @@ def failure_of(event: Event, *, now: float) -> UpstreamError | None:
         status=status,
         retry_after=retry_after,
         resets_at=resets_at,
-        limit_family=family if isinstance(family, str) and family else None,
+        limit_family=family,
         in_stream=True,
     )
+
+
+def limit_family(value: Any) -> str | None:
+    """Read the name of the limit that was reached; None when none is named."""
+    return value.strip().lower().replace("-", "_") or None if isinstance(value, str) else None
 
 
 def _error_payload(event: Event) -> JsonObject | None:
     kind = event.type
     if kind == "response.failed":
         response = event.json.get("response")
-        return response if isinstance(response, dict) and isinstance(response.get("error"), dict) else {}
+        return (
+            response if isinstance(response, dict) and isinstance(response.get("error"), dict | str) else {}
+        )
     if kind == "error":
         # The flat shape names itself: that word is not the error's type.
         return {key: value for key, value in event.json.items() if key != "type"}
@@ -450,6 +458,9 @@ class Encoder:
             self._emit(self._with_response(event), out)
 
     def _on_end(self, event: Event, out: Batch) -> None:
+        if not event.json:
+            # Broken on its way: an end that nobody can read is none.
+            return
         if self._response is None and not self._is_codex:
             self._create(event, out)
         response = event.json.get("response")
@@ -492,10 +503,14 @@ class Encoder:
             changed["headers"] = self._headers(headers)
             if not changed["headers"]:
                 del changed["headers"]
-        if self._request.was_lite_encoded and isinstance(changed.get("output"), list):
-            changed["output"] = [
-                _without_namespace(item) if _is_lite_call(item) else item for item in changed["output"]
-            ]
+        if self._request.was_lite_encoded:
+            if isinstance(changed.get("output"), list):
+                changed["output"] = [
+                    _without_namespace(item) if _is_lite_call(item) else item for item in changed["output"]
+                ]
+            choice = changed.get("tool_choice")
+            if isinstance(choice, dict):
+                changed["tool_choice"] = _plain_choice(choice)
         return changed
 
     def _complete(self, response: JsonObject, status: str) -> None:
@@ -508,21 +523,27 @@ class Encoder:
         if not isinstance(output, list) or not output:
             response["output"] = [item for _, item in self._done_items()]
         elif any(isinstance(item, dict) and not item.get("id") for item in output):
-            items = dict(self._done_items())
+            done = self._done_items()
+            # The indexes of the events may have gaps, a list has none: if none is missing, by order.
+            items = dict(enumerate(item for _, item in done) if len(done) == len(output) else done)
             response["output"] = [_with_id(item, items.get(index)) for index, item in enumerate(output)]
         usage = response.get("usage")
         if isinstance(usage, dict):
             response["usage"] = _whole_usage(usage)
+        elif usage is not None:
+            response["usage"] = None
 
     def _done_items(self) -> list[tuple[int, JsonObject]]:
         """Return the items that are done, by their place in the output."""
-        items: dict[int, JsonObject] = {}
+        items: dict[tuple[int, Any], JsonObject] = {}
         for arrival, event in enumerate(self._done):
             item = event.json.get("item")
             if isinstance(item, dict):
                 index = event.json.get("output_index")
-                items[index if isinstance(index, int) else arrival] = item
-        return sorted(items.items(), key=lambda pair: pair[0])
+                # Two items may claim one place; the same one told twice is one.
+                key = item.get("id") or item.get("call_id") or ""
+                items[index if isinstance(index, int) else arrival, str(key)] = item
+        return sorted(((index, item) for (index, _), item in items.items()), key=lambda pair: pair[0])
 
     def _headers(self, headers: JsonObject) -> JsonObject:
         return visible_headers(
@@ -646,6 +667,14 @@ def _is_lite_call(item: Any) -> bool:
     )
 
 
+def _plain_choice(choice: JsonObject) -> JsonObject:
+    """Return the echo of a tool choice as the caller wrote it, before we named our namespace."""
+    tools = choice.get("tools")
+    if isinstance(tools, list):
+        choice = {**choice, "tools": [_plain_choice(t) if isinstance(t, dict) else t for t in tools]}
+    return _without_namespace(choice) if choice.get("namespace") == FUNCTIONS else choice
+
+
 def _without_namespace(item: JsonObject) -> JsonObject:
     return {name: value for name, value in item.items() if name != "namespace"}
 
@@ -663,7 +692,11 @@ def _whole_usage(usage: JsonObject) -> JsonObject:
             if details.get(key) is None:
                 details[key] = 0
         whole[name] = details
-    if whole.get("total_tokens") is None:
+    for name in ("input_tokens", "output_tokens"):
+        if not isinstance(whole.get(name), int):
+            # The Codex CLI takes a usage without its numbers for a broken stream.
+            whole[name] = 0
+    if not isinstance(whole.get("total_tokens"), int):
         whole["total_tokens"] = _number(whole.get("input_tokens")) + _number(whole.get("output_tokens"))
     return whole
 

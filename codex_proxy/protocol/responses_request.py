@@ -58,6 +58,9 @@ REASONING = "reasoning.encrypted_content"
 KEPT_INCLUDES = frozenset({REASONING, "web_search_call.action.sources", "web_search_call.results"})
 """What the backend is known to include."""
 
+MAX_SESSION_LENGTH = 256
+"""What the name of a conversation may measure to go out as a header."""
+
 FUNCTIONS = "functions"
 """The namespace that plain tools live in on the lite wire."""
 
@@ -145,6 +148,9 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
     tier = fields.get("service_tier")
     if is_codex:
         set_routing_hint(forwarded, resolved.model, tier)
+    elif session and session.isascii() and session.isprintable() and len(session) <= MAX_SESSION_LENGTH:
+        # The backend looks in its cache by the header too.
+        forwarded.setdefault("session-id", session)
     if lite:
         forwarded[LITE_HEADER] = "true"
     turn_state = metadata.get(TURN_STATE)

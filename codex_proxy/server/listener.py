@@ -47,6 +47,10 @@ class Listener:
         Raises:
             OSError: If the port cannot be opened.
         """
+        if host is None and port == 0:
+            # Each family would get a port of its own.
+            with socket.create_server(("", 0)) as probe:
+                port = int(probe.getsockname()[1])
         place = await self._run(app)
         place.site = web.TCPSite(place.runner, host, port, reuse_address=True)
         await place.site.start()

@@ -107,7 +107,20 @@ def unseal(sealed: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("client_metadata", (dict,), "an object"),
+    ("parallel_tool_calls", (bool,), "a boolean"),
+    ("prompt_cache_key", (str,), "a string"),
+    ("stream_options", (dict,), "an object"),
+    ("text", (dict,), "an object"),
+    ("tool_choice", (str, dict), "a string or an object"),
+)
+
+
 def _check_knobs(body: Mapping[str, Any]) -> Reply | None:
+    for key, types, expected in _TYPES:
+        if body.get(key) is not None and not isinstance(body[key], types):
+            return _wrong_type(key, expected)
     reasoning = body.get("reasoning")
     if isinstance(reasoning, dict):
         effort = reasoning.get("effort")
@@ -223,7 +236,7 @@ def _check_items(body: Mapping[str, Any]) -> Reply | None:
 
 
 def _check_message(item: Mapping[str, Any], i: int) -> Reply | None:
-    role = item.get("role")
+    role = str(item.get("role"))
     if role == "system":
         return _detail("System messages are not allowed")
     if role not in {"user", "assistant", "developer"}:

@@ -99,7 +99,8 @@ class Composer:
         self._output: list[JsonObject] = []
         self._index = 0
         self._reasoning_tokens = 0
-        self._padded = (turn.body.get("stream_options") or {}).get("include_obfuscation") is not False
+        options = turn.body.get("stream_options")
+        self._padded = not (isinstance(options, dict) and options.get("include_obfuscation") is False)
         self._response = self._skeleton()
 
     @classmethod

@@ -136,6 +136,8 @@ class Issuer:
         """Make a set of tokens: of a new login, or the next of *login*."""
         now = self.now()
         expires_at = now + (self.lifetime if expires_in is None else expires_in)
+        # What has ended already was issued a lifetime before that.
+        issued_at = now if expires_at > now else expires_at - self.lifetime
         self._serial += 1
         identity = {
             "chatgpt_account_id": account.account_id,
@@ -148,14 +150,14 @@ class Issuer:
             "chatgpt_data_residency": "no_constraint",
         }
         session = f"authsess_{secrets.token_hex(12)}"
-        common = {"iss": "https://auth.openai.com", "iat": int(now), "sub": f"auth0|{account.user_id}"}
+        common = {"iss": "https://auth.openai.com", "iat": int(issued_at), "sub": f"auth0|{account.user_id}"}
         access = {
             **common,
             "aud": ["https://api.openai.com/v1"],
             "client_id": self.client_id,
             "exp": int(expires_at),
             "jti": f"{self._serial}-{secrets.token_hex(8)}",
-            "nbf": int(now),
+            "nbf": int(issued_at),
             "scp": ["openid", "profile", "email", "offline_access"],
             "session_id": session,
             AUTH_CLAIM: identity,
@@ -167,14 +169,14 @@ class Issuer:
             "email": account.email,
             "email_verified": True,
             "name": f"Simulated {account.name}",
-            "exp": int(now) + 3600,
+            "exp": int(issued_at) + 3600,
             AUTH_CLAIM: identity,
         }
         tokens = Tokens(
             access=encode_jwt(access),
             refresh=f"rt_{secrets.token_urlsafe(33)}.{self._serial}",
             id_token=encode_jwt(identified),
-            issued_at=now,
+            issued_at=issued_at,
             expires_at=expires_at,
             login=login or Login(account),
         )

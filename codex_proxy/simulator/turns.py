@@ -267,7 +267,9 @@ class Turns:
         """Search the web, without a web."""
 
         def answer(account: SimAccount, body: JsonObject) -> Reply:
-            asked = (body.get("commands") or {}).get("search_query") or []
+            commands = body.get("commands")
+            asked = commands.get("search_query") if isinstance(commands, dict) else None
+            asked = asked if isinstance(asked, list) else []
             words = [str(q.get("q", "")) for q in asked if isinstance(q, dict)]
             text = f"Simulated results for {', '.join(words) or 'nothing'}: [a page](https://example.com/simulated)"
             return Reply.json({"encrypted_output": seal(account.tag, k="search"), "output": text})

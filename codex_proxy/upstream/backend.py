@@ -3,6 +3,7 @@
 Facts: backend contract, sections 2.1, 4 and 5.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 
@@ -17,7 +18,7 @@ from codex_proxy.config import Live
 from codex_proxy.errors import BackendFault, UpstreamError, Verdict, classify, fault_of
 from codex_proxy.net import Answer, Deadlines, NetError, NetKind, Outbound
 from codex_proxy.protocol.request import LITE_HEADER, TURN_STATE, BackendRequest
-from codex_proxy.protocol.responses import read_reset
+from codex_proxy.protocol.responses import limit_family, read_reset
 from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
 
 # An error is a sentence; a page may be longer, and nobody reads it.
@@ -25,6 +26,9 @@ MAX_ERROR_SIZE = 256 * 1024
 
 # Enough of an account's identity to find it again among a few thousand.
 _TAG_LENGTH = 12
+
+# What a header can hold, and a server takes.
+_TURN_STATE = re.compile(r"[\x21-\x7e]{1,4096}")
 
 _LONG_ENDPOINTS = frozenset({"responses/compact", "images/generations", "images/edits"})
 
@@ -84,7 +88,7 @@ class AccountLease:
             settings.compact_timeout if request.endpoint in _LONG_ENDPOINTS else settings.first_byte_timeout
         )
         turn_state = self._own_turn_state(request)
-        own_proxy = account.credential.extra.proxy_url
+        own_proxy = account.credential.proxy_url
         try:
             answer = await route._outbound.open(
                 "POST",
@@ -194,7 +198,9 @@ def split_turn_state(value: str | None) -> tuple[str, str | None]:
     if value is None:
         return "", None
     tag, dot, raw = value.partition(".")
-    if not dot or not raw or len(tag) != _TAG_LENGTH:
+    # It came from the caller, in its body perhaps, and becomes a header: one that cannot be sent
+    # would look like an account's trouble.
+    if not dot or len(tag) != _TAG_LENGTH or not _TURN_STATE.fullmatch(raw):
         return "", None
     return tag, raw
 
@@ -223,7 +229,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: float)
         except BadJson:
             payload = None
     fault = fault_of(payload, f"the backend answered with status {status}")
-    family = headers.get("x-codex-active-limit", "").strip().lower().replace("-", "_")
+    family = limit_family(headers.get("x-codex-active-limit"))
     resets_at: float | None = None
     wait: float | None = None
     if isinstance(payload, Mapping):
@@ -235,7 +241,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: float)
         status=status,
         retry_after=retry_after if retry_after is not None else wait,
         resets_at=resets_at,
-        limit_family=family if family and family != MAIN_FAMILY else None,
+        limit_family=family if family != MAIN_FAMILY else None,
     )
 
 

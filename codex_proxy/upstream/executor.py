@@ -288,13 +288,16 @@ class Exchange:
         """
         if not isinstance(error, PoolShortage) or len(pauses) >= max_retry:
             return None
-        if last is not None and last.verdict is Verdict.ENCRYPTED:
+        if last is not None and last.verdict is Verdict.ENCRYPTED and not error.is_for_history:
             return None
         pause = max(0.05, error.retry_after)
         return pause if pause <= LONGEST_PAUSE and sum(pauses) + pause <= LONGEST_PAUSES else None
 
     def _last_word(self, error: ProxyError, last: UpstreamError | None) -> ProxyError:
         """Choose between what the pool says and what the last account said."""
+        if isinstance(error, PoolError) and error.is_for_history:
+            # Who can read it will be back; a refusal would end the conversation for good.
+            return error
         if last is not None and last.verdict is Verdict.ENCRYPTED:
             # Nobody could read it, so it is the conversation that cannot go on.
             return RequestError(

@@ -444,6 +444,27 @@ async def test_encrypted_history_is_kept_and_finds_its_account(tmp_path: Path) -
         assert stand.tried()[3:] == [last.name]
 
 
+@pytest.mark.parametrize("codex", [True, False])
+async def test_encrypted_history_waits_for_the_account_that_wrote_it(tmp_path: Path, codex: bool) -> None:
+    async with standing(tmp_path) as stand:
+        compact = await stand.post("/v1/responses/compact", {"model": STANDARD, "input": "a long talk"})
+        home = stand.sim.account(str(stand.sim.requests[-1].account))
+        history = [*compact.json["output"], {"type": "message", "role": "user", "content": "go on"}]
+        home.set("overloaded", retry_after=1, times=1)
+        answer = await stand.ask(input=history, codex=codex)
+        assert answer.status == 200
+        assert stand.tried()[0] == stand.tried()[-1] == home.name
+
+        home.set("usage_limit", resets_in=3600)
+        for _ in range(2):
+            answer = await stand.ask(input=history, codex=codex)
+            assert answer.status == 429
+            assert answer.json["error"]["code"] == "usage_limit_reached"
+            assert 3590 < answer.json["error"]["resets_in_seconds"] <= 3601
+        others = [stand.known(account) for account in stand.accounts if account is not home]
+        assert {account.state for account in others} == {State.READY}
+
+
 async def test_encrypted_history_that_nobody_can_read_is_the_callers(tmp_path: Path) -> None:
     async with standing(tmp_path) as stand:
         history = [

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from codex_proxy import __version__
+from codex_proxy.accounts.state import State
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.simulator import Script, Simulator
 from codex_proxy.simulator.checks import unseal
@@ -413,3 +414,32 @@ async def test_events_reach_a_codex_client_byte_for_byte(tmp_path: Path) -> None
         stand.sim.script(Script.recorded(stream + done, chunk=7))
         answer = await stand.ask("hi", codex=True)
         assert stream in answer.body
+
+
+async def test_a_list_of_models_that_is_known_is_not_sent_again(tmp_path: Path) -> None:
+    async with standing(tmp_path) as stand:
+        etag = (await stand.get("/backend-api/codex/models")).headers["etag"]
+        for known, status in (
+            (etag, 304),
+            (f"W/{etag}", 304),
+            (f'"old", {etag}', 304),
+            ("*", 304),
+            ('"old"', 200),
+        ):
+            answer = await stand.get("/v1/models?client_version=1", headers={"If-None-Match": known})
+            assert (answer.status, bool(answer.body)) == (status, status == 200), known
+            assert answer.headers["etag"] == etag
+
+
+async def test_a_turn_state_that_is_no_header_hurts_no_account(tmp_path: Path) -> None:
+    async with standing(tmp_path) as stand:
+        given = (await stand.ask("hi", codex=True)).headers[TURN_STATE]
+        tag = given.partition(".")[0]
+        for state in (f"{tag}.a\r\nx-evil: 1", f"{tag}." + "x" * 20_000):
+            stand.sim.clear()
+            answer = await stand.ask("hi", codex=True, client_metadata={TURN_STATE: state})
+            assert answer.status == 200
+            (turn,) = stand.sim.turns
+            assert TURN_STATE not in turn.headers
+            assert turn.json["client_metadata"] == {}
+        assert {account.state for account in stand.daemon.pool.accounts()} == {State.READY}

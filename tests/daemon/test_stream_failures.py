@@ -10,8 +10,8 @@ import pytest
 from codex_proxy.accounts.account import Cause
 from codex_proxy.accounts.state import State
 from codex_proxy.errors import PoolShortage
-from codex_proxy.protocol.sse import Parser
-from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.protocol.sse import Parser, frame
+from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.simulator import Script
 from codex_proxy.simulator.compose import TERMINAL
 from tests.harness import Answer, Stand, standing
@@ -145,6 +145,30 @@ async def test_a_cut_stream_never_looks_finished(
         assert response["error"]["code"] == "server_error"
         assert stand.tried() == [first.name]
         assert stand.known(first).cooling_cause() is Cause.CUT
+
+
+@pytest.mark.parametrize("missing", [1, 4, 40])
+@CALLERS
+async def test_an_end_that_is_cut_is_no_end(tmp_path: Path, missing: int, codex: bool) -> None:
+    item = {"type": "message", "id": "msg_1", "role": "assistant", "content": []}
+    whole = b"".join(
+        frame(str(event["type"]), dumps(event))
+        for event in (
+            {"type": "response.created", "response": {"id": "resp_1", "status": "in_progress"}},
+            {"type": "response.output_item.done", "output_index": 0, "item": item},
+            {"type": "response.completed", "response": {"id": "resp_1", "status": "completed", "usage": {}}},
+        )
+    )
+    async with standing(tmp_path) as stand:
+        stand.in_order()
+        first = stand.accounts[0]
+        first.script(Script.recorded(whole[: -2 - missing]))
+        answer = await stand.ask(codex=codex)
+        assert answer.types == ["response.created", "response.output_item.done", "response.failed"]
+        assert stand.known(first).cooling_cause() is Cause.CUT
+        stand.known(first).holds.clear()
+        first.script(Script.recorded(whole[: -2 - missing]))
+        assert (await stand.ask(codex=codex, stream=False)).status == 429
 
 
 async def test_a_cut_answer_that_is_collected_is_a_status(tmp_path: Path) -> None:

@@ -214,6 +214,92 @@ def test_items_without_an_id_get_it_from_their_done_event() -> None:
     ]
 
 
+def test_the_echo_of_a_tool_choice_names_no_namespace_of_ours() -> None:
+    ours = {"type": "custom", "name": "exec", "namespace": "functions"}
+    theirs = {"type": "function", "name": "f", "namespace": "mcp"}
+    for choice, plain in (
+        (ours, {"type": "custom", "name": "exec"}),
+        (theirs, theirs),
+        (
+            {"type": "allowed_tools", "tools": [ours, theirs, 5]},
+            {"type": "allowed_tools", "tools": [{"type": "custom", "name": "exec"}, theirs, 5]},
+        ),
+        ("auto", "auto"),
+    ):
+        out = encoder(was_lite_encoded=True)
+        told = shown(out.encode(batch(created(tool_choice=choice), completed(tool_choice=choice))))
+        assert [event["response"]["tool_choice"] for event in told] == [plain, plain]
+
+
+def test_items_without_an_id_get_it_by_their_order_when_the_indexes_have_gaps() -> None:
+    out = encoder()
+    told = [{"type": "message"}, {"type": "function_call"}]
+    events = batch(
+        created(), item_done(1, {"id": "msg_1"}), item_done(4, {"id": "fc_1"}), completed(output=told)
+    )
+    output = shown(out.encode(events))[-1]["response"]["output"]
+    assert [item["id"] for item in output] == ["msg_1", "fc_1"]
+
+
+def test_two_items_that_claim_one_place_are_both_kept() -> None:
+    out = encoder()
+    events = batch(
+        created(),
+        item_done(0, {"id": "msg_1"}),
+        item_done(0, {"id": "msg_2"}),
+        item_done(0, {"id": "msg_2", "told": "twice"}),
+        completed(),
+    )
+    output = shown(out.encode(events))[-1]["response"]["output"]
+    assert output == [{"id": "msg_1"}, {"id": "msg_2", "told": "twice"}]
+
+
+@CALLERS
+def test_an_end_that_cannot_be_read_is_none(is_codex: bool) -> None:
+    out = encoder(is_codex=is_codex)
+    data = out.encode([
+        Event.of(created()),
+        Event("response.completed", b'{"type":"response.completed","response":{"id":"r"}'),
+    ])
+    assert types(data) == ["response.created"]
+    assert not out.finished
+
+
+@pytest.mark.parametrize("usage", [{"input_tokens": "7"}, {"output_tokens": None, "total_tokens": 1.5}, {}])
+def test_usage_has_the_numbers_without_which_a_client_takes_the_stream_for_broken(usage: JsonObject) -> None:
+    out = encoder(is_codex=True)
+    told = shown(out.encode(batch(created(), completed(usage=usage))))[-1]["response"]["usage"]
+    assert (told["input_tokens"], told["output_tokens"], told["total_tokens"]) == (0, 0, 0)
+
+
+def test_usage_that_is_no_object_is_none() -> None:
+    out = encoder()
+    told = shown(out.encode(batch(created(), completed(usage="much"))))[-1]["response"]
+    assert told["usage"] is None
+
+
+def test_a_failure_may_be_one_word() -> None:
+    event = Event.of({"type": "response.failed", "response": {"error": "usage_limit_reached"}})
+    failure = failure_of(event, now=0.0)
+    assert failure is not None
+    assert failure.verdict is Verdict.EXHAUSTED
+
+
+@pytest.mark.parametrize(("told", "family"), [("Codex-Bengalfox", "codex_bengalfox"), (" ", None), (5, None)])
+def test_a_limit_inside_a_stream_has_the_name_that_it_has_as_a_header(
+    told: object, family: str | None
+) -> None:
+    event = Event.of({
+        "type": "error",
+        "status": 429,
+        "error": {"type": "usage_limit_reached"},
+        "headers": {"X-Codex-Active-Limit": told},
+    })
+    failure = failure_of(event, now=0.0)
+    assert failure is not None
+    assert failure.limit_family == family
+
+
 def test_usage_gets_the_details_that_strict_readers_ask_for() -> None:
     out = encoder()
     usage = {"input_tokens": 7, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 5}}
@@ -249,7 +335,7 @@ def test_what_was_delivered_is_measured_as_it_stands_on_the_wire(text: str) -> N
 def test_a_delta_that_is_no_text_or_never_ends_counts_nothing_odd() -> None:
     out = encoder(is_codex=True)
     cut = b'{"type":"response.x.delta","delta":"abc'
-    out.encode([Event.read(b'{"type":"response.x.delta","delta":5}'), Event.read(cut)])
+    out.encode([Event.read(b'{"type":"response.x.delta","delta":5}'), Event("response.x.delta", cut)])
     assert out.delivered == 3
 
 

@@ -578,3 +578,20 @@ def test_no_json_is_a_crash(seed: int, headers: dict[str, str]) -> None:
 def sent_any(request: BackendRequest) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(request.body)
     return value
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "header"),
+    [
+        ("talk-1", {}, "talk-1"),
+        ("talk-1", {"session-id": "own"}, "own"),
+        ("talk\n1", {}, None),
+        ("gespräch", {}, None),
+        ("x" * 300, {}, None),
+    ],
+)
+def test_the_name_of_a_conversation_goes_out_as_a_header_too(
+    key: str, headers: dict[str, str], header: str | None
+) -> None:
+    body = {"model": "gpt-5.5", "input": "hi", "prompt_cache_key": key}
+    assert ask(body, headers).headers.get("session-id") == header

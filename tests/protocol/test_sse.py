@@ -205,3 +205,20 @@ def test_a_frame_round_trips_with_a_line_break_inside() -> None:
     assert parse(frame("two.lines", b'{"type":"two.lines",\r\n"n":2}')) == [
         ("two.lines", b'{"type":"two.lines",\n"n":2}')
     ]
+
+
+@pytest.mark.parametrize(
+    "cut", [b'{"type":"response.completed","response":{"id":"r"}', b'{"type":"a","x":"y', b"{"]
+)
+def test_what_the_end_of_the_stream_has_cut_is_no_event(cut: bytes) -> None:
+    assert parse(b'data: {"type":"a"}\n\ndata: ' + cut) == [("a", b'{"type":"a"}')]
+
+
+def test_an_event_without_an_end_has_no_type() -> None:
+    assert Event.read(b'{"type":"response.output_text.delta","delta":"x').type == ""
+
+
+@pytest.mark.parametrize("name", ["a\\nb", "a\\ud83d", ""])
+def test_a_type_that_is_no_name_stays_out_of_the_event_line(name: str) -> None:
+    data = b'{"type":"' + name.encode() + b'"}'
+    assert Event.read(data).frame() == b"data: " + data + b"\n\n"

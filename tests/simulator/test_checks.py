@@ -36,6 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": "text"}, "Input must be a list"),
     ({"input": [{"role": "system", "content": "x"}]}, "System messages are not allowed"),
     ({"input": [{"role": "tool", "content": "x"}]}, "Invalid value: 'tool'"),
+    ({"input": [{"role": ["user"], "content": "x"}]}, "input[0].role"),
     ({"input": [{"role": "user"}]}, "input[0].content"),
     ({"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "Invalid value: 'text'"),
     ({"input": [{"role": "assistant", "content": [{"type": "input_text", "text": "x"}]}]}, "'output_text'"),
@@ -62,6 +63,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"service_tier": "fast"}, "Unsupported service_tier: fast"),
     ({"text": {"verbosity": "loud"}}, "text.verbosity"),
     ({"include": "all"}, "'include'"),
+    ({"client_metadata": "x"}, "'client_metadata'"),
+    ({"parallel_tool_calls": "no"}, "'parallel_tool_calls'"),
+    ({"prompt_cache_key": 5}, "'prompt_cache_key'"),
+    ({"stream_options": True}, "'stream_options'"),
+    ({"text": []}, "'text'"),
+    ({"tool_choice": 5}, "'tool_choice'"),
 ]
 
 
