@@ -16,7 +16,9 @@ import hashlib
 import ipaddress
 import logging
 import math
+import os
 import re
+import stat
 import sys
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import InitVar, dataclass, field
@@ -45,6 +47,9 @@ MAX_SECONDS = 30 * 86_400.0
 
 _ABSENT: bytes = b"absent"
 """Stands where a file's digest would be when there is no file."""
+
+_STREAM = "cannot be read again: not a file"
+"""What is wrong with a pipe at a second look; stands for its digest at every look."""
 
 # A Kubernetes service called "codex-proxy" puts these into every container of its namespace.
 _SERVICE_LINK = re.compile(r"CODEX_PROXY_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)")
@@ -410,12 +415,12 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "log-level", "info", True,
-            "How much is logged; debug explains every decision.",
+            "How much is logged; debug adds every answer and what failed in the background.",
             "debug, info, warn or error", _choice("debug", "info", "warn", "error", aliases={"warning": "warn"}),
         ),
         Key(
             "refresh-interval", 3000, True,
-            "How often all tokens are looked over; a token that is still good is never rotated.",
+            "How often all tokens are looked over, beside a timer for each; one that is still good is never rotated.",
             _POSITIVE, _seconds(zero=False),
         ),
         Key(
@@ -425,7 +430,7 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "health-check-interval", 300, True,
-            "How often resting accounts are asked for their quota; 0 switches it off.",
+            "How often accounts whose numbers are old are asked for their quota; 0 switches it off.",
             _ZERO_OFF, _seconds(zero=True),
         ),
         Key(
@@ -646,7 +651,7 @@ _GO_KEYS: tuple[tuple[str, str], ...] = (
     ),
     (
         "debug-upstream-stream debug-ws-stream",
-        "bodies are never logged; log-level: debug explains the decisions",
+        "bodies are never logged; each turn has a line that says what was tried and why",
     ),
     (
         "enable-healthy-retry empty-retry-max",
@@ -672,7 +677,7 @@ _GO_KEYS: tuple[tuple[str, str], ...] = (
     ("disabled-recovery-interval-sec", "resting accounts are asked again each health-check-interval"),
     (
         "health-check-start-delay health-check-batch-size health-check-request-timeout",
-        "checks cost no tokens and are spread out; see health-check-interval and health-check-concurrency",
+        "checks cost no tokens; see health-check-interval and health-check-concurrency",
     ),
     (
         "startup-async-load startup-load-retry-interval startup-load-batch-size auth-scan-interval save-workers",
@@ -733,11 +738,8 @@ class Loaded:
     """Where each key that is not at its default came from."""
     digests: tuple[bytes, ...] = ()
     """What was read, so that a watcher knows whether it changed since."""
-
-    @property
-    def explicit(self) -> set[str]:
-        """The keys that somebody set."""
-        return set(self.origins)
+    is_blank: bool = True
+    """There was no file, or nothing in it."""
 
 
 @dataclass(slots=True)
@@ -757,6 +759,8 @@ class _Reading:
     """Of the configuration file, then of `files`."""
     is_blank: bool = True
     """The file says nothing at all."""
+    again: bool = False
+    """Not the first reading: a pipe, which says everything once, says nothing now."""
 
     def read(self, path: Path | None, environ: Mapping[str, str]) -> None:
         self.path = _which(path, environ)
@@ -774,13 +778,13 @@ class _Reading:
             raise ConfigError("\n".join(self.errors))
         settings = Settings(**self.values)
         warnings = self.warnings + _doubts(settings)
-        return Loaded(settings, warnings, self.path, self.origins, tuple(self.digests))
+        return Loaded(settings, warnings, self.path, self.origins, tuple(self.digests), self.is_blank)
 
     def _read_file(self, path: Path) -> None:
-        self.digests[0] = _digest(path)
         try:
-            text = _read_text(path)
+            text, self.digests[0] = _read_text(path, again=self.again)
         except _Unfit as exc:
+            self.digests[0] = _digest_of(exc)
             self.errors.append(f"{path}: {exc}")
             return
         self.is_blank = not text.strip()
@@ -888,14 +892,17 @@ class _Reading:
     def _set_from_file(self, key: Key, name: str, where: str) -> None:
         path = Path(name).expanduser()
         self.files.append(path)
-        self.digests.append(_digest(path))
         try:
-            text = _read_text(path).strip()
-            # An empty file is one that somebody is just writing, or forgot to.
-            if not text:
-                raise _Unfit("is empty")
+            text, digest = _read_text(path, again=self.again)
         except _Unfit as exc:
+            self.digests.append(_digest_of(exc))
             self.errors.append(f"{where}: {key.name} from {path}: {exc}")
+            return
+        self.digests.append(digest)
+        text = text.strip()
+        if not text:
+            # One that somebody is just writing, or forgot to.
+            self.errors.append(f"{where}: {key.name} from {path}: is empty")
             return
         self._set_text(key, text, f"{where}: {path}", separator="\n")
 
@@ -918,7 +925,8 @@ class _Reading:
         try:
             self.values[key.field] = key.parse(value)
         except _Unfit as exc:
-            self.errors.append(f"{where}: {key.name} = {_shown(key, value)}: {exc}; want {key.range}")
+            problem = f"{key.name} = {_shown(key, value)}: {exc}"
+            self.errors.append(f"{where}: {_USER_INFO.sub('://***@', problem)}; want {key.range}")
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
@@ -942,9 +950,18 @@ def _which(path: Path | None, environ: Mapping[str, str]) -> Path | None:
     return DEFAULT_FILE if DEFAULT_FILE.exists() else None
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, *, again: bool) -> tuple[str, bytes]:
+    """Return what a file says, and its digest.
+
+    Read once for both: a pipe (`-config <(decrypt config)`) gives its contents only once. One
+    met *again* is unfit, and opening it must not wait for a writer who never comes.
+    """
     try:
-        with path.open("rb") as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if again else 0))
+        with open(descriptor, "rb") as file:
+            is_stream = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+            if is_stream and again:
+                raise _Unfit(_STREAM)
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
         raise _Unfit(f"cannot be read: {exc.strerror or type(exc).__name__}") from exc
@@ -953,17 +970,22 @@ def _read_text(path: Path) -> str:
     if len(content) > MAX_FILE_BYTES:
         raise _Unfit("cannot be read: larger than 1 MiB")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         line = content.count(b"\n", 0, exc.start) + 1
         raise _Unfit(f"line {line} is not UTF-8") from exc
+    return text, _STREAM.encode() if is_stream else hashlib.sha256(text.encode()).digest()
 
 
 def _digest(path: Path) -> bytes:
     try:
-        return hashlib.sha256(_read_text(path).encode()).digest()
+        return _read_text(path, again=True)[1]
     except _Unfit as exc:
-        return str(exc).encode()
+        return _digest_of(exc)
+
+
+def _digest_of(problem: _Unfit) -> bytes:
+    return str(problem).encode()
 
 
 def _line(node: yaml.Node) -> int:
@@ -1024,6 +1046,10 @@ def _suggest_variable(name: str, known: Iterable[str]) -> str:
     # The prefix, which all share, would make everything look alike.
     bare = _suggest(name.removeprefix(PREFIX), [entry.removeprefix(PREFIX) for entry in known])
     return bare.replace("mean ", f"mean {PREFIX}")
+
+
+# In an address that should have none, or where no address belongs; a password may hold nearly anything.
+_USER_INFO = re.compile(r"://\S*@")
 
 
 def _shown(key: Key, value: object) -> str:
@@ -1123,6 +1149,7 @@ class Watcher:
         self._had_content = not reading.is_blank
         if since is not None:
             self._applied = since.digests
+            self._had_content = not since.is_blank
 
     def look(self) -> Loaded | None:
         """Return settings to apply when the files have changed and are at rest, else None.
@@ -1135,7 +1162,7 @@ class Watcher:
             return None
         reading = self._read()
         try:
-            if self._had_content and reading.is_blank:
+            if self._had_content and reading.is_blank and not reading.errors:
                 raise ConfigError(f"{reading.path or self.path or DEFAULT_FILE}: is empty or gone")
             loaded = reading.finish()
         except ConfigError as exc:
@@ -1154,7 +1181,7 @@ class Watcher:
         return changed
 
     def _read(self) -> _Reading:
-        reading = _Reading()
+        reading = _Reading(again=True)
         reading.read(self.path, self.environ)
         self._files = tuple(reading.files)
         self._applied = self._seen = tuple(reading.digests)

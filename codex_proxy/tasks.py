@@ -98,16 +98,6 @@ class Background:
             logger.error("task died name=%s error=%s", task.get_name(), type(error).__name__, exc_info=error)
 
 
-async def cancel_and_wait(task: "asyncio.Task[Any] | asyncio.Future[Any]") -> None:
-    """Cancel *task* and wait until it has really ended, whatever it ends with."""
-    task.cancel()
-    # Not awaited itself: its cancellation must not be taken for ours, nor ours for its own.
-    await asyncio.wait({task})
-    if not task.cancelled():
-        # Looked at, so that nobody complains that nobody did.
-        _ = task.exception()
-
-
 class Slots:
     """At most so many at a time, where the number may change while they run."""
 

@@ -1,9 +1,11 @@
 """Settings: what fits, what does not and how that is said, sources, edits while it runs."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def value(file: Path, key: str, text: str) -> Any:
 
 def test_without_any_source_the_defaults_count(file: Path) -> None:
     loaded = load(None, {})
-    assert (loaded.settings, loaded.path, loaded.explicit, loaded.warnings) == (Settings(), None, set(), [])
+    assert (loaded.settings, loaded.path, loaded.origins, loaded.warnings) == (Settings(), None, {}, [])
 
 
 def test_the_defaults_are_those_people_know() -> None:
@@ -90,7 +92,7 @@ def test_a_file_that_says_nothing_is_the_defaults(file: Path, text: str) -> None
 
 def test_a_key_without_a_value_is_its_default(file: Path) -> None:
     loaded = read(file, "api-keys:\n  # - sk-1\nmax-retry:\n")
-    assert (loaded.settings, loaded.explicit) == (Settings(), set())
+    assert (loaded.settings, loaded.origins) == (Settings(), {})
 
 
 # --- what fits
@@ -423,7 +425,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(file: 
     loaded = read(file, "max-retry: 5\nlog-level: debug\n", {"CODEX_PROXY_MAX_RETRY": " 7 ", "PATH": "x"})
     assert (loaded.settings.max_retry, loaded.settings.log_level) == (7, "debug")
     assert loaded.settings.drain_timeout == 120
-    assert loaded.explicit == {"max-retry", "log-level"}
+    assert set(loaded.origins) == {"max-retry", "log-level"}
     assert loaded.origins == {"max-retry": "environment: CODEX_PROXY_MAX_RETRY", "log-level": "config.yaml:2"}
 
 
@@ -432,7 +434,7 @@ def test_any_key_can_come_from_the_environment(file: Path, key: Any) -> None:
     text, expected = ENVIRONMENT[key.name]
     loaded = load(None, {key.variable: text})
     assert getattr(loaded.settings, key.field) == expected
-    assert loaded.explicit == {key.name}
+    assert set(loaded.origins) == {key.name}
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
@@ -705,7 +707,7 @@ def test_a_file_that_is_still_being_written_is_left_alone(file: Path) -> None:
         assert watcher.look() is None
     loaded = watcher.look()
     assert loaded is not None
-    assert loaded.explicit == {"max-retry", "log-level"}
+    assert set(loaded.origins) == {"max-retry", "log-level"}
 
 
 def test_saving_the_same_again_does_nothing(file: Path) -> None:
@@ -786,3 +788,69 @@ async def test_watching_survives_a_subscriber_that_fails(
         await watch(live, file, {}, sleep)
     assert live.current.max_retry == 6
     assert caplog.text.count("following the configuration failed") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('base-url: "https://me:hunter/2@host/x"', "https://***@host/x"),
+        ('oauth-issuer: "https://me:hunter2@host/x"', "https://***@host/x"),
+        ('allowed-hosts: ["http://me:hunter2@host"]', "http://***@host"),
+        ('listen: "http://me:hunter2@host"', "http://***@host"),
+    ],
+)
+def test_a_password_in_an_address_that_does_not_fit_is_not_said(file: Path, line: str, said: str) -> None:
+    (error,) = errors(file, line + "\n")
+    assert said in error
+    assert "hunter" not in error
+
+
+@contextlib.contextmanager
+def pipe_of(text: str) -> Iterator[Path]:
+    """A pipe that says *text* once, as `<(command)` in a shell is."""
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    yield Path(f"/dev/fd/{reader}")
+    os.close(reader)
+
+
+def test_a_configuration_that_comes_through_a_pipe_counts_and_stays(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pipe_of('max-retry: 5\napi-keys: ["sk-1"]\n') as pipe:
+        loaded = load(pipe, {})
+        assert loaded.settings.max_retry == 5
+        watcher = Watcher(Live(loaded.settings), pipe, {}, loaded)
+        assert [watcher.look() for _ in range(3)] == [None, None, None]
+        assert len(watcher.live.current.api_keys) == 1
+    assert caplog.messages == []
+
+
+def test_a_value_that_comes_through_a_pipe_counts_and_stays(file: Path) -> None:
+    with pipe_of("sk-1\nsk-2\n") as pipe:
+        loaded = read(file, f"api-keys-file: {pipe}\n")
+        assert len(loaded.settings.api_keys) == 2
+        watcher = Watcher(Live(loaded.settings), file, {}, loaded)
+        assert [watcher.look() for _ in range(3)] == [None, None, None]
+        assert len(watcher.live.current.api_keys) == 2
+
+
+def test_a_named_pipe_in_place_of_the_file_is_a_broken_edit_that_holds_nobody_up(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher = watcher_of(file, "max-retry: 5\n")
+    file.unlink()
+    os.mkfifo(file)
+    assert [watcher.look() for _ in range(3)] == [None, None, None]
+    assert "not a file" in caplog.text
+    file.unlink()
+    assert edit(watcher, file, "max-retry: 6\n") == ["max-retry"]
+
+
+def test_a_file_that_is_emptied_right_after_it_was_read_is_a_broken_edit(file: Path) -> None:
+    loaded = read(file, 'api-keys: ["sk-1"]\n')
+    file.write_text("", encoding="utf-8")
+    watcher = Watcher(Live(loaded.settings), file, {}, loaded)
+    assert [watcher.look() for _ in range(3)] == [None, None, None]
+    assert len(watcher.live.current.api_keys) == 1

@@ -20,7 +20,7 @@ def test_the_example_has_every_key_with_its_default() -> None:
 
 def test_the_example_as_it_is_changes_nothing() -> None:
     loaded = load(EXAMPLE, {})
-    assert (loaded.settings, loaded.explicit, loaded.warnings) == (Settings(), set(), [])
+    assert (loaded.settings, loaded.origins, loaded.warnings) == (Settings(), {}, [])
 
 
 def test_the_example_marks_the_keys_that_need_a_restart() -> None:
@@ -65,7 +65,7 @@ def test_examples_in_the_documents_are_valid(tmp_path: Path) -> None:
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")
-        assert load(path, {}).explicit
+        assert load(path, {}).origins
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])

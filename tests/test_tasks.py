@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from codex_proxy.clock import ManualClock
-from codex_proxy.tasks import Background, Job, Slots, cancel_and_wait
+from codex_proxy.tasks import Background, Job, Slots
 
 
 @pytest_asyncio.fixture
@@ -198,59 +198,6 @@ async def test_a_job_without_an_interval_rests_until_it_has_one(at_once: bool) -
     await background.aclose()
     assert before == 0
     assert rounds.times[0] <= 206
-
-
-# -- cancel and wait ---------------------------------------------------------------------
-
-
-async def test_a_cancelled_task_is_waited_for_to_its_very_end() -> None:
-    ended: list[str] = []
-
-    async def work() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await turns()
-            ended.append("cleaned up")
-
-    task = asyncio.get_running_loop().create_task(work())
-    await turns()
-    await cancel_and_wait(task)
-    assert ended == ["cleaned up"]
-    assert task.cancelled()
-
-
-async def test_whatever_it_ends_with_is_taken() -> None:
-    async def work() -> None:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            raise LookupError("gone") from None
-
-    task = asyncio.get_running_loop().create_task(work())
-    await turns()
-    await cancel_and_wait(task)
-    assert isinstance(task.exception(), LookupError)
-    # Done already: nothing to wait for.
-    await cancel_and_wait(task)
-
-
-async def test_the_waiters_own_cancellation_is_not_swallowed() -> None:
-    async def stubborn() -> None:
-        for _ in range(3):
-            try:
-                await asyncio.sleep(0.02)
-            except asyncio.CancelledError:
-                pass
-
-    task = asyncio.get_running_loop().create_task(stubborn())
-    await turns()
-    waiter = asyncio.get_running_loop().create_task(cancel_and_wait(task))
-    await turns()
-    waiter.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiter
-    await task
 
 
 # -- slots -------------------------------------------------------------------------------

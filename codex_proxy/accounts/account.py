@@ -137,12 +137,23 @@ class Account:
 
     # -- tokens ---------------------------------------------------------------------------
 
+    @property
+    def ends_at(self) -> float | None:
+        """When its access token ends, by our clock; None when that is not known.
+
+        A token that was over when it was issued shows that our clock is wrong, not the token:
+        the backend judges it then, as it does one of unknown end.
+        """
+        ends_at, issued_at = self.credential.expires_at, self.credential.last_refresh
+        return None if ends_at is not None and issued_at is not None and ends_at <= issued_at else ends_at
+
     def access_is_valid(self, now: float) -> bool:
         """Tell whether its access token can be sent: there, not refused, not known to be over."""
         credential = self.credential
         if not credential.access or (self.rejected and credential.access.digest() == self.rejected):
             return False
-        return credential.expires_at is None or credential.expires_at > now
+        ends_at = self.ends_at
+        return ends_at is None or ends_at > now
 
     def can_refresh(self) -> bool:
         """Tell whether an exchange could bring a new access token."""
@@ -152,15 +163,19 @@ class Account:
         """Return the wall clock at which its token should be exchanged; None when no timer knows.
 
         *jitter* (0..1) moves it up to a minute earlier, so that accounts logged in together
-        do not knock together.
+        do not knock together. A token that lives for minutes only serves half its life at least.
         """
         if not self.can_refresh():
             return None
         if not self.credential.access or (self.rejected and self.rejected == self.credential.access.digest()):
             return self.refresh_after
-        if self.credential.expires_at is None:
+        ends_at, issued_at = self.ends_at, self.credential.last_refresh
+        if ends_at is None:
             return None
-        return max(self.credential.expires_at - REFRESH_BEFORE - 60.0 * jitter, self.refresh_after)
+        due = ends_at - REFRESH_BEFORE - 60.0 * jitter
+        if issued_at is not None:
+            due = max(due, (issued_at + ends_at) / 2)
+        return max(due, self.refresh_after)
 
     def headers(self, token: "Secret") -> dict[str, str]:
         """Return the headers that say whose request it is; the account's own, never a caller's."""

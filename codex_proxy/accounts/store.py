@@ -58,18 +58,6 @@ Shape = Literal["flat", "codex"]
 Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
-@dataclass(slots=True, frozen=True)
-class Extra:
-    """What an owner may say about an account in its file, beside the tokens; None: not said."""
-
-    priority: int | None = None
-    weight: float | None = None
-    proxy_url: Secret | None = None
-    """Secret, because it may carry a password."""
-    models: tuple[str, ...] | None = None
-    max_concurrency: int | None = None
-
-
 @dataclass(slots=True, repr=False)
 class Credential:
     """One account's file, read."""
@@ -91,7 +79,8 @@ class Credential:
     alias: str | None
     """The name its owner gave it."""
     disabled: bool
-    extra: Extra
+    proxy_url: Secret | None
+    """Its own way out, None where its file names none; secret, because it may carry a password."""
     mtime_ns: int = 0
     interrupted: float | None = None
     """When an exchange of this very refresh token began whose end was never written down.
@@ -404,8 +393,8 @@ def _parse(path: Path, target: Path, raw: dict[str, Any], mtime_ns: int) -> tupl
             plan=said.plan or word_of(raw.get("plan_type")),
         ),
         alias=_alias(raw, complaints),
-        disabled=_flag(raw, "disabled", complaints),
-        extra=_extra(raw, complaints),
+        disabled=_is_disabled(raw, complaints),
+        proxy_url=_proxy_url(raw),
         mtime_ns=mtime_ns,
     )
     return credential, complaints
@@ -448,73 +437,26 @@ def _alias(raw: dict[str, Any], complaints: list[str]) -> str | None:
     return None
 
 
-def _flag(raw: dict[str, Any], name: str, complaints: list[str]) -> bool:
-    value = raw.get(name)
+def _is_disabled(raw: dict[str, Any], complaints: list[str]) -> bool:
+    value = raw.get("disabled")
     if value is None or isinstance(value, bool):
         return value is True
-    complaints.append(f"{name} is left out: true or false would do")
-    return False
+    # Whoever wrote it there meant to switch it off; one that rests by mistake does no harm.
+    complaints.append("disabled is taken for true: true or false would do")
+    return True
 
 
-def _extra(raw: dict[str, Any], complaints: list[str]) -> Extra:
-    return Extra(
-        priority=_whole(raw, "priority", complaints, lowest=None),
-        weight=_weight(raw, complaints),
-        proxy_url=_proxy_url(raw, complaints),
-        models=_models(raw, complaints),
-        max_concurrency=_whole(raw, "max-concurrency", complaints, lowest=1),
-    )
-
-
-def _spelled(raw: dict[str, Any], name: str) -> Any:
-    """Return the value of a key that may be written with - or with _."""
-    value = raw.get(name)
-    return value if value is not None else raw.get(name.replace("-", "_"))
-
-
-def _whole(raw: dict[str, Any], name: str, complaints: list[str], *, lowest: int | None) -> int | None:
-    value = _spelled(raw, name)
+def _proxy_url(raw: dict[str, Any]) -> Secret | None:
+    value = raw.get("proxy-url")
     if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and (lowest is None or value >= lowest):
-        return value
-    complaints.append(
-        f"{name} is left out: a whole number{'' if lowest is None else f' from {lowest}'} would do"
-    )
-    return None
-
-
-def _weight(raw: dict[str, Any], complaints: list[str]) -> float | None:
-    value = raw.get("weight")
-    if value is None:
-        return None
-    weight = seconds_of(value)  # the same question: a finite number above zero
-    if weight is None:
-        complaints.append("weight is left out: a number above 0 would do")
-    return weight
-
-
-def _proxy_url(raw: dict[str, Any], complaints: list[str]) -> Secret | None:
-    value = _spelled(raw, "proxy-url")
+        value = raw.get("proxy_url")
     if value is None or value == "":
         return None
     word = word_of(value)
     if word is None or "://" not in word:
-        complaints.append("proxy-url is left out: scheme://host:port would do")
-        return None
+        # Left out, it would send the account's tokens another way than its owner wants.
+        raise Unusable("proxy-url is no address: scheme://host:port would do")
     return Secret(word)
-
-
-def _models(raw: dict[str, Any], complaints: list[str]) -> tuple[str, ...] | None:
-    value = raw.get("models")
-    if value is None:
-        return None
-    words = [word_of(item) for item in value] if isinstance(value, list) else [None]
-    models = tuple(word for word in words if word is not None)
-    if len(models) != len(words):
-        complaints.append("models is left out: a list of model names would do")
-        return None
-    return models
 
 
 def _without_doubles(credentials: list[Credential]) -> tuple[list[Credential], list[Problem]]:
@@ -546,7 +488,9 @@ def _without_doubles(credentials: list[Credential]) -> tuple[list[Credential], l
         problems.extend(
             Problem(
                 other.path,
-                f"the same account as {mask_name(newest.path.name)}, which is newer; this file is left alone",
+                f"the same {'file' if other.target == newest.target else 'account'} as "
+                f"{mask_name(newest.path.name)}{'' if other.target == newest.target else ', which is newer'}; "
+                "this one is left alone",
                 is_final=True,
             )
             for other in group

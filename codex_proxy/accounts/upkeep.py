@@ -34,6 +34,10 @@ EXCHANGE_SECONDS = 30.0
 # How often the folder is looked at; watching for notices comes on top of it, not instead.
 FILES_SECONDS = 2.0
 
+# How soon a save is tried again; ever more seldom while data-dir keeps what no file takes.
+SAVE_SECONDS = 10.0
+MAX_SAVE_SECONDS = 640.0
+
 # A model list changes with releases, and an answer's etag tells of that at once.
 MODELS_SECONDS = 6 * 3_600.0
 MODELS_RETRY_SECONDS = 300.0
@@ -81,6 +85,7 @@ class Keeper:
         self._signature: store.Signature | None = None
         self._is_ending = False
         self._models_after: dict[str, float] = {}
+        self._save_pause = SAVE_SECONDS
 
     def end(self) -> None:
         """Begin no further exchange; those whose request is under way go on."""
@@ -119,9 +124,11 @@ class Keeper:
 
     async def save_unsaved(self) -> None:
         """Try again to write tokens that their files could not take."""
-        for account in self._pool:
-            if not account.unsaved or account.refreshing is not None:
-                continue
+        self._save_pause = min(2.0 * self._save_pause, MAX_SAVE_SECONDS)
+        unsaved = [account for account in self._pool if account.unsaved and account.refreshing is None]
+        if not unsaved:
+            self._save_pause = SAVE_SECONDS
+        for account in unsaved:
             credential = account.credential
             try:
                 saved = await asyncio.to_thread(
@@ -132,8 +139,13 @@ class Keeper:
                     data_dir=self._live.current.data_dir,
                 )
             except store.NotSaved as exc:
-                logger.error("account tokens still not saved alias=%s reason=%s", account.alias, exc)
+                # In data-dir they are safe: a folder that nobody may write is somebody's choice.
+                level = logging.DEBUG if exc.is_pending else logging.ERROR
+                logger.log(level, "account tokens still not saved alias=%s reason=%s", account.alias, exc)
+                if not exc.is_pending:
+                    self._save_pause = SAVE_SECONDS
                 continue
+            self._save_pause = SAVE_SECONDS
             if account.credential is not credential:
                 continue
             if saved.key != account.key:
@@ -229,7 +241,11 @@ class Keeper:
         await asyncio.to_thread(store.clear_exchange, settings.data_dir, credential)
         self._pool.refreshed(account)
         logger.info("account refreshed alias=%s reason=%s", account.alias, reason)
-        return account.access_is_valid(self._clock.now())
+        is_valid = account.access_is_valid(self._clock.now())
+        if not is_valid:
+            # Due again at once, it would be exchanged over and over.
+            self._rest(account, "the answer brought no access token that can be used")
+        return is_valid
 
     async def _keep(self, account: Account, credential: store.Credential, tokens: NewTokens) -> None:
         """Write new tokens to disk, then use them. They are used even when no disk takes them."""
@@ -247,6 +263,7 @@ class Keeper:
             )
             account.credential = exc.credential
             account.unsaved = not isinstance(exc, store.Vanished)
+            self._save_pause = SAVE_SECONDS
             return
         if saved.key != account.key:
             # The file is another account's by now; the next look at the folder sorts that out.
@@ -312,7 +329,7 @@ class Keeper:
             await self._clock.sleep(_LOCK_POLL_SECONDS)
 
     def _proxy(self, account: Account) -> str | None:
-        own = account.credential.extra.proxy_url
+        own = account.credential.proxy_url
         return own.reveal() if own else None
 
     async def refresh_due(self) -> None:
@@ -326,9 +343,9 @@ class Keeper:
     def seconds_to_next_refresh(self) -> float:
         """Return how long the timer may sleep; refresh-interval at most."""
         now = self._clock.now()
+        longest = self._live.current.refresh_interval
         times = [due for account in self._pool if (due := self._due(account)) is not None]
-        # A new account may come at any time, so the timer never sleeps long.
-        longest = min(self._live.current.refresh_interval, 10.0)
+        # Asked again each second of the pause (`tasks.Job`), so a new account need not wait.
         return min(longest, max(0.2, min(times, default=now + longest) - now))
 
     def _due(self, account: Account) -> float | None:
@@ -497,7 +514,7 @@ class Keeper:
         return [
             Job("files", lambda: FILES_SECONDS, self.follow_files),
             Job("refresh", self.seconds_to_next_refresh, self.refresh_due, at_once=True),
-            Job("saves", lambda: 10.0, self.save_unsaved),
+            Job("saves", lambda: self._save_pause, self.save_unsaved),
             Job("usage", lambda: self._live.current.health_check_interval, self.check_all, at_once=True),
             Job("models", lambda: 30.0, self.fetch_models, at_once=True),
         ]

@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 
-from codex_proxy.accounts import store
 from codex_proxy.accounts.account import Account
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.state import State
@@ -64,7 +63,7 @@ def credential(
         "identity": Identity(f"user-{user}", f"acc-{user}"),
         "alias": user,
         "disabled": False,
-        "extra": store.Extra(),
+        "proxy_url": None,
         **more,
     }
     return Credential(**values)

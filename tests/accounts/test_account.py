@@ -7,7 +7,6 @@ import pytest
 from codex_proxy.accounts.account import BACKOFF, REFRESH_BEFORE, REPROBE, Backoff, Cause, Strikes
 from codex_proxy.accounts.quota import Window
 from codex_proxy.accounts.state import Signal, State
-from codex_proxy.accounts.store import Extra
 from codex_proxy.accounts.tokens import Identity, Secret
 from tests.accounts.making import DAY, NOW, account, state_of
 
@@ -78,6 +77,23 @@ def test_a_token_is_due_five_to_six_minutes_before_its_end() -> None:
     assert one.refresh_due(0.0) == NOW + DAY - REFRESH_BEFORE
     assert one.refresh_due(1.0) == NOW + DAY - REFRESH_BEFORE - 60
     assert REFRESH_BEFORE == 300
+
+
+@pytest.mark.parametrize("lifetime", [1.0, 60.0, 300.0, 600.0])
+def test_a_token_of_minutes_serves_half_its_life_before_it_is_due(lifetime: float) -> None:
+    for jitter in (0.0, 0.5, 1.0):
+        due = account(ends=NOW + lifetime, last_refresh=NOW).refresh_due(jitter)
+        assert due is not None
+        assert NOW + lifetime / 2 <= due < NOW + lifetime
+
+
+def test_a_token_that_was_over_when_it_came_is_one_of_unknown_end() -> None:
+    one = account(ends=NOW - DAY, last_refresh=NOW)
+    assert one.access_is_valid(NOW)
+    assert one.refresh_due(0.5) is None
+    one.rejected = one.credential.access.digest()
+    assert not one.access_is_valid(NOW)
+    assert one.refresh_due(0.5) == 0.0
 
 
 def test_no_timer_knows_a_token_of_unknown_end() -> None:
@@ -294,7 +310,3 @@ def test_a_model_family_counts_on_its_own_limit_when_that_is_known() -> None:
     one.quota.family("codex_x").primary = Window(95.0, 300, NOW + 100, NOW, "headers")
     assert one.left(NOW, "codex_x") == 5.0
     assert one.left(NOW, None) == 70.0
-
-
-def test_what_a_file_adds_is_kept() -> None:
-    assert account(extra=Extra(priority=2)).credential.extra.priority == 2

@@ -99,7 +99,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_file_of_the_go_daemon_is_read(auths: Path) -> None:
-    path = write(auths / "a.json", flat(priority=3))
+    path = write(auths / "a.json", flat())
     credential = store.load(path)
     assert credential.shape == "flat"
     assert credential.refresh == Secret("rt_user-1_acc-1_1")
@@ -109,7 +109,6 @@ def test_a_file_of_the_go_daemon_is_read(auths: Path) -> None:
     assert credential.identity.account_id == "acc-1"
     assert credential.identity.email == "user-1@example.com"
     assert credential.identity.plan == "plus"
-    assert credential.extra.priority == 3
     assert not credential.disabled
 
 
@@ -305,36 +304,34 @@ def test_a_byte_order_mark_does_no_harm(auths: Path) -> None:
     assert len(store.scan(auths).credentials) == 1
 
 
-def test_a_wrong_extra_is_named_and_the_file_still_loads(auths: Path) -> None:
-    wrong: dict[str, Any] = {
-        "priority": "high",
-        "weight": -1,
-        "proxy-url": "proxy.example",
-        "models": ["gpt-5", 7],
-        "max_concurrency": 0,
-        "alias": "jane@example.com",
-        "disabled": "yes",
-        "account_id": [1],
-    }
+def test_a_part_that_is_no_use_is_named_and_the_file_still_loads(auths: Path) -> None:
+    wrong: dict[str, Any] = {"alias": "jane@example.com", "disabled": "yes", "account_id": [1]}
     write(auths / "a.json", flat(**wrong))
     scan = store.scan(auths)
     [credential] = scan.credentials
-    assert credential.extra == store.Extra()
     assert credential.alias is None
-    assert not credential.disabled
+    # Whoever wrote "yes" wanted it off.
+    assert credential.disabled
     assert credential.identity.account_id == "acc-1"
     assert len(scan.problems) == len(wrong)
     assert not any(problem.skipped for problem in scan.problems)
     assert "jane" not in str([str(problem) for problem in scan.problems])
 
 
-def test_extras_are_read(auths: Path) -> None:
-    extras: dict[str, Any] = {
-        "priority": -2, "weight": 2, "proxy_url": "socks5://u:p@h:1", "models": ["gpt-5"], "max-concurrency": 3,
-        "alias": " work ", "disabled": True,
-    }  # fmt: skip
-    credential = store.load(write(auths / "a.json", flat(**extras)))
-    assert credential.extra == store.Extra(-2, 2.0, Secret("socks5://u:p@h:1"), ("gpt-5",), 3)
+@pytest.mark.parametrize("value", ["proxy.example", "proxy.example:8080", 7, "http://two words"])
+def test_a_file_whose_proxy_cannot_be_one_is_not_used_without_it(auths: Path, value: Any) -> None:
+    write(auths / "a.json", flat(**{"proxy-url": value}))
+    scan = store.scan(auths)
+    assert not scan.credentials
+    [problem] = scan.problems
+    assert problem.skipped
+    assert problem.reason == "proxy-url is no address: scheme://host:port would do"
+
+
+def test_what_its_owner_says_of_an_account_is_read(auths: Path) -> None:
+    said: dict[str, Any] = {"proxy_url": "socks5://u:p@h:1", "alias": " work ", "disabled": True}
+    credential = store.load(write(auths / "a.json", flat(**said)))
+    assert credential.proxy_url == Secret("socks5://u:p@h:1")
     assert credential.alias == "work"
     assert credential.disabled
 
@@ -1022,3 +1019,14 @@ def test_a_leftover_of_a_crash_is_neither_read_nor_removed(auths: Path) -> None:
 def test_a_usable_file_is_asked_for_by_name(auths: Path) -> None:
     with pytest.raises(Unusable, match="not there any more"):
         store.load(auths / "a.json")
+
+
+def test_one_file_under_two_names_is_named_as_that(auths: Path, tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "auth.json", flat())
+    for name in ("a.json", "b.json"):
+        (auths / name).symlink_to(tmp_path / "elsewhere" / "auth.json")
+    scan = store.scan(auths)
+    assert len(scan.credentials) == 1
+    assert [str(problem) for problem in scan.problems] == [
+        "b.json: the same file as a.json; this one is left alone"
+    ]

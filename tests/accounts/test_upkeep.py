@@ -333,6 +333,42 @@ def no_room_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "write_atomic", write_atomic)
 
 
+async def test_a_folder_that_nobody_may_write_is_tried_ever_more_seldom_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        [saves] = [job for job in h.keeper.jobs() if job.name == "saves"]
+        with pytest.MonkeyPatch.context() as patch:
+            no_room_in(h.auths, patch)
+            await h.keeper.token(h.account())
+            pauses = []
+            for _ in range(10):
+                pauses.append(saves.every())
+                await saves.run()
+        assert pauses == [10, 20, 40, 80, 160, 320, 640, 640, 640, 640]
+        said = [r for r in caplog.records if "saved" in r.getMessage() and r.levelno >= logging.INFO]
+        assert [record.levelname for record in said] == ["ERROR"]
+        await saves.run()
+        assert not is_unsaved(h)
+        assert saves.every() == 10
+
+
+async def test_tokens_that_cannot_be_saved_anywhere_are_tried_again_and_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        [saves] = [job for job in h.keeper.jobs() if job.name == "saves"]
+        with pytest.MonkeyPatch.context() as patch:
+            no_room_in(tmp_path, patch)
+            await h.keeper.token(h.account())
+            for _ in range(3):
+                await saves.run()
+                assert saves.every() == 10
+        assert caplog.text.count("still not saved") == 3
+
+
 async def test_tokens_that_cannot_be_saved_are_used_and_saved_later(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as h:
         h.world.answer("/oauth/token", tokens())
@@ -788,6 +824,37 @@ async def test_looking_often_never_rotates_a_good_token(tmp_path: Path) -> None:
             await h.keeper.refresh_due()
         await h.background.wait_critical()
         assert h.world.calls == []
+
+
+async def test_a_clock_that_is_ahead_neither_stops_an_account_nor_floods_the_issuer(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW - DAY) as h:
+        h.world.answer("/oauth/token", *(tokens(n=n, ends=NOW - HOUR) for n in (1, 2)))
+        for _ in range(20):
+            await h.keeper.refresh_due()
+            await h.background.wait_critical()
+            await h.keeper.follow_files()
+            h.clock.advance(10)
+        token = await h.keeper.token(h.account())
+        assert token is not None
+        assert token.reveal() == access_token("a", n=1, ends=NOW - HOUR)
+        assert len(h.world.exchanges) == 1
+        # The backend knows better when it is over.
+        renewed = await h.keeper.token(h.account(), refused=token)
+        assert renewed is not None
+        assert renewed.reveal() == access_token("a", n=2, ends=NOW - HOUR)
+
+
+async def test_an_answer_that_leaves_no_access_token_is_not_asked_for_again_at_once(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.file("a", access_token="")
+        await h.keeper.load()
+        h.world.answer("/oauth/token", reply(200, {"refresh_token": "rt_a_1"}))
+        for _ in range(10):
+            await h.keeper.refresh_due()
+            await h.background.wait_critical()
+            h.clock.advance(1)
+        assert len(h.world.exchanges) == 1
+        assert h.content()["refresh_token"] == "rt_a_1"
 
 
 async def test_a_token_of_unknown_end_is_exchanged_on_a_401_only(tmp_path: Path) -> None:

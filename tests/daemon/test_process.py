@@ -235,6 +235,7 @@ async def test_a_token_exchange_ends_and_its_answer_is_saved(hurries: bool, tmp_
     async with Simulator(1) as sim:
         (account,) = sim.accounts
         account.issue(expires_in=30)
+        account.tokens.issued_at -= 3600
         (path,) = sim.write_auth_files(tmp_path / "auths")
         before = content(path)
         account.set("ok", refresh="slow", refresh_seconds=0.5)
@@ -279,6 +280,10 @@ class Kills:
         for account in self.sim.accounts:
             # What an exchange spends most of its time with differs from kill to kill.
             account.set("ok", refresh="slow", refresh_seconds=self.random.choice([0.0, 0.002, 0.02]))
+        for path in self.paths:
+            # Near its end, and issued long ago: due at once.
+            old = {**content(path), "last_refresh": "2020-01-01T00:00:00Z"}
+            path.write_text(json.dumps(old), encoding="utf-8")
         begun = len(self.sim.exchanges)
         async with running(write_config(self.folder, self.sim)) as daemon:
             await until(lambda: len(self.sim.exchanges) > begun, 10)

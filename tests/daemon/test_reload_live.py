@@ -120,7 +120,7 @@ async def _(stand: Stand, edits: Edits) -> None:
 
 @checks("refresh-interval")
 async def _(stand: Stand, edits: Edits) -> None:
-    assert stand.daemon.keeper.seconds_to_next_refresh() == 10
+    assert stand.daemon.keeper.seconds_to_next_refresh() == 3000
     await edits.edit(refresh_interval="500ms")
     assert stand.daemon.keeper.seconds_to_next_refresh() == 0.5
 

@@ -165,6 +165,10 @@ async def test_a_valid_access_token_serves_to_its_end_whatever_the_issuer_says(
     async with standing(tmp_path, accounts=1) as stand:
         (account,) = stand.accounts
         await _expire(stand, 200.0)
+        # Issued long ago: a token that lives for minutes only is left alone for half its life.
+        account.tokens.issued_at -= 3600.0
+        stand.sim.write_auth_files(stand.auths)
+        await stand.daemon.keeper.load()
         account.set("ok", refresh=how)
         # Less than five minutes are left, so the timer asks.
         await stand.daemon.keeper.refresh_due()

@@ -150,3 +150,14 @@ async def test_a_file_in_the_socket_s_place_is_not_taken_away(short: Path) -> No
         assert await asyncio.to_thread(path.read_text, encoding="utf-8") == "mine"
     finally:
         await listener.aclose()
+
+
+async def test_any_free_port_on_every_interface_is_one_port() -> None:
+    listener = Listener()
+    try:
+        port = await listener.open_port(an_app(), None, 0)
+        assert port > 0
+        bound = {address[1] for place in listener._places for address in place.runner.addresses}
+        assert bound == {port}
+    finally:
+        await listener.aclose()
