@@ -68,24 +68,13 @@ class BackendRequest:
     has_body_turn_state: bool = False
     """Whether the turn-state also stands in the body's `client_metadata`."""
 
-    def without_reasoning(self, refused: Callable[[str], bool]) -> bytes | None:
-        """Return the body without the reasoning items that *refused* names; None when there are none.
-
-        Compaction items stay: they are the history itself.
-        """
-        if not any(map(refused, self.encrypted)):
-            return None
-        body = self._parse()
-        if body is None or not _drop_reasoning(body, refused):
-            return None
-        return render_body(body)
-
     def body_for(self, turn_state: str | None, refused: Callable[[str], bool] = never) -> bytes:
         """Render what one account gets; the very same bytes when nothing differs.
 
         Args:
             turn_state: The account's own, unwrapped value; None removes it from the body.
-            refused: Whether an encrypted content is one that this account cannot read.
+            refused: Whether an encrypted content is one that this account cannot read; its
+                reasoning item is dropped. Compaction items stay: they are the history itself.
         """
         strip = any(map(refused, self.encrypted))
         if not strip and not self.has_body_turn_state:

@@ -101,7 +101,7 @@ class Parser:
     the next byte. Comments, `id`, `retry` and the `[DONE]` mark are skipped.
     """
 
-    __slots__ = ("_buffered", "_data", "_parts", "_skip_lf", "_started", "comments")
+    __slots__ = ("_buffered", "_data", "_parts", "_skip_lf", "_started")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -109,8 +109,6 @@ class Parser:
         self._data: list[bytes] = []
         self._skip_lf = False
         self._started = False
-        self.comments = 0
-        """How many comment lines were seen; a silent backend may still be alive."""
 
     @property
     def pending(self) -> bool:
@@ -185,8 +183,6 @@ class Parser:
             self._buffered += len(value)
             if self._buffered > MAX_EVENT_SIZE:
                 raise EventTooLarge(f"one event is larger than {MAX_EVENT_SIZE} bytes")
-        elif line.startswith(b":"):
-            self.comments += 1
         elif line.startswith(b"event:") and self._data and _is_complete(self._data):
             self._dispatch(events)
 

@@ -46,8 +46,7 @@ def test_a_compactions_bytes_go_on_as_they_came() -> None:
     assert (request.session, request.is_codex, bool(request.compacted)) == ("s-1", True, True)
     assert request.encrypted == ("sealed",)
     assert request.headers["x-codex-routing-hint"] == "model=gpt-5.5"
-    stripped = request.without_reasoning(lambda _: True)
-    assert stripped is not None
+    stripped = request.body_for(None, lambda _: True)
     assert [item["type"] for item in orjson.loads(stripped)["input"]] == ["message", "compaction"]
 
 

@@ -47,16 +47,13 @@ def test_the_bytes_are_the_same_when_nothing_differs() -> None:
     asked = request()
     assert asked.body_for(None) is asked.body
     assert asked.body_for("raw", lambda _: False) is asked.body
-    assert asked.without_reasoning(lambda _: False) is None
 
 
 def test_refused_reasoning_goes_and_compactions_stay() -> None:
     asked = request()
-    for body in (asked.without_reasoning(lambda value: value == "one"), asked.body_for(None, "one".__eq__)):
-        assert body is not None
-        assert orjson.loads(body) == {**BODY, "input": [BODY["input"][0], *BODY["input"][2:]]}
-    everything = asked.without_reasoning(lambda _: True)
-    assert everything is not None
+    body = asked.body_for(None, lambda value: value == "one")
+    assert orjson.loads(body) == {**BODY, "input": [BODY["input"][0], *BODY["input"][2:]]}
+    everything = asked.body_for(None, lambda _: True)
     assert [item["type"] for item in orjson.loads(everything)["input"]] == ["compaction", "message"]
     assert orjson.loads(asked.body) == BODY
 
@@ -79,7 +76,6 @@ def test_a_released_request_holds_no_body() -> None:
     asked.release()
     assert asked.body == b""
     assert asked.body_for(None, lambda _: True) == b""
-    assert asked.without_reasoning(lambda _: True) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"nonsense", b'{"input":7}', b'{"input":"text"}'])
@@ -87,7 +83,6 @@ def test_a_body_of_another_shape_is_left_alone(body: bytes) -> None:
     asked = request(state=True)
     asked.body = body
     assert asked.body_for("raw", lambda _: True) is body
-    assert asked.without_reasoning(lambda _: True) is None
 
 
 @pytest.mark.parametrize(

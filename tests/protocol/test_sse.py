@@ -110,10 +110,10 @@ def test_a_last_frame_without_its_blank_line_counts() -> None:
     assert not parser.pending
 
 
-def test_comments_are_counted_and_not_passed() -> None:
+def test_comments_are_not_passed() -> None:
     parser = Parser()
     assert parser.feed(b": one\n\n:two\n\n") == []
-    assert parser.comments == 2
+    assert not parser.pending
 
 
 def test_one_leading_space_is_dropped_and_no_more() -> None:
