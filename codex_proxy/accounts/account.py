@@ -135,6 +135,12 @@ class Account:
         """Its identity: the same in every file and after every login."""
         return self.credential.key
 
+    @property
+    def proxy_url(self) -> str | None:
+        """Its own way out; None where the configured one counts."""
+        own = self.credential.proxy_url
+        return own.reveal() if own else None
+
     # -- tokens ---------------------------------------------------------------------------
 
     @property

@@ -229,7 +229,7 @@ class Keeper:
                 originator=settings.originator,
                 user_agent=settings.user_agent,
                 timeout=EXCHANGE_SECONDS,
-                proxy_url=self._proxy(account),
+                proxy_url=account.proxy_url,
             )
         except oauth.RefreshFailed as exc:
             return await self._refresh_failed(account, exc)
@@ -328,10 +328,6 @@ class Keeper:
                     return
             await self._clock.sleep(_LOCK_POLL_SECONDS)
 
-    def _proxy(self, account: Account) -> str | None:
-        own = account.credential.proxy_url
-        return own.reveal() if own else None
-
     async def refresh_due(self) -> None:
         """Start the exchanges whose time has come; they run side by side."""
         now = self._clock.now()
@@ -409,7 +405,7 @@ class Keeper:
                     "accept": "application/json",
                 },
                 timeout=20.0,
-                proxy_url=self._proxy(account),
+                proxy_url=account.proxy_url,
             )
             if reply.status != 401 or refused is not None:
                 break

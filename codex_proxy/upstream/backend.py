@@ -17,7 +17,7 @@ from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import BackendFault, UpstreamError, Verdict, classify, fault_of
 from codex_proxy.net import Answer, Deadlines, NetError, NetKind, Outbound
-from codex_proxy.protocol.request import LITE_HEADER, TURN_STATE, BackendRequest
+from codex_proxy.protocol.request import TURN_STATE, BackendRequest, never
 from codex_proxy.protocol.responses import limit_family, read_reset
 from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
 
@@ -88,15 +88,14 @@ class AccountLease:
             settings.compact_timeout if request.endpoint in _LONG_ENDPOINTS else settings.first_byte_timeout
         )
         turn_state = self._own_turn_state(request)
-        own_proxy = account.credential.proxy_url
         try:
             answer = await route._outbound.open(
                 "POST",
                 f"{settings.base_url}/{request.endpoint}",
                 headers=self._headers(request, token, turn_state),
-                body=request.body_for(turn_state, self._was_refused if self._any_refused else _never),
+                body=request.body_for(turn_state, self._was_refused if self._any_refused else never),
                 deadlines=Deadlines(settings.connect_timeout, first_byte, settings.idle_timeout),
-                proxy_url=own_proxy.reveal() if own_proxy else None,
+                proxy_url=account.proxy_url,
             )
         except NetError as exc:
             raise net_failure(exc) from exc
@@ -118,8 +117,6 @@ class AccountLease:
             **request.headers,
             **self._account.headers(token),
         }
-        if request.lite:
-            headers[LITE_HEADER] = "true"
         if turn_state is not None:
             headers[TURN_STATE] = turn_state
         return headers
@@ -187,10 +184,6 @@ class AccountLease:
     def release(self) -> None:
         """Give the account back."""
         self._lease.release()
-
-
-def _never(_: str) -> bool:
-    return False
 
 
 def split_turn_state(value: str | None) -> tuple[str, str | None]:
