@@ -67,6 +67,8 @@ class Want:
     """Encrypted history, which only the account that wrote it can read."""
     encrypted: tuple[str, ...] = ()
     """Encrypted reasoning, which others can do without."""
+    is_opening: bool = False
+    """Whether `session` is only to be remembered: many conversations may begin alike."""
 
     @property
     def refusal(self) -> str:
@@ -288,7 +290,7 @@ class Pool:
             yield want.prefer, "turn state"
         if want.compacted:
             yield self.origins.of(want.compacted[-1], now), "compacted history"
-        if want.session is not None:
+        if want.session is not None and not want.is_opening:
             yield self._affinity.find(want.session, now), "conversation"
         if want.encrypted:
             # A caller that names no conversation still carries its last account's reasoning.

@@ -6,7 +6,9 @@ A name is a slug with up to two suffixes: `-fast`, and an effort (`-high`) or a 
 stands in for what the lists do not say, and for all of it when there is no list.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -146,6 +148,15 @@ class Resolved:
     effort: str | None = None
     """The effort that was typed, `auto` included; None when none was."""
     fast: bool = False
+    mapped_effort: str | None = None
+    """The effort that the model map gives; it counts when the caller named none."""
+
+
+ModelMap = Mapping[str, Sequence[str]]
+"""A caller's name, or a pattern with `*`, to the names that stand for it: the first that is served."""
+
+ALIAS = "claude-"
+"""Before a model's own name: so Claude Code, which lists only names of that kind, can choose it."""
 
 
 class Catalog:
@@ -154,12 +165,18 @@ class Catalog:
     Immutable: a new list makes a new catalogue, so a request decodes against one state.
     """
 
-    def __init__(self, overrides: Mapping[str, str] | None = None, lists: Iterable[list[Any]] = ()) -> None:
+    def __init__(
+        self,
+        overrides: Mapping[str, str] | None = None,
+        lists: Iterable[list[Any]] = (),
+        model_map: ModelMap | None = None,
+    ) -> None:
         """Lay the accounts' lists over the built-in table; the first list that names a model wins.
 
         Args:
             overrides: The wire profile that the configuration gives a model.
             lists: The backend's model objects, one list per account.
+            model_map: Names that stand for models of ours.
         """
         self._overrides = dict(overrides or {})
         live: dict[str, ModelFacts] = {}
@@ -172,6 +189,15 @@ class Catalog:
         self._folded = {slug.lower(): slug for slug in self._facts}
         self.models: tuple[ModelFacts, ...] = tuple(live.values()) or BUILT_IN
         """What there is to serve, hidden ones included."""
+        self._served = {facts.slug for facts in self.models}
+        exact = {name.lower(): names for name, names in (model_map or {}).items() if "*" not in name}
+        self._exact: dict[str, Sequence[str]] = exact
+        # The longer pattern says more.
+        self._patterns = [
+            (re.compile(".*".join(map(re.escape, pattern.lower().split("*")))), names)
+            for pattern, names in sorted((model_map or {}).items(), key=lambda entry: -len(entry[0]))
+            if "*" in pattern
+        ]
 
     def facts(self, model: str) -> ModelFacts | None:
         """Return what is known of *model*, a slug; None when nothing is."""
@@ -184,10 +210,35 @@ class Catalog:
     def resolve(self, name: str) -> Resolved:
         """Take a caller's model name apart.
 
-        A name that nobody knows is passed on, less a suffix that is a word: new models come
-        before their facts. A number is a suffix of known models only, because dated names
+        An entry of the model map for the whole name wins, then a slug that is known, then the
+        map's patterns. A name that nobody knows is passed on, less a suffix that is a word: new models
+        come before their facts. A number is a suffix of known models only, because dated names
         end in one.
         """
+        if name.lower() in self._exact:
+            return self._stand_in(self._exact[name.lower()], Resolved(name))
+        plain = self._take_apart(name)
+        if plain.model in self._facts:
+            return plain
+        if plain.model.lower().startswith(ALIAS):
+            own = self._take_apart(plain.model[len(ALIAS) :])
+            if own.model in self._facts:
+                return dataclasses.replace(plain, model=own.model)
+        base = plain.model.lower()
+        if base in self._exact:
+            return self._stand_in(self._exact[base], plain)
+        for pattern, names in self._patterns:
+            if pattern.fullmatch(base):
+                return self._stand_in(names, plain)
+        return plain
+
+    def _stand_in(self, names: Sequence[str], asked: Resolved) -> Resolved:
+        """Return the first of *names* that is served, with what the caller typed on top."""
+        candidates = [self._take_apart(name) for name in names]
+        chosen = next((one for one in candidates if one.model in self._served), candidates[0])
+        return Resolved(chosen.model, asked.effort, asked.fast or chosen.fast, chosen.effort)
+
+    def _take_apart(self, name: str) -> Resolved:
         base = name
         effort: str | None = None
         fast = False

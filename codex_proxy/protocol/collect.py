@@ -1,24 +1,22 @@
-"""A collected answer: the same events that a stream would have, folded into one response object.
+"""A collected answer: the same events that a stream would have, folded into one body.
 
-There is no second translation: the encoder's own terminal event holds the answer.
+There is no second translation: the encoder that renders the stream knows the whole answer too.
 """
 
 from codex_proxy.errors import BackendFault, ProxyError, UpstreamError, Verdict
-from codex_proxy.protocol.responses import Encoder
+from codex_proxy.protocol.dialect import Encoder
 from codex_proxy.protocol.sse import Batch
-from codex_proxy.protocol.wire import dumps
 from codex_proxy.trace import End
 
 
 class Collector:
     """Fold the events of one turn into the body of a plain JSON answer.
 
-    Usage, end and failure are the encoder's; only the terminal event is kept.
+    Usage, end and failure are the encoder's.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._body: bytes | None = None
         self._error: ProxyError | None = None
 
     @property
@@ -28,11 +26,8 @@ class Collector:
 
     def feed(self, batch: Batch) -> None:
         """Take the events of one upstream read."""
-        if self._error is not None:
-            return
-        events = self.encoder.events(batch)
-        if self.encoder.ended in (End.COMPLETED, End.INCOMPLETE) and events:
-            self._body = dumps(events[-1].json["response"])
+        if self._error is None:
+            self.encoder.encode(batch)
 
     def cut(self, error: ProxyError) -> None:
         """End the answer with *error*, unless it has already ended."""
@@ -40,13 +35,13 @@ class Collector:
             self._error = error
 
     def result(self) -> bytes:
-        """Return the response object as JSON.
+        """Return the whole answer as JSON.
 
         Raises:
             ProxyError: What ended the answer instead; render it as an HTTP status.
         """
-        if self._body is not None:
-            return self._body
+        if self.encoder.ended in (End.COMPLETED, End.INCOMPLETE):
+            return self.encoder.whole()
         raise (
             self._error
             or self.encoder.failure

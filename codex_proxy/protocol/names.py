@@ -1,6 +1,10 @@
-"""The ids of input items, made such as the backend takes: a prefix per type, at most 64 characters."""
+"""Names that the backend takes: ids of input items and calls, and the tools' names.
+
+Ids get a prefix per type and at most 64 characters.
+"""
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 from codex_proxy.protocol.wire import JsonObject
@@ -53,3 +57,71 @@ class ItemIds:
     @staticmethod
     def _is_right(value: str, prefix: str) -> bool:
         return value.startswith(prefix) and len(value) <= MAX_ID_LENGTH
+
+
+MAX_NAME_LENGTH = 64
+"""What a tool's name may measure at the backend, which takes letters, digits, `_` and `-` only."""
+
+_UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
+_MCP = "mcp__"
+
+
+class ToolNames:
+    """The tools' names as the backend takes them, and back as the caller wrote them.
+
+    A name that fits keeps itself. Others are made to fit, and numbered where two would meet; the
+    result depends on nothing but the order of the declared names, so that every turn of a
+    conversation sends the same ones (the prompt cache sees them first).
+    """
+
+    __slots__ = ("_asked", "_sent")
+
+    def __init__(self, declared: Iterable[str] = ()) -> None:
+        self._sent: dict[str, str] = {}
+        self._asked: dict[str, str] = {}
+        names = list(declared)
+        for name in names:
+            if _fits(name):
+                self._sent[name] = self._asked[name] = name
+        for name in names:
+            self.sent(name)
+
+    def sent(self, name: str) -> str:
+        """Return what goes upstream for *name*; a name that was never declared is treated the same way."""
+        known = self._sent.get(name)
+        if known is not None:
+            return known
+        fitting = base = name if _fits(name) else _fit(name)
+        number = 0
+        while fitting in self._asked:
+            number += 1
+            tail = f"_{number}"
+            fitting = base[: MAX_NAME_LENGTH - len(tail)] + tail
+        self._sent[name] = fitting
+        self._asked[fitting] = name
+        return fitting
+
+    def asked(self, name: str) -> str:
+        """Return the caller's own name for one that came from the backend."""
+        return self._asked.get(name, name)
+
+
+def _fits(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME_LENGTH and _UNFIT.search(name) is None
+
+
+def _fit(name: str) -> str:
+    # The server's name in the middle of an MCP tool's says least.
+    if len(name) > MAX_NAME_LENGTH and name.startswith(_MCP):
+        name = _MCP + name.rpartition("__")[2]
+    return _UNFIT.sub("_", name)[:MAX_NAME_LENGTH] or "tool"
+
+
+def fit_call_id(call_id: str) -> str:
+    """Return a call's id as every side takes it: at most 64 characters, letters, digits, `_` and `-`.
+
+    The same text gives the same id, so a call and its output still meet.
+    """
+    if len(call_id) <= MAX_ID_LENGTH and _UNFIT.search(call_id) is None:
+        return call_id
+    return shorten(call_id, "call")

@@ -52,6 +52,9 @@ class BackendRequest:
     """Whether the lite shape is our doing, so that replies are decoded back."""
     session: str | None = None
     """What binds a conversation to an account; None when the caller named nothing."""
+    is_opening: bool = False
+    """Whether `session` was made from how the conversation begins, and this is its first turn: many
+    may begin alike, and need not crowd on one account."""
     service_tier: str | None = None
     max_output_tokens: int | None = None
     """The caller's limit; the backend takes none, so it is enforced here."""
@@ -67,6 +70,8 @@ class BackendRequest:
     """How much text the model reads, for an estimate."""
     has_body_turn_state: bool = False
     """Whether the turn-state also stands in the body's `client_metadata`."""
+    context_window: int = 0
+    """How many tokens the model reads at most; 0 when nobody knows."""
 
     def body_for(self, turn_state: str | None, refused: Callable[[str], bool] = never) -> bytes:
         """Render what one account gets; the very same bytes when nothing differs.

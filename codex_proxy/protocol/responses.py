@@ -302,6 +302,7 @@ class Encoder:
             OutputLimit(request.max_output_tokens, count) if request.max_output_tokens is not None else None
         )
         self._response: JsonObject | None = None
+        self._final: JsonObject | None = None
         self._done: list[Event] = []
         self._last: Event | None = None
         self._written = 0
@@ -345,6 +346,11 @@ class Encoder:
             else:
                 self._on_foreign(event, out)
         return out
+
+    def whole(self) -> bytes:
+        """Return the final response object as JSON: what the terminal event holds."""
+        assert self._final is not None, "the answer has not ended well"
+        return dumps(self._final)
 
     def keepalive(self) -> bytes:
         """Return a frame that keeps the connection and the client's idle timer alive.
@@ -468,6 +474,7 @@ class Encoder:
         changed = self._response_object(response)
         self._complete(changed, event.type.removeprefix("response."))
         self._read_usage(changed)
+        self._final = changed
         self._emit(_with(event, response, changed), out)
         self.ended = End.COMPLETED if event.type == "response.completed" else End.INCOMPLETE
 
@@ -614,6 +621,7 @@ class Encoder:
                 "total_tokens": usage.total_tokens,
             }),
         }
+        self._final = body
         self._emit(self._terminal("response.incomplete", body, None), out)
         self.ended = End.INCOMPLETE
         self.ended_early = True

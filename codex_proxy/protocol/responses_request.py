@@ -7,6 +7,7 @@ is left out (`LEFT_OUT`), and what would change the answer's meaning is refused 
 Fields and item types that we do not know pass; the backend is strict and says so itself.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ from codex_proxy.protocol.request import (
     session_of,
     set_routing_hint,
 )
-from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.protocol.wire import JsonObject, dumps
 
 LEFT_OUT = frozenset({
     "context_management",
@@ -87,9 +88,9 @@ class _Body:
 
     __slots__ = ("changed", "fields")
 
-    def __init__(self, fields: JsonObject) -> None:
+    def __init__(self, fields: JsonObject, *, changed: bool = False) -> None:
         self.fields = fields
-        self.changed = False
+        self.changed = changed
 
     def set(self, key: str, value: Any) -> None:
         old = self.fields.get(key)
@@ -111,11 +112,35 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
         RequestError: If the body is not what the API says, or asks for what only the
             stored conversations of the public API can give. `param` is the field's path.
     """
-    body = _Body(parse_body(raw))
+    return _prepare(_Body(parse_body(raw)), headers, catalog, is_codex=is_codex_client(headers), raw=raw)
+
+
+def prepare(fields: JsonObject, headers: Mapping[str, str], *, catalog: Catalog) -> BackendRequest:
+    """Make a request out of *fields*, a Responses body into which another dialect's was translated.
+
+    It is treated as the body of a caller who is no Codex client, so tier, effort, wire shape and what the
+    backend refuses are settled in one place. *fields* is changed in place.
+
+    Raises:
+        RequestError: As for `decode`; a translator leaves no reason for most of them.
+    """
+    return _prepare(
+        _Body(fields, changed=True), headers, catalog, is_codex=False, raw=b"", derives_session=True
+    )
+
+
+def _prepare(
+    body: "_Body",
+    headers: Mapping[str, str],
+    catalog: Catalog,
+    *,
+    is_codex: bool,
+    raw: bytes,
+    derives_session: bool = False,
+) -> BackendRequest:
     fields = body.fields
     asked = model_of(fields)
     resolved = catalog.resolve(asked)
-    is_codex = is_codex_client(headers)
     stream = _boolean(fields, "stream")
     _check(fields)
     items = _items(body)
@@ -126,6 +151,11 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
         # The shape without its flag: a relay may have lost the header.
         lite = any(item.get("type") == "additional_tools" for item in items)
     session = session_of(headers, _string(fields, "prompt_cache_key"))
+    is_opening = False
+    if session is None and derives_session:
+        session = conversation_of(fields)
+        is_opening = not any(map(_is_answer, items))
+        body.set("prompt_cache_key", session)
 
     limit = _take_limit(body)
     body.set("model", resolved.model)
@@ -166,6 +196,7 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
         lite=lite,
         was_lite_encoded=encoded,
         session=session,
+        is_opening=is_opening,
         service_tier=tier,
         max_output_tokens=limit,
         headers=forwarded,
@@ -174,6 +205,30 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
         compacted=survey.compacted,
         input_bytes=max(len(rendered) - survey.opaque_bytes, 0),
         has_body_turn_state=TURN_STATE in metadata,
+        context_window=facts.context_window if (facts := catalog.facts(resolved.model)) is not None else 0,
+    )
+
+
+def conversation_of(fields: JsonObject) -> str:
+    """Return a name for the conversation that *fields* continue: its model and how it begins.
+
+    Chat and Messages callers mostly name none, and send the whole conversation each time: what stands
+    first is the same in every turn.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(dumps([fields.get("model"), fields.get("instructions")]))
+    for item in fields["input"]:
+        digest.update(dumps(item))
+        if item.get("role") == "user":
+            break
+    return f"conv_{digest.hexdigest()}"
+
+
+def _is_answer(item: JsonObject) -> bool:
+    return item.get("role") == "assistant" or _kind(item) in (
+        "function_call",
+        "custom_tool_call",
+        "reasoning",
     )
 
 
@@ -348,6 +403,7 @@ def _set_effort(
         wanted = wanted.lower() if wanted else None
     if resolved.effort is not None:
         wanted = resolved.effort
+    wanted = wanted or resolved.mapped_effort
     if not wanted or wanted == AUTO:
         effort = None
     elif is_codex and resolved.effort is None:

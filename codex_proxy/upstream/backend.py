@@ -54,6 +54,7 @@ class AccountRoute:
             bound.key if bound is not None else None,
             request.compacted,
             request.encrypted,
+            is_opening=request.is_opening,
         )
         return AccountLease(self, self._pool.pick(want, tried))
 

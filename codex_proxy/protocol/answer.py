@@ -1,0 +1,757 @@
+"""One answer of the backend, followed event by event: what the encoders of translated dialects share.
+
+The backend tells most things several times (a delta, the whole text when it is done, the whole part,
+the whole item, and all items at the end), and any of them may be missing. `AnswerEncoder` tells a
+dialect each thing once, in order, one item at a time, and always closes what it has opened.
+
+An item is followed in a `Slot`. A call holds its place until it is done, because its arguments
+must arrive in one piece; what comes for other items meanwhile waits. Text and reasoning give way
+to whatever comes next. A call whose name is not known yet waits without holding anything.
+
+Limits of the caller's that the backend does not take are kept here: stop sequences in visible
+text, and the number of output tokens.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from codex_proxy.errors import ProxyError, UpstreamError
+from codex_proxy.protocol.dialect import Surroundings
+from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.protocol.responses import failure_of, read_usage
+from codex_proxy.protocol.sse import Batch, Event
+from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.trace import End, Usage, UsageSource
+
+BYTES_PER_TOKEN = 4
+"""The rule of thumb by which output limits and estimates are kept: UTF-8 bytes a token."""
+
+PART_BREAK = "\n\n"
+"""What stands between two parts of one item's reasoning."""
+
+STOP_SEQUENCE = "stop_sequence"
+OUTPUT_LIMIT = "max_output_tokens"
+
+CALL_KINDS = {"function_call": "arguments", "custom_tool_call": "input"}
+"""The items that are calls, and where each has what it is called with."""
+
+Act = Callable[..., None]
+
+
+class StopSequences:
+    """Finds the first stop sequence in a text that comes in pieces.
+
+    The longest end of the text that could still become a sequence is held back, never more.
+    """
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        self._sequences = tuple(sequences)
+        self._held = ""
+        self.hit: str | None = None
+        """The sequence that was found."""
+
+    def feed(self, text: str) -> str:
+        """Return what may go out of the text so far; all before the sequence once one is found."""
+        text = self._held + text
+        self._held = ""
+        found = min(
+            ((place, -len(one), one) for one in self._sequences if (place := text.find(one)) >= 0),
+            default=None,
+        )
+        if found is not None:
+            self.hit = found[2]
+            return text[: found[0]]
+        keep = max((self._overlap(text, one) for one in self._sequences), default=0)
+        if keep:
+            self._held = text[-keep:]
+            return text[:-keep]
+        return text
+
+    def flush(self) -> str:
+        """Return what was held back: no sequence came of it."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, sequence: str) -> int:
+        """Return the length of the longest end of *text* that begins *sequence*."""
+        start = max(0, len(text) - len(sequence) + 1)
+        place = text.find(sequence[0], start)
+        while place >= 0:
+            if sequence.startswith(text[place:]):
+                return len(text) - place
+            place = text.find(sequence[0], place + 1)
+        return 0
+
+
+class OutputRoom:
+    """How much visible output still fits, by the rule of thumb."""
+
+    def __init__(self, tokens: int) -> None:
+        self._bytes = tokens * BYTES_PER_TOKEN
+
+    @property
+    def is_full(self) -> bool:
+        return self._bytes <= 0
+
+    def fit(self, text: str) -> str:
+        """Return as much of *text* as there is room for, in whole characters, and count it."""
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size <= self._bytes:
+            self._bytes -= size
+            return text
+        fitting: list[str] = []
+        for char in text:
+            self._bytes -= len(char.encode("utf-8", "surrogatepass"))
+            if self._bytes < 0:
+                break
+            fitting.append(char)
+        self._bytes = 0
+        return "".join(fitting)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One item of the answer, as far as it has come."""
+
+    index: int
+    """Its `output_index`; by arrival when the backend gives none."""
+    kind: str
+    """The item's type."""
+    id: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    """The tool's name, as the backend says it."""
+    item: JsonObject = field(default_factory=dict)
+    """The item as it was said last: when it was added, at the end when it is done."""
+    is_told: bool = False
+    """All of it has come; more is only repetition."""
+    is_open: bool = False
+    """The dialect has been told of it, and not yet of its end."""
+    is_closed: bool = False
+    """The dialect has been told of its end."""
+    waiting: list[tuple[Act, tuple[Any, ...]]] = field(default_factory=list)
+    """What came while another item held the place."""
+    pieces: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    """The texts so far, to tell what is new in a repetition."""
+    thought: tuple[str, int] | None = None
+    """The part of the reasoning that was told last."""
+    picture: bytes = b""
+    """The digest of the last picture."""
+
+    @property
+    def is_call(self) -> bool:
+        return self.kind in CALL_KINDS
+
+
+class AnswerEncoder:
+    """Follow one answer; a dialect overrides the methods named `tell_*` and `end_*`.
+
+    Those append to `out` what goes to the caller. They are called in this order: `tell_start`
+    once; per item, one at a time, what it is made of, then `tell_close`; at last one of
+    `end_well` and `end_badly`. A text or reasoning item that was left before its end may come back
+    after another one: then it is told, and closed, again.
+
+    Args:
+        request: What was asked.
+        around: Time, ids.
+        stop: Texts at which the visible answer ends.
+        collect: Whether `whole` will be asked for; else nothing needs to be remembered.
+    """
+
+    def __init__(
+        self,
+        request: BackendRequest,
+        around: Surroundings,
+        *,
+        stop: Sequence[str] = (),
+        collect: bool = False,
+    ) -> None:
+        self.usage = Usage()
+        self.ended: End | None = None
+        self.failure: UpstreamError | None = None
+        self.ended_early = False
+        self.delivered = 0
+        self.request = request
+        self.around = around
+        self.collect = collect
+        self.out: list[bytes] = []
+        """What goes to the caller for this read."""
+        self.response_id = f"resp_{around.unique}"
+        """The backend's id of the answer; our own when it gave none."""
+        self.created = 0
+        """When the answer began, seconds since the epoch."""
+        self.service_tier: str | None = None
+        self.stop_sequence: str | None = None
+        """The stop sequence that ended the answer."""
+        self.has_calls = False
+        """Whether a call has been told."""
+        self._started = False
+        self._stops = StopSequences(stop) if stop else None
+        self._room = OutputRoom(request.max_output_tokens) if request.max_output_tokens is not None else None
+        self._slots: list[Slot] = []
+        self._by_index: dict[int, Slot] = {}
+        self._by_id: dict[str, Slot] = {}
+        self._current: Slot | None = None
+        self._handlers: dict[str, Callable[[Event], None]] = {
+            "response.created": self._on_progress,
+            "response.queued": self._on_progress,
+            "response.in_progress": self._on_progress,
+            "response.output_item.added": self._on_added,
+            "response.output_item.done": self._on_done,
+            "response.output_text.delta": self._on_text_delta,
+            "response.output_text.done": self._on_text_done,
+            "response.refusal.delta": self._on_refusal_delta,
+            "response.refusal.done": self._on_refusal_done,
+            "response.content_part.done": self._on_part_done,
+            "response.output_text.annotation.added": self._on_annotation,
+            "response.reasoning_summary_text.delta": self._on_summary_delta,
+            "response.reasoning_summary_text.done": self._on_summary_done,
+            "response.reasoning_text.delta": self._on_reasoning_delta,
+            "response.reasoning_text.done": self._on_reasoning_done,
+            "response.function_call_arguments.delta": self._on_arguments_delta,
+            "response.function_call_arguments.done": self._on_arguments_done,
+            "response.custom_tool_call_input.delta": self._on_input_delta,
+            "response.custom_tool_call_input.done": self._on_input_done,
+            "response.image_generation_call.partial_image": self._on_picture,
+            "response.completed": self._on_end,
+            "response.incomplete": self._on_end,
+        }
+
+    # -- for the dialect -------------------------------------------------------------------
+
+    def tell_start(self) -> None:
+        """Begin the answer; `response_id` and `created` are known."""
+
+    def tell_text(self, slot: Slot, text: str) -> None:
+        """Add visible text."""
+
+    def tell_refusal(self, slot: Slot, text: str) -> None:
+        """Add words of a refusal."""
+
+    def tell_annotation(self, slot: Slot, annotation: JsonObject) -> None:
+        """Add a note (a citation) to the text."""
+
+    def tell_thought(self, slot: Slot, text: str) -> None:
+        """Add words of the reasoning; parts are already separated."""
+
+    def tell_call(self, slot: Slot) -> None:
+        """Begin a call: its name is known, and its id as far as it ever will be."""
+
+    def tell_arguments(self, slot: Slot, text: str) -> None:
+        """Add to the arguments of the call."""
+
+    def tell_picture(self, slot: Slot, data: str, media: str) -> None:
+        """Add a picture: base64, and its format (`png`)."""
+
+    def tell_close(self, slot: Slot) -> None:
+        """End an item; `slot.is_told` says whether `slot.item` is all of it, or it was only left."""
+
+    def end_well(self, reason: str) -> None:
+        """End the answer.
+
+        Args:
+            reason: `completed`, the backend's reason for an incomplete answer, `stop_sequence` or
+                `max_output_tokens`.
+        """
+        raise NotImplementedError
+
+    def end_badly(self, error: ProxyError) -> None:
+        """End the answer with an error, which never looks like a finished one."""
+        raise NotImplementedError
+
+    def whole(self) -> bytes:
+        """Return the collected answer as JSON."""
+        raise NotImplementedError
+
+    def keepalive(self) -> bytes:
+        """Return a sign of life."""
+        raise NotImplementedError
+
+    # -- what the sinks use ----------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the caller has its end."""
+        return self.ended is not None
+
+    def encode(self, batch: Batch) -> bytes:
+        """Return the caller's bytes for *batch*."""
+        handlers = self._handlers
+        for event in batch:
+            if self.ended is not None:
+                break
+            handler = handlers.get(event.type)
+            if handler is not None:
+                handler(event)
+            elif not event.type.startswith("response.") or event.type == "response.failed":
+                self._on_foreign(event)
+        return self._take_out()
+
+    def cut(self, error: ProxyError) -> bytes:
+        """Return the end for *error*; empty when the answer has already ended."""
+        if self.ended is None:
+            self._fail(error)
+        return self._take_out()
+
+    def estimate(self) -> Usage:
+        """Return the usage, estimated unless the backend said it."""
+        if self.usage.source is not UsageSource.BACKEND:
+            self.usage = Usage(
+                input_tokens=math.ceil(self.request.input_bytes / BYTES_PER_TOKEN),
+                output_tokens=math.ceil(self.delivered / BYTES_PER_TOKEN),
+                source=UsageSource.ESTIMATE,
+            )
+        return self.usage
+
+    def _take_out(self) -> bytes:
+        out, self.out = self.out, []
+        return b"".join(out)
+
+    # -- events: the answer ----------------------------------------------------------------
+
+    def _on_progress(self, event: Event) -> None:
+        response = event.json.get("response")
+        if not self._started:
+            self._start(response if isinstance(response, dict) else {})
+
+    def _start(self, response: JsonObject) -> None:
+        self._started = True
+        identity, created = response.get("id"), response.get("created_at")
+        if isinstance(identity, str) and identity:
+            self.response_id = identity
+        self.created = int(created if isinstance(created, int | float) else self.around.now())
+        self._read_tier(response)
+        self.tell_start()
+
+    def _read_tier(self, response: JsonObject) -> None:
+        tier = response.get("service_tier")
+        if isinstance(tier, str):
+            self.service_tier = tier
+
+    def _on_end(self, event: Event) -> None:
+        if not event.json:
+            # Broken on its way: an end that nobody can read is none.
+            return
+        response = event.json.get("response")
+        response = response if isinstance(response, dict) else {}
+        if not self._started:
+            self._start(response)
+        self._read_tier(response)
+        self._tell_rest(response)
+        if self.ended is not None:
+            return
+        usage = response.get("usage")
+        if isinstance(usage, dict):
+            self.usage = read_usage(usage)
+        reason = "completed"
+        if event.type == "response.incomplete":
+            details = response.get("incomplete_details")
+            reason = _word(details.get("reason") if isinstance(details, dict) else None) or "incomplete"
+        self.ended = End.COMPLETED if event.type == "response.completed" else End.INCOMPLETE
+        self.end_well(reason)
+
+    def _on_foreign(self, event: Event) -> None:
+        failure = failure_of(event, now=self.around.now())
+        if failure is None:
+            return
+        self.failure = failure
+        response = event.json.get("response")
+        if isinstance(response, dict) and isinstance(response.get("usage"), dict):
+            self.usage = read_usage(response["usage"])
+        self._fail(failure)
+
+    def _fail(self, error: ProxyError) -> None:
+        # Set first: what is left open stays open in front of an error, whatever is held back stays back.
+        self.ended = End.FAILED
+        self.end_badly(error)
+
+    def _end_here(self, reason: str) -> None:
+        """End the answer at a limit of the caller's."""
+        if self._stops is not None:
+            # What was held back comes after the end.
+            self._stops.flush()
+        self._leave()
+        self.ended_early = True
+        self.ended = End.COMPLETED if reason == STOP_SEQUENCE else End.INCOMPLETE
+        self.estimate()
+        self.end_well(reason)
+
+    # -- events: items ---------------------------------------------------------------------
+
+    def _on_added(self, event: Event) -> None:
+        item = event.json.get("item")
+        if isinstance(item, dict):
+            self._slot_of_item(item, event.json.get("output_index"))
+
+    def _on_done(self, event: Event) -> None:
+        item = event.json.get("item")
+        if isinstance(item, dict):
+            self._tell_item(self._slot_of_item(item, event.json.get("output_index")), item)
+
+    def _tell_item(self, slot: Slot, item: JsonObject) -> None:
+        """Tell what is new in a whole item, and its end."""
+        if slot.is_told and not (slot.is_call and slot.name is None):
+            return
+        slot.item = item
+        self._learn(slot, item)
+        match slot.kind:
+            case "message":
+                for index, part in enumerate(_objects(item.get("content"))):
+                    self._tell_part(slot, index, part)
+            case "reasoning":
+                self._tell_reasoning(slot, item)
+            case "function_call" | "custom_tool_call":
+                key = CALL_KINDS[slot.kind]
+                self._tell_whole(slot, (key, 0), item.get(key), self._argue)
+            case "image_generation_call":
+                result = item.get("result")
+                if isinstance(result, str) and result:
+                    self._do(slot, self._show, result, _word(item.get("output_format")) or "png")
+            case _:
+                pass
+        slot.is_told = True
+        self._do(slot, self._close)
+
+    def _tell_part(self, slot: Slot, index: int, part: JsonObject) -> None:
+        match part.get("type"):
+            case "output_text":
+                self._tell_whole(slot, ("text", index), part.get("text"), self._say)
+                told = len(slot.pieces.setdefault(("annotations", index), []))
+                for annotation in _objects(part.get("annotations"))[told:]:
+                    self._annotate(slot, index, annotation)
+            case "refusal":
+                self._tell_whole(slot, ("refusal", index), part.get("refusal"), self._refuse)
+            case _:
+                pass
+
+    def _tell_reasoning(self, slot: Slot, item: JsonObject) -> None:
+        summary = item.get("summary")
+        for index, part in enumerate(_objects(summary)):
+            self._tell_whole(slot, ("summary", index), part.get("text"), self._think, ("summary", index))
+        if isinstance(summary, str):
+            self._tell_whole(slot, ("summary", 0), summary, self._think, ("summary", 0))
+        if any(key == "summary" and parts for (key, _), parts in slot.pieces.items()):
+            return
+        for index, part in enumerate(_objects(item.get("content"))):
+            self._tell_whole(slot, ("thought", index), part.get("text"), self._think, ("thought", index))
+
+    def _tell_whole(self, slot: Slot, key: tuple[str, int], text: Any, act: Act, *args: Any) -> None:
+        """Tell what a repetition adds to the deltas; where it contradicts them, they stand."""
+        if not isinstance(text, str) or not text:
+            return
+        parts = slot.pieces.setdefault(key, [])
+        seen = "".join(parts)
+        if len(text) > len(seen) and text.startswith(seen):
+            parts[:] = [text]
+            self._do(slot, act, *args, text[len(seen) :])
+
+    def _tell_rest(self, response: JsonObject) -> None:
+        """Tell what only the terminal event says, and end every item in order."""
+        output = _objects(response.get("output"))
+        slots = sorted(self._slots, key=lambda slot: slot.index)
+        for place, item in enumerate(output):
+            slot = self._known(item)
+            if slot is None and place < len(slots) and slots[place].kind == item.get("type"):
+                slot = slots[place]
+            self._tell_item(slot if slot is not None else self._slot_of_item(item, None), item)
+        for slot in self._slots:
+            if not slot.is_told:
+                # What was begun and never ended is told as far as it came.
+                self._do(slot, self._close)
+        self._leave()
+
+    # -- events: pieces --------------------------------------------------------------------
+
+    def _on_text_delta(self, event: Event) -> None:
+        self._on_delta(event, "message", "text", "content_index", self._say)
+
+    def _on_text_done(self, event: Event) -> None:
+        self._on_whole(event, "message", "text", "text", "content_index", self._say)
+
+    def _on_refusal_delta(self, event: Event) -> None:
+        self._on_delta(event, "message", "refusal", "content_index", self._refuse)
+
+    def _on_refusal_done(self, event: Event) -> None:
+        self._on_whole(event, "message", "refusal", "refusal", "content_index", self._refuse)
+
+    def _on_part_done(self, event: Event) -> None:
+        part = event.json.get("part")
+        if isinstance(part, dict) and part.get("type") in ("output_text", "refusal"):
+            slot = self._slot(event.json, "message")
+            if not slot.is_told:
+                self._tell_part(slot, _number(event.json.get("content_index")), part)
+
+    def _on_annotation(self, event: Event) -> None:
+        annotation = event.json.get("annotation")
+        slot = self._slot(event.json, "message")
+        if isinstance(annotation, dict) and not slot.is_told:
+            self._annotate(slot, _number(event.json.get("content_index")), annotation)
+
+    def _annotate(self, slot: Slot, index: int, annotation: JsonObject) -> None:
+        slot.pieces.setdefault(("annotations", index), []).append("")
+        self._do(slot, self._note, annotation)
+
+    def _on_summary_delta(self, event: Event) -> None:
+        key = ("summary", _number(event.json.get("summary_index")))
+        self._on_delta(event, "reasoning", "summary", "summary_index", self._think, key)
+
+    def _on_summary_done(self, event: Event) -> None:
+        key = ("summary", _number(event.json.get("summary_index")))
+        self._on_whole(event, "reasoning", "summary", "text", "summary_index", self._think, key)
+
+    def _on_reasoning_delta(self, event: Event) -> None:
+        key = ("thought", _number(event.json.get("content_index")))
+        self._on_delta(event, "reasoning", "thought", "content_index", self._think, key)
+
+    def _on_reasoning_done(self, event: Event) -> None:
+        key = ("thought", _number(event.json.get("content_index")))
+        self._on_whole(event, "reasoning", "thought", "text", "content_index", self._think, key)
+
+    def _on_arguments_delta(self, event: Event) -> None:
+        self._on_delta(event, "function_call", "arguments", "", self._argue)
+
+    def _on_arguments_done(self, event: Event) -> None:
+        self._on_whole(event, "function_call", "arguments", "arguments", "", self._argue)
+
+    def _on_input_delta(self, event: Event) -> None:
+        self._on_delta(event, "custom_tool_call", "input", "", self._argue)
+
+    def _on_input_done(self, event: Event) -> None:
+        self._on_whole(event, "custom_tool_call", "input", "input", "", self._argue)
+
+    def _on_picture(self, event: Event) -> None:
+        data = event.json.get("partial_image_b64")
+        if isinstance(data, str) and data:
+            slot = self._slot(event.json, "image_generation_call")
+            self._do(slot, self._show, data, _word(event.json.get("output_format")) or "png")
+
+    def _on_delta(self, event: Event, kind: str, key: str, index: str, act: Act, *args: Any) -> None:
+        json = event.json
+        delta = json.get("delta")
+        if not isinstance(delta, str) or not delta:
+            return
+        slot = self._slot(json, kind)
+        if slot.is_told:
+            return
+        place = (key, _number(json.get(index)))
+        parts = slot.pieces.get(place)
+        if parts is None:
+            parts = slot.pieces[place] = []
+        parts.append(delta)
+        self._do(slot, act, *args, delta)
+
+    def _on_whole(
+        self, event: Event, kind: str, key: str, name: str, index: str, act: Act, *args: Any
+    ) -> None:
+        slot = self._slot(event.json, kind)
+        if not slot.is_told:
+            self._learn(slot, event.json)
+            place = (key, _number(event.json.get(index)))
+            self._tell_whole(slot, place, event.json.get(name), act, *args)
+
+    # -- slots -----------------------------------------------------------------------------
+
+    def _slot(self, json: JsonObject, kind: str) -> Slot:
+        """Return the slot that an event of a piece is about: by id, by place, else the newest of its kind."""
+        identity = json.get("item_id")
+        slot = self._by_id.get(identity) if isinstance(identity, str) else None
+        if slot is None and isinstance(json.get("call_id"), str):
+            slot = self._by_id.get(json["call_id"])
+        if slot is None:
+            index = json.get("output_index")
+            slot = self._by_index.get(index) if isinstance(index, int) else None
+            if slot is None and not isinstance(index, int):
+                slot = next((s for s in reversed(self._slots) if s.kind == kind and not s.is_told), None)
+            if slot is None:
+                slot = self._new_slot({"type": kind, "id": identity}, index)
+        return slot
+
+    def _slot_of_item(self, item: JsonObject, index: Any) -> Slot:
+        slot = self._known(item)
+        if slot is None and isinstance(index, int):
+            slot = self._by_index.get(index)
+            # Some backends give an item another id at its end. Two items may also claim one place.
+            if slot is not None and (slot.is_told or slot.kind != item.get("type")):
+                slot = None
+        if slot is None:
+            return self._new_slot(item, index)
+        self._learn(slot, item)
+        return slot
+
+    def _known(self, item: JsonObject) -> Slot | None:
+        for key in ("id", "call_id"):
+            value = item.get(key)
+            if isinstance(value, str) and value in self._by_id:
+                return self._by_id[value]
+        return None
+
+    def _new_slot(self, item: JsonObject, index: Any) -> Slot:
+        if not self._started:
+            self._start({})
+        place = index if isinstance(index, int) and not isinstance(index, bool) else len(self._slots)
+        slot = Slot(place, _word(item.get("type")) or "unknown", item=item)
+        self._slots.append(slot)
+        self._by_index[place] = slot
+        self._learn(slot, item)
+        return slot
+
+    def _learn(self, slot: Slot, source: JsonObject) -> None:
+        """Take in who the item is; a call begins when its name is known."""
+        for key in ("id", "item_id"):
+            if slot.id is None and isinstance(source.get(key), str) and source[key]:
+                slot.id = source[key]
+        call_id = source.get("call_id")
+        if slot.call_id is None and isinstance(call_id, str) and call_id:
+            slot.call_id = call_id
+        for known in (slot.id, slot.call_id):
+            if known is not None:
+                self._by_id.setdefault(known, slot)
+        name = source.get("name")
+        if slot.is_call and slot.name is None and isinstance(name, str) and name:
+            slot.name = name
+            waiting, slot.waiting = slot.waiting, []
+            self._do(slot, self._begin_call)
+            for act, args in waiting:
+                self._do(slot, act, *args)
+
+    # -- one at a time ---------------------------------------------------------------------
+
+    def _do(self, slot: Slot, act: Act, *args: Any) -> None:
+        """Let *act* happen to *slot* now, or when its turn has come."""
+        if self.ended is not None:
+            return
+        current = self._current
+        if slot is not current:
+            if slot.is_call and slot.name is None:
+                if act != self._close:
+                    slot.waiting.append((act, args))
+                return
+            if current is not None and current.is_call:
+                slot.waiting.append((act, args))
+                return
+            self._leave()
+            if self.finished:
+                # What was held back met a limit.
+                return
+            self._current = slot
+        act(slot, *args)
+
+    def _leave(self) -> None:
+        """Close what is open, so that another item can be told."""
+        slot, self._current = self._current, None
+        if slot is None:
+            return
+        self._flush(slot)
+        if self.ended is None and slot.is_open:
+            slot.is_open = False
+            self.tell_close(slot)
+
+    def _close(self, slot: Slot) -> None:
+        """End *slot*, and let those that waited have their turn."""
+        if not slot.is_closed and self.ended is None:
+            slot.is_closed = True
+            if slot.is_told:
+                # Also one that came with nothing to tell: its end may have something.
+                slot.is_open = True
+            self._leave()
+        for other in self._slots:
+            if self.ended is not None or (self._current is not None and self._current.is_call):
+                return
+            if other.waiting and not (other.is_call and other.name is None):
+                waiting, other.waiting = other.waiting, []
+                for act, args in waiting:
+                    self._do(other, act, *args)
+
+    def _flush(self, slot: Slot) -> None:
+        if self._stops is not None:
+            held = self._stops.flush()
+            if held:
+                self._say_fitting(slot, held)
+
+    # -- acts ------------------------------------------------------------------------------
+
+    def _say(self, slot: Slot, text: str) -> None:
+        stops = self._stops
+        if stops is None:
+            self._say_fitting(slot, text)
+            return
+        text = stops.feed(text)
+        if text:
+            self._say_fitting(slot, text)
+        if stops.hit is not None and self.ended is None:
+            self.stop_sequence = stops.hit
+            self._end_here(STOP_SEQUENCE)
+
+    def _say_fitting(self, slot: Slot, text: str) -> None:
+        fitting = self._fit(text)
+        if fitting:
+            slot.is_open = True
+            self.tell_text(slot, fitting)
+        self._end_if_shorter(fitting, text)
+
+    def _refuse(self, slot: Slot, text: str) -> None:
+        fitting = self._fit(text)
+        if fitting:
+            slot.is_open = True
+            self.tell_refusal(slot, fitting)
+        self._end_if_shorter(fitting, text)
+
+    def _note(self, slot: Slot, annotation: JsonObject) -> None:
+        slot.is_open = True
+        self.tell_annotation(slot, annotation)
+
+    def _think(self, slot: Slot, key: tuple[str, int], text: str) -> None:
+        if slot.thought is not None and slot.thought != key:
+            text = PART_BREAK + text
+        slot.thought = key
+        slot.is_open = True
+        self.delivered += len(text.encode("utf-8", "surrogatepass"))
+        self.tell_thought(slot, text)
+
+    def _begin_call(self, slot: Slot) -> None:
+        if self._room is not None and self._room.is_full:
+            self._end_here(OUTPUT_LIMIT)
+            return
+        slot.is_open = True
+        self.has_calls = True
+        self.tell_call(slot)
+
+    def _argue(self, slot: Slot, text: str) -> None:
+        fitting = self._fit(text)
+        if fitting:
+            self.tell_arguments(slot, fitting)
+        self._end_if_shorter(fitting, text)
+
+    def _show(self, slot: Slot, data: str, media: str) -> None:
+        digest = hashlib.sha256(data.encode("utf-8", "surrogatepass")).digest()
+        if digest != slot.picture:
+            # The last of the partial ones is often the final one again.
+            slot.picture = digest
+            slot.is_open = True
+            self.tell_picture(slot, data, media)
+
+    def _fit(self, text: str) -> str:
+        if self._room is not None:
+            text = self._room.fit(text)
+        self.delivered += len(text.encode("utf-8", "surrogatepass"))
+        return text
+
+    def _end_if_shorter(self, fitting: str, text: str) -> None:
+        if len(fitting) < len(text) and self.ended is None:
+            self._end_here(OUTPUT_LIMIT)
+
+
+def _objects(value: Any) -> list[JsonObject]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
