@@ -300,6 +300,26 @@ def _profiles(value: object) -> dict[str, str]:
     return dict(value)
 
 
+_MODEL_NAME = re.compile(r"[!-~]{1,256}")
+
+
+def _model_map(value: object) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise _Unfit("not a mapping")
+    found: dict[str, tuple[str, ...]] = {}
+    for name, models in value.items():
+        if not isinstance(name, str) or not _MODEL_NAME.fullmatch(name):
+            raise _Unfit(f"{name!r} is no model name (put it in quotes)")
+        listed = [models] if isinstance(models, str) else models
+        if not isinstance(listed, list) or not listed:
+            raise _Unfit(f"{name} has {models!r}, neither a model nor a list of models")
+        for model in listed:
+            if not isinstance(model, str) or not _MODEL_NAME.fullmatch(model) or "*" in model:
+                raise _Unfit(f"{name} has {model!r}, which is no model name")
+        found[name] = tuple(listed)
+    return found
+
+
 def _api_keys(value: object) -> tuple[ApiKey, ...]:
     keys: list[ApiKey] = []
     for position, (name, text) in enumerate(_named_keys(value), 1):
@@ -520,6 +540,12 @@ KEYS: dict[str, Key] = {
             "a mapping of model ids to standard or lite", _profiles, kind="mapping",
         ),
         Key(
+            "model-map", {}, True,
+            "Names that stand for your models, such as `claude-*`; goes before the built-in map of Claude's names.",
+            "a mapping of names (* stands for anything) to a model, with an effort if you like, or to a list of models of which the first that is served counts",
+            _model_map, kind="mapping",
+        ),
+        Key(
             "models-client-version", "0.169.0", True,
             "The client version for which the backend's model list is asked; newer models may need a newer one.",
             "a version such as 0.169.0, in quotes", _version,
@@ -569,6 +595,7 @@ class Settings:
     originator: str = _default("originator")
     user_agent: str = _default("user-agent")
     model_profiles: Mapping[str, str] = field(default_factory=lambda: _default("model-profiles"))
+    model_map: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _default("model-map"))
     """Model id to `standard` or `lite`."""
     models_client_version: str = _default("models-client-version")
 

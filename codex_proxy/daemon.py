@@ -21,7 +21,8 @@ from codex_proxy.clock import Clock, SystemClock
 from codex_proxy.config import ApiKey, Live, Loaded, Settings
 from codex_proxy.errors import ConfigError, PoolShortage, ProxyError
 from codex_proxy.net import Outbound
-from codex_proxy.protocol.responses import render_error
+from codex_proxy.protocol.messages import MESSAGES
+from codex_proxy.protocol.responses import RESPONSES
 from codex_proxy.server import keyfile
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.admin import admin_handlers
@@ -42,7 +43,7 @@ CONTROL_SOCKET = "control.sock"
 # How long the last terminal errors may take to reach their callers.
 _CUT_SECONDS = 5.0
 
-_RENDERERS = {"openai": render_error}
+_RENDERERS = {dialect.name: dialect.render_error for dialect in (RESPONSES, MESSAGES)}
 
 
 class Daemon:
@@ -120,7 +121,7 @@ class Daemon:
         await self._listener.open_unix(control, settings.data_dir / CONTROL_SOCKET)
 
         self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
-        for job in self.keeper.jobs():
+        for job in (*self.keeper.jobs(), *self.executor.jobs()):
             _ = self.background.start(job)
         _ = self.background.spawn(
             config.watch(self.live, self._loaded.path, self._environ, since=self._loaded), name="config"

@@ -226,6 +226,12 @@ def test_where_we_listen(listen: str, host: str | None, port: int, is_loopback: 
         ("model-profiles", "[lite]", "not a mapping"),
         ("model-profiles", "{some-model: heavy}", "'heavy'"),
         ("model-profiles", "{5: lite}", "no model id"),
+        ("model-map", "[a]", "not a mapping"),
+        ("model-map", "{5: a}", "no model name"),
+        ("model-map", "{a: 5}", "neither a model nor a list"),
+        ("model-map", "{a: []}", "neither a model nor a list"),
+        ("model-map", "{a: [b, 5]}", "5, which is no model name"),
+        ("model-map", "{a: 'b-*'}", "'b-*', which is no model name"),
         ("models-client-version", "0.169", "not a text"),
         ("models-client-version", "latest", "not a version"),
     ],
@@ -478,6 +484,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "originator": ("me", "me"),
     "user-agent": ("me/1", "me/1"),
     "model-profiles": ("{m: lite}", {"m": "lite"}),
+    "model-map": ("{a: b, c-*: [d, e-high]}", {"a": ("b",), "c-*": ("d", "e-high")}),
     "models-client-version": ("1.2.3", "1.2.3"),
 }
 

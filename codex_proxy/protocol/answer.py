@@ -14,6 +14,7 @@ text, and the number of output tokens.
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,13 +58,14 @@ class StopSequences:
         """Return what may go out of the text so far; all before the sequence once one is found."""
         text = self._held + text
         self._held = ""
+        # The one that is complete first, so that it does not matter how the text was cut.
         found = min(
-            ((place, -len(one), one) for one in self._sequences if (place := text.find(one)) >= 0),
+            ((place + len(one), place, one) for one in self._sequences if (place := text.find(one)) >= 0),
             default=None,
         )
         if found is not None:
-            self.hit = found[2]
-            return text[: found[0]]
+            _, place, self.hit = found
+            return text[:place]
         keep = max((self._overlap(text, one) for one in self._sequences), default=0)
         if keep:
             self._held = text[-keep:]
@@ -196,6 +198,7 @@ class AnswerEncoder:
         self._by_index: dict[int, Slot] = {}
         self._by_id: dict[str, Slot] = {}
         self._current: Slot | None = None
+        self._is_catching_up = False
         self._handlers: dict[str, Callable[[Event], None]] = {
             "response.created": self._on_progress,
             "response.queued": self._on_progress,
@@ -396,6 +399,9 @@ class AnswerEncoder:
         """Tell what is new in a whole item, and its end."""
         if slot.is_told and not (slot.is_call and slot.name is None):
             return
+        if not item.get("encrypted_content") and slot.item.get("encrypted_content"):
+            # Its end leaves out what its beginning said.
+            item = {**item, "encrypted_content": slot.item["encrypted_content"]}
         slot.item = item
         self._learn(slot, item)
         match slot.kind:
@@ -452,11 +458,7 @@ class AnswerEncoder:
     def _tell_rest(self, response: JsonObject) -> None:
         """Tell what only the terminal event says, and end every item in order."""
         output = _objects(response.get("output"))
-        slots = sorted(self._slots, key=lambda slot: slot.index)
-        for place, item in enumerate(output):
-            slot = self._known(item)
-            if slot is None and place < len(slots) and slots[place].kind == item.get("type"):
-                slot = slots[place]
+        for item, slot in zip(output, self._slots_of(output), strict=True):
             self._tell_item(slot if slot is not None else self._slot_of_item(item, None), item)
         for slot in self._slots:
             if not slot.is_told:
@@ -564,6 +566,9 @@ class AnswerEncoder:
         if slot is None:
             index = json.get("output_index")
             slot = self._by_index.get(index) if isinstance(index, int) else None
+            if slot is not None and slot.kind != kind:
+                # Two items claim one place.
+                slot = None
             if slot is None and not isinstance(index, int):
                 slot = next((s for s in reversed(self._slots) if s.kind == kind and not s.is_told), None)
             if slot is None:
@@ -581,6 +586,29 @@ class AnswerEncoder:
             return self._new_slot(item, index)
         self._learn(slot, item)
         return slot
+
+    def _slots_of(self, output: list[JsonObject]) -> list[Slot | None]:
+        """Return for each item of the whole answer its slot; None for one that nobody has heard of.
+
+        Some backends give items other ids at the end: then it is the one in its place, or the next
+        of its kind as long as there are enough of them.
+        """
+        slots = [self._known(item) for item in output]
+        free = sorted((slot for slot in self._slots if slot not in slots), key=lambda slot: slot.index)
+        kinds = [_word(item.get("type")) for item in output]
+        missing = Counter(kind for kind, slot in zip(kinds, slots, strict=True) if slot is None)
+        for place, kind in enumerate(kinds):
+            if slots[place] is not None:
+                continue
+            alike = [slot for slot in free if slot.kind == kind]
+            slot = next((slot for slot in alike if slot.index == place), None)
+            if slot is None and len(alike) >= missing[kind]:
+                slot = alike[0]
+            missing[kind] -= 1
+            if slot is not None:
+                free.remove(slot)
+                slots[place] = slot
+        return slots
 
     def _known(self, item: JsonObject) -> Slot | None:
         for key in ("id", "call_id"):
@@ -601,15 +629,16 @@ class AnswerEncoder:
 
     def _learn(self, slot: Slot, source: JsonObject) -> None:
         """Take in who the item is; a call begins when its name is known."""
-        for key in ("id", "item_id"):
-            if slot.id is None and isinstance(source.get(key), str) and source[key]:
-                slot.id = source[key]
-        call_id = source.get("call_id")
-        if slot.call_id is None and isinstance(call_id, str) and call_id:
-            slot.call_id = call_id
-        for known in (slot.id, slot.call_id):
-            if known is not None:
-                self._by_id.setdefault(known, slot)
+        for key in ("id", "item_id", "call_id"):
+            known = source.get(key)
+            if not isinstance(known, str) or not known:
+                continue
+            if key == "call_id":
+                slot.call_id = slot.call_id or known
+            else:
+                slot.id = slot.id or known
+            # Also another id that it gets later: its end may be told twice.
+            self._by_id.setdefault(known, slot)
         name = source.get("name")
         if slot.is_call and slot.name is None and isinstance(name, str) and name:
             slot.name = name
@@ -642,10 +671,12 @@ class AnswerEncoder:
 
     def _leave(self) -> None:
         """Close what is open, so that another item can be told."""
-        slot, self._current = self._current, None
+        slot = self._current
         if slot is None:
             return
+        # What was held back may meet a limit, and then the end of the answer closes the slot.
         self._flush(slot)
+        self._current = None
         if self.ended is None and slot.is_open:
             slot.is_open = False
             self.tell_close(slot)
@@ -658,13 +689,22 @@ class AnswerEncoder:
                 # Also one that came with nothing to tell: its end may have something.
                 slot.is_open = True
             self._leave()
-        for other in self._slots:
-            if self.ended is not None or (self._current is not None and self._current.is_call):
-                return
-            if other.waiting and not (other.is_call and other.name is None):
-                waiting, other.waiting = other.waiting, []
-                for act, args in waiting:
-                    self._do(other, act, *args)
+        if self._is_catching_up:
+            # One loop, however many wait for each other.
+            return
+        self._is_catching_up = True
+        while (other := self._next_waiting()) is not None:
+            waiting, other.waiting = other.waiting, []
+            for act, args in waiting:
+                self._do(other, act, *args)
+        self._is_catching_up = False
+
+    def _next_waiting(self) -> Slot | None:
+        if self.ended is not None or (self._current is not None and self._current.is_call):
+            return None
+        return next(
+            (slot for slot in self._slots if slot.waiting and not (slot.is_call and slot.name is None)), None
+        )
 
     def _flush(self, slot: Slot) -> None:
         if self._stops is not None:
@@ -694,6 +734,10 @@ class AnswerEncoder:
         self._end_if_shorter(fitting, text)
 
     def _refuse(self, slot: Slot, text: str) -> None:
+        # The words before it come first, also those that were held back.
+        self._flush(slot)
+        if self.ended is not None:
+            return
         fitting = self._fit(text)
         if fitting:
             slot.is_open = True

@@ -6,7 +6,7 @@ later round, given twice; outputs come late, twice or without their call. Nothin
 output that cannot be matched becomes the user's labelled words, a call without one gets a note.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +47,8 @@ class _Matcher:
         self._used: set[str] = set()
         self._by_id: dict[str, list[tuple[int, JsonObject]]] = {}
         """Unanswered calls by the id that the caller gave them, the newest last, with their round."""
-        self._open: dict[int, dict[str, JsonObject]] = {}
+        # Ordered ones, because a dict that was emptied from one end is slow to look into from there.
+        self._open: OrderedDict[int, OrderedDict[str, JsonObject]] = OrderedDict()
         """Unanswered calls by round, the newest round last."""
         self._numbers: Counter[str] = Counter()
 
@@ -72,7 +73,7 @@ class _Matcher:
         item["call_id"] = fitting
         if (number, given) not in self._ambiguous:
             self._by_id.setdefault(given, []).append((number, item))
-            self._open.setdefault(number, {})[fitting] = item
+            self._open.setdefault(number, OrderedDict())[fitting] = item
 
     def _on_output(self, item: JsonObject) -> JsonObject:
         given = _id(item)
@@ -101,7 +102,9 @@ class _Matcher:
 
     def _close(self, number: int, call: JsonObject) -> bool:
         """Take a call out of its round; False when it was answered already."""
-        calls = self._open.get(number, {})
+        calls = self._open.get(number)
+        if calls is None:
+            return False
         is_open = calls.pop(call["call_id"], None) is not None
         if not calls:
             self._open.pop(number, None)

@@ -155,8 +155,42 @@ class Resolved:
 ModelMap = Mapping[str, Sequence[str]]
 """A caller's name, or a pattern with `*`, to the names that stand for it: the first that is served."""
 
+CLAUDE: ModelMap = {
+    "claude-*haiku*": ("gpt-6-luna-low", "gpt-5.6-luna-low", "gpt-5.4-mini-low", "gpt-5.5-low"),
+    "claude-*": ("gpt-6.1-sol", "gpt-6-sol", "gpt-5.6-sol", "gpt-5.5"),
+    "haiku": ("gpt-6-luna-low", "gpt-5.6-luna-low", "gpt-5.4-mini-low", "gpt-5.5-low"),
+    "sonnet": ("gpt-6.1-sol", "gpt-6-sol", "gpt-5.6-sol", "gpt-5.5"),
+    "opus": ("gpt-6.1-sol", "gpt-6-sol", "gpt-5.6-sol", "gpt-5.5"),
+    "fable": ("gpt-6.1-sol", "gpt-6-sol", "gpt-5.6-sol", "gpt-5.5"),
+}
+"""What stands for Claude's names unless the configuration says otherwise: the small fast one for haiku,
+for all others the strongest that the accounts have."""
+
 ALIAS = "claude-"
 """Before a model's own name: so Claude Code, which lists only names of that kind, can choose it."""
+
+
+class _NameMap:
+    """A model map, ready for looking up; letters count the same in either case."""
+
+    def __init__(self, entries: ModelMap) -> None:
+        self.names = [name for name in entries if "*" not in name]
+        self._exact = {name.lower(): entries[name] for name in self.names}
+        # The longer pattern says more.
+        patterns = sorted((name for name in entries if "*" in name), key=len, reverse=True)
+        self._patterns = [
+            (re.compile(".*".join(map(re.escape, name.lower().split("*")))), entries[name])
+            for name in patterns
+        ]
+
+    def exactly(self, name: str) -> Sequence[str] | None:
+        return self._exact.get(name.lower())
+
+    def find(self, name: str) -> Sequence[str] | None:
+        name = name.lower()
+        if name in self._exact:
+            return self._exact[name]
+        return next((names for pattern, names in self._patterns if pattern.fullmatch(name)), None)
 
 
 class Catalog:
@@ -190,14 +224,13 @@ class Catalog:
         self.models: tuple[ModelFacts, ...] = tuple(live.values()) or BUILT_IN
         """What there is to serve, hidden ones included."""
         self._served = {facts.slug for facts in self.models}
-        exact = {name.lower(): names for name, names in (model_map or {}).items() if "*" not in name}
-        self._exact: dict[str, Sequence[str]] = exact
-        # The longer pattern says more.
-        self._patterns = [
-            (re.compile(".*".join(map(re.escape, pattern.lower().split("*")))), names)
-            for pattern, names in sorted((model_map or {}).items(), key=lambda entry: -len(entry[0]))
-            if "*" in pattern
-        ]
+        # What the configuration says goes before all that is built in.
+        self._maps = (_NameMap(model_map or {}), _NameMap(CLAUDE))
+
+    @property
+    def mapped_names(self) -> list[str]:
+        """The names of the configured map that stand for something as they are."""
+        return self._maps[0].names
 
     def facts(self, model: str) -> ModelFacts | None:
         """Return what is known of *model*, a slug; None when nothing is."""
@@ -215,22 +248,18 @@ class Catalog:
         come before their facts. A number is a suffix of known models only, because dated names
         end in one.
         """
-        if name.lower() in self._exact:
-            return self._stand_in(self._exact[name.lower()], Resolved(name))
+        own, built_in = self._maps
+        if (names := own.exactly(name)) is not None:
+            return self._stand_in(names, Resolved(name))
         plain = self._take_apart(name)
         if plain.model in self._facts:
             return plain
         if plain.model.lower().startswith(ALIAS):
-            own = self._take_apart(plain.model[len(ALIAS) :])
-            if own.model in self._facts:
-                return dataclasses.replace(plain, model=own.model)
-        base = plain.model.lower()
-        if base in self._exact:
-            return self._stand_in(self._exact[base], plain)
-        for pattern, names in self._patterns:
-            if pattern.fullmatch(base):
-                return self._stand_in(names, plain)
-        return plain
+            aliased = self._take_apart(plain.model[len(ALIAS) :])
+            if aliased.model in self._facts:
+                return dataclasses.replace(plain, model=aliased.model)
+        names = own.find(plain.model) or built_in.find(plain.model)
+        return self._stand_in(names, plain) if names is not None else plain
 
     def _stand_in(self, names: Sequence[str], asked: Resolved) -> Resolved:
         """Return the first of *names* that is served, with what the caller typed on top."""

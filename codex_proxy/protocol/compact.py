@@ -140,12 +140,26 @@ def _is_json(content_type: str) -> bool:
     return kind == _JSON or kind.endswith("+json")
 
 
-def input_tokens(raw: bytes, count: Count = estimate) -> JsonObject:
-    """Answer `POST /v1/responses/input_tokens` here: the backend has no such endpoint.
+def decode_count(raw: bytes) -> JsonObject:
+    """Read the body of `POST /v1/responses/input_tokens`; the backend has no such endpoint.
 
     Raises:
         RequestError: If the body is not what the API says.
     """
     body = parse_body(raw)
     check_countable(body)
-    return {"object": "response.input_tokens", "input_tokens": count_request(body, count)}
+    return body
+
+
+def render_count(tokens: int) -> JsonObject:
+    """Return the answer to it."""
+    return {"object": "response.input_tokens", "input_tokens": tokens}
+
+
+def input_tokens(raw: bytes, count: Count = estimate) -> JsonObject:
+    """Answer it with a count that needs no waiting.
+
+    Raises:
+        RequestError: If the body is not what the API says.
+    """
+    return render_count(count_request(decode_count(raw), count))

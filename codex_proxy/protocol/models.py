@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from codex_proxy.errors import RequestError
-from codex_proxy.protocol.catalog import AUTO, Catalog, ModelFacts
+from codex_proxy.protocol.catalog import ALIAS, AUTO, Catalog, ModelFacts
 from codex_proxy.protocol.wire import JsonObject, dumps
 
 # The backend names no date, and an answer that changes with the clock cannot be cached.
@@ -27,6 +27,18 @@ def _entries(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
         if not facts.hidden
         for suffix in facts.suffixes
     ]
+
+
+def _entries_for_claude(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
+    """Return the listing with names that Claude Code shows too: it leaves out all without `claude` in them."""
+    entries = _entries(catalog)
+    mapped = [(name, _find(catalog, name)) for name in catalog.mapped_names if _is_found(catalog, name)]
+    return [*entries, *mapped, *((ALIAS + name, facts) for name, facts in entries)]
+
+
+def _is_found(catalog: Catalog, name: str) -> bool:
+    model = catalog.resolve(name).model
+    return any(facts.slug == model for facts in catalog.models)
 
 
 def _find(catalog: Catalog, name: str) -> ModelFacts:
@@ -82,7 +94,7 @@ def anthropic_list(
         if not (limit.isascii() and limit.isdecimal() and len(limit) < 6 and 1 <= int(limit) <= MAX_LIMIT):
             raise RequestError(f"limit is {limit!r}; use a number from 1 to {MAX_LIMIT}", param="limit")
         size = int(limit)
-    entries = _entries(catalog)
+    entries = _entries_for_claude(catalog)
     if after_id is not None and before_id is not None:
         raise RequestError("after_id and before_id exclude each other", param="before_id")
     if before_id is not None:
@@ -110,7 +122,8 @@ def anthropic_one(catalog: Catalog, name: str) -> JsonObject:
 
 
 def _anthropic(name: str, facts: ModelFacts) -> JsonObject:
-    suffix = name[len(facts.slug) :].replace("-", " ").strip()
+    own = name.removeprefix(ALIAS)
+    suffix = own[len(facts.slug) :].replace("-", " ").strip() if own.startswith(facts.slug) else name
     return {
         "type": "model",
         "id": name,

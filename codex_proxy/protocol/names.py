@@ -74,11 +74,13 @@ class ToolNames:
     conversation sends the same ones (the prompt cache sees them first).
     """
 
-    __slots__ = ("_asked", "_sent")
+    __slots__ = ("_asked", "_numbers", "_sent")
 
     def __init__(self, declared: Iterable[str] = ()) -> None:
         self._sent: dict[str, str] = {}
         self._asked: dict[str, str] = {}
+        self._numbers: dict[str, int] = {}
+        """The last number behind each name: names that all meet are not counted through again and again."""
         names = list(declared)
         for name in names:
             if _fits(name):
@@ -92,9 +94,10 @@ class ToolNames:
         if known is not None:
             return known
         fitting = base = name if _fits(name) else _fit(name)
-        number = 0
+        # Names of one beginning are made alike by the number behind them.
+        group = base[: MAX_NAME_LENGTH - 4]
         while fitting in self._asked:
-            number += 1
+            number = self._numbers[group] = self._numbers.get(group, 0) + 1
             tail = f"_{number}"
             fitting = base[: MAX_NAME_LENGTH - len(tail)] + tail
         self._sent[name] = fitting
@@ -114,7 +117,7 @@ def _fit(name: str) -> str:
     # The server's name in the middle of an MCP tool's says least.
     if len(name) > MAX_NAME_LENGTH and name.startswith(_MCP):
         name = _MCP + name.rpartition("__")[2]
-    return _UNFIT.sub("_", name)[:MAX_NAME_LENGTH] or "tool"
+    return _UNFIT.sub("_", name[:MAX_NAME_LENGTH]) or "tool"
 
 
 def fit_call_id(call_id: str) -> str:

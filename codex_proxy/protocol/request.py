@@ -70,6 +70,10 @@ class BackendRequest:
     """How much text the model reads, for an estimate."""
     has_body_turn_state: bool = False
     """Whether the turn-state also stands in the body's `client_metadata`."""
+    keeps: bool = False
+    """Whether the caller lets the answer be remembered, so that a later request may go on from it."""
+    previous_response_id: str | None = None
+    """The answer that this request went on from; echoed back."""
     context_window: int = 0
     """How many tokens the model reads at most; 0 when nobody knows."""
 

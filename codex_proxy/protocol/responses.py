@@ -17,6 +17,7 @@ is changed, and why, stands in one table, `Encoder`'s handlers:
 Facts: backend contract, sections 3 and 4.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -36,6 +37,8 @@ from codex_proxy.errors import (
     classify,
     fault_of,
 )
+from codex_proxy.protocol.catalog import Catalog
+from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
 from codex_proxy.protocol.output_limit import OutputLimit
 from codex_proxy.protocol.request import TURN_STATE, BackendRequest
 from codex_proxy.protocol.responses_request import FUNCTIONS, decode
@@ -45,11 +48,13 @@ from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.trace import End, Usage, UsageSource
 
 __all__ = [
+    "RESPONSES",
     "Encoder",
     "decode",
     "failure_of",
     "is_handshake",
     "limit_family",
+    "make_encoder",
     "read_reset",
     "read_usage",
     "render_error",
@@ -254,6 +259,10 @@ def _epoch() -> float:
     return 0.0
 
 
+def _untold(_: JsonObject) -> None:
+    pass
+
+
 class Encoder:
     """Turn the backend's events into the caller's Responses stream.
 
@@ -268,6 +277,7 @@ class Encoder:
         count: Tokens of a text, for a local output limit.
         now: The wall clock, for the ends of limits and an answer that has no creation time.
         response_id: The id of an answer that the backend gave none.
+        answered: Told of the final response object of an answer that ended well, before its event goes out.
     """
 
     def __init__(
@@ -280,6 +290,7 @@ class Encoder:
         count: Callable[[str], int] = estimate,
         now: Callable[[], float] = _epoch,
         response_id: str = "resp_unknown",
+        answered: Callable[[JsonObject], None] = _untold,
     ) -> None:
         self.usage = Usage()
         """From the terminal event; an estimate after `estimate`."""
@@ -298,6 +309,7 @@ class Encoder:
         self._models_etag = models_etag
         self._now = now
         self._response_id = response_id
+        self._answered = answered
         self._limit = (
             OutputLimit(request.max_output_tokens, count) if request.max_output_tokens is not None else None
         )
@@ -360,14 +372,29 @@ class Encoder:
         return _KEEPALIVE if self._is_codex or self._response is not None else _COMMENT
 
     def cut(self, error: ProxyError) -> bytes:
-        """Return our own terminal event for *error*; empty when the answer has already ended.
+        """Return our own terminal event for *error* as frames; empty when the answer has already ended."""
+        return b"".join([event.frame() for event in self.last_events(error)])
+
+    def last_events(self, error: ProxyError) -> Batch:
+        """Return what ends the answer with *error*; empty when it has already ended.
 
         Always `response.failed`: the Codex CLI ignores an `error` event over HTTP.
         """
         out: Batch = []
         if self.ended is None:
             self._fail(error, {}, out)
-        return b"".join([event.frame() for event in out])
+        return out
+
+    def nothing(self) -> Batch:
+        """Return a whole answer without a word in it, for a request that is not to be generated."""
+        started = self._response = self._skeleton()
+        final = {**started, "status": "completed", "usage": _whole_usage({})}
+        out: Batch = []
+        for kind, response in (("created", started), ("completed", final)):
+            event = {"type": f"response.{kind}", "response": response, "sequence_number": len(out)}
+            self._emit(Event.of(event), out)
+        self._finish(final, End.COMPLETED)
+        return out
 
     def estimate(self) -> Usage:
         """Return the usage, estimated from what was sent and delivered unless the backend said it."""
@@ -474,9 +501,13 @@ class Encoder:
         changed = self._response_object(response)
         self._complete(changed, event.type.removeprefix("response."))
         self._read_usage(changed)
-        self._final = changed
         self._emit(_with(event, response, changed), out)
-        self.ended = End.COMPLETED if event.type == "response.completed" else End.INCOMPLETE
+        self._finish(changed, End.COMPLETED if event.type == "response.completed" else End.INCOMPLETE)
+
+    def _finish(self, final: JsonObject, end: End) -> None:
+        self._final = final
+        self.ended = end
+        self._answered(final)
 
     def _create(self, event: Event, out: Batch) -> None:
         """Open the answer in the backend's place: an SDK helper takes nothing before `created`."""
@@ -501,6 +532,8 @@ class Encoder:
         changed = dict(response)
         if self._request.asked_model:
             changed["model"] = self._request.asked_model
+        if self._request.previous_response_id is not None:
+            changed["previous_response_id"] = self._request.previous_response_id
         for name in ("safety_identifier", "user"):
             # They name the account's owner.
             if changed.get(name) is not None:
@@ -572,7 +605,7 @@ class Encoder:
             "model": self._request.asked_model,
             "output": [],
             "parallel_tool_calls": True,
-            "previous_response_id": None,
+            "previous_response_id": self._request.previous_response_id,
             "store": False,
             "temperature": None,
             "tool_choice": "auto",
@@ -621,9 +654,8 @@ class Encoder:
                 "total_tokens": usage.total_tokens,
             }),
         }
-        self._final = body
         self._emit(self._terminal("response.incomplete", body, None), out)
-        self.ended = End.INCOMPLETE
+        self._finish(body, End.INCOMPLETE)
         self.ended_early = True
 
     def _terminal(self, kind: str, response: JsonObject, sequence: Any) -> Event:
@@ -842,3 +874,29 @@ def _set_retry(headers: dict[str, str], wait: int) -> None:
     headers["retry-after"] = str(wait)
     if wait > _LONGEST_RETRY:
         headers["x-should-retry"] = "false"
+
+
+# The dialect ------------------------------------------------------------------------------
+
+
+def _decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Decoded:
+    request = decode(raw, headers, catalog=catalog)
+    return Decoded(request, functools.partial(make_encoder, request))
+
+
+def make_encoder(
+    request: BackendRequest, around: Surroundings, answered: Callable[[JsonObject], None] = _untold
+) -> Encoder:
+    """Return the encoder of a turn's answer; see `Encoder`."""
+    return Encoder(
+        request,
+        pool_limits=around.pool_limits,
+        wrap_turn_state=around.wrap_turn_state,
+        models_etag=around.models_etag,
+        now=around.now,
+        response_id=f"resp_{around.unique}",
+        answered=answered,
+    )
+
+
+RESPONSES = Dialect("openai", _decode, render_error)

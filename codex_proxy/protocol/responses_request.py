@@ -115,6 +115,16 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Backe
     return _prepare(_Body(parse_body(raw)), headers, catalog, is_codex=is_codex_client(headers), raw=raw)
 
 
+def decode_fields(fields: JsonObject, headers: Mapping[str, str], *, catalog: Catalog) -> BackendRequest:
+    """Decode a body that was parsed, and perhaps changed, already; *fields* is changed in place.
+
+    Raises:
+        RequestError: As for `decode`.
+    """
+    body = _Body(fields, changed=True)
+    return _prepare(body, headers, catalog, is_codex=is_codex_client(headers), raw=b"")
+
+
 def prepare(fields: JsonObject, headers: Mapping[str, str], *, catalog: Catalog) -> BackendRequest:
     """Make a request out of *fields*, a Responses body into which another dialect's was translated.
 
@@ -163,6 +173,7 @@ def _prepare(
     _set_effort(body, items, resolved, catalog, is_codex)
     if not is_codex:
         _normalise(body, items, stream, lite)
+    keeps = not is_codex and fields.get("store") in (None, True)
     body.set("store", False)
     body.set("stream", True)
     _set_include(body, is_codex)
@@ -205,6 +216,7 @@ def _prepare(
         compacted=survey.compacted,
         input_bytes=max(len(rendered) - survey.opaque_bytes, 0),
         has_body_turn_state=TURN_STATE in metadata,
+        keeps=keeps,
         context_window=facts.context_window if (facts := catalog.facts(resolved.model)) is not None else 0,
     )
 

@@ -50,7 +50,7 @@ class Route:
 
     method: str
     path: str
-    """A last segment in braces matches whatever is left, as `request.match_info`."""
+    """A segment in braces matches whatever stands there, as `request.match_info`; as the last one, whatever is left."""
     handler: str
     """The name under which `build_app` is given the function."""
     level: Level = Level.KEYED
@@ -71,8 +71,16 @@ class Route:
         return (*found, CODEX_PREFIX + rest) if self.codex else found
 
 
-def _turn(method: str, path: str, handler: str, takes: Takes = Takes.JSON) -> Route:
-    return Route(method, path, handler, takes=takes, codex=True, turn=True)
+def _turn(
+    method: str,
+    path: str,
+    handler: str,
+    takes: Takes = Takes.JSON,
+    *,
+    dialect: str = DEFAULT_DIALECT,
+    codex: bool = False,
+) -> Route:
+    return Route(method, path, handler, takes=takes, dialect=dialect, codex=codex, turn=True)
 
 
 ROUTES: tuple[Route, ...] = (
@@ -82,13 +90,23 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/stats", "stats", Level.OWNER),
     Route("POST", "/refresh", "refresh", Level.OWNER),
     Route("POST", "/check-quota", "check_quota", Level.OWNER),
-    _turn("POST", "/v1/responses", "responses"),
+    _turn("POST", "/v1/responses", "responses", codex=True),
     Route("GET", "/v1/responses", "responses_socket", codex=True),
-    _turn("POST", "/v1/responses/compact", "compact"),
+    _turn("POST", "/v1/responses/compact", "compact", codex=True),
     Route("POST", "/v1/responses/input_tokens", "input_tokens", takes=Takes.JSON, codex=True),
-    _turn("POST", "/v1/alpha/search", "alpha_search"),
-    _turn("POST", "/v1/images/generations", "images_generations"),
-    _turn("POST", "/v1/images/edits", "images_edits", Takes.FORM),
+    _turn("POST", "/v1/alpha/search", "alpha_search", codex=True),
+    _turn("POST", "/v1/images/generations", "images_generations", codex=True),
+    _turn("POST", "/v1/images/edits", "images_edits", Takes.FORM, codex=True),
+    _turn("POST", "/v1/chat/completions", "chat"),
+    _turn("POST", "/v1/completions", "completions"),
+    _turn("POST", "/v1/engines/{engine}/completions", "engine_completions"),
+    _turn("POST", "/v1/edits", "edits"),
+    Route("POST", "/v1/embeddings", "embeddings", takes=Takes.JSON),
+    _turn("POST", "/v1/messages", "messages", dialect="anthropic"),
+    Route("POST", "/v1/messages/count_tokens", "count_tokens", takes=Takes.JSON, dialect="anthropic"),
+    # Claude Code asks this first, to see whether anybody is there.
+    Route("GET", "/api/hello", "hello", Level.PUBLIC),
+    Route("GET", "/", "hello", Level.PUBLIC),
     Route("GET", "/v1/models", "models", codex=True),
     Route("GET", "/v1/models/{model}", "model", codex=True),
 )
@@ -133,6 +151,7 @@ def build_app(
 
     async def dispatch(request: web.Request) -> web.StreamResponse:
         path = request.path
+        request[DIALECT] = dialect_of(request, DEFAULT_DIALECT)
         methods, rest = table.find(path)
         if methods is None:
             raise RequestError(
@@ -152,7 +171,7 @@ def build_app(
             )
         route, handler, is_codex_path = found
         request[ROUTE] = route
-        request[DIALECT] = route.dialect
+        request[DIALECT] = route.dialect if route.turn else dialect_of(request, route.dialect)
         request[IS_TURN] = route.turn
         request[IS_CODEX_PATH] = is_codex_path
         if rest is not None:
@@ -171,6 +190,11 @@ def build_app(
     return app
 
 
+def dialect_of(request: web.Request, default: str) -> str:
+    """Return in whose words to fail where the path alone does not say it."""
+    return "anthropic" if "anthropic-version" in request.headers else default
+
+
 async def _expect_later(request: web.Request) -> None:
     """Say nothing yet: `read_body` asks for the body once the caller is known and the length fits."""
 
@@ -183,7 +207,8 @@ class _Table:
 
     def __init__(self, routes: Iterable[Route], handlers: Mapping[str, Handler]) -> None:
         self._exact: dict[str, _Methods] = {}
-        self._open: dict[str, tuple[str, _Methods]] = {}
+        self._open: dict[tuple[str, str], tuple[str, _Methods]] = {}
+        """What stands before and after an open segment, to its name and what is served there."""
         unused = set(handlers)
         for route in routes:
             handler = handlers.get(route.handler)
@@ -198,7 +223,8 @@ class _Table:
     def _add(self, path: str, route: Route, handler: Handler) -> None:
         prefix, brace, name = path.partition("{")
         if brace:
-            methods = self._open.setdefault(prefix, (name.rstrip("}"), {}))[1]
+            name, _, suffix = name.partition("}")
+            methods = self._open.setdefault((prefix, suffix), (name, {}))[1]
         else:
             methods = self._exact.setdefault(path, {})
         if route.method in methods and methods[route.method][0].method == route.method:
@@ -218,7 +244,7 @@ class _Table:
         methods = self._exact.get(tidy)
         if methods is not None:
             return methods, None
-        for prefix, (name, methods) in self._open.items():
-            if tidy.startswith(prefix) and len(tidy) > len(prefix):
-                return methods, {name: tidy[len(prefix) :]}
+        for (prefix, suffix), (name, methods) in self._open.items():
+            if tidy.startswith(prefix) and tidy.endswith(suffix) and len(tidy) > len(prefix) + len(suffix):
+                return methods, {name: tidy[len(prefix) : len(tidy) - len(suffix)]}
         return None, None

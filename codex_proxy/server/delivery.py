@@ -5,19 +5,23 @@ kept, and raised where the handler asks for the `result`.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
 from codex_proxy.errors import ProxyError, UpstreamError
 from codex_proxy.protocol.collect import Collector
+from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
 from codex_proxy.protocol.request import BackendRequest
-from codex_proxy.protocol.responses import Encoder, read_usage, render_error, visible_headers
+from codex_proxy.protocol.responses import read_usage, visible_headers
 from codex_proxy.protocol.sse import Batch
 from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
 from codex_proxy.trace import End, Trace, Usage, UsageSource
 from codex_proxy.upstream.executor import Head
+from codex_proxy.upstream.route import Lease
 
 EVENT_STREAM = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -26,14 +30,14 @@ EVENT_STREAM = {
     "X-Accel-Buffering": "no",
 }
 
-MakeEncoder = Callable[[BackendRequest, Callable[[str], str]], Encoder]
-
 
 @dataclass(slots=True, frozen=True)
 class Terms:
-    """What an answer needs to know of the proxy that gives it."""
+    """What an answer needs to know of the proxy that gives it, and of the way it was asked for."""
 
-    make_encoder: MakeEncoder
+    dialect: Dialect
+    now: Callable[[], float]
+    """The wall clock."""
     limits: Callable[[], JsonObject | None]
     """The pool's own view of its quota."""
     models_etag: str
@@ -44,17 +48,17 @@ class Terms:
 class Sink:
     """What all sinks share: the request, its story, and an error that nothing was said of yet."""
 
-    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
-        self._http = http
+    def __init__(self, request: BackendRequest, trace: Trace, terms: Terms) -> None:
         self._request = request
         self._trace = trace
         self._terms = terms
         self._error: ProxyError | None = None
-        self._response: web.StreamResponse | None = None
         self.failure: UpstreamError | None = None
         self._delivered = 0
 
     is_stream = False
+    keeps_alive_early = False
+    ended_early = False
 
     @property
     def wants_failure_events(self) -> bool:
@@ -66,21 +70,12 @@ class Sink:
         """How many bytes of an answer went to the caller."""
         return self._delivered
 
-    def result(self) -> web.StreamResponse:
-        """Return the answer, whole or already sent.
-
-        Raises:
-            ProxyError: If nothing was said to the caller, so that it can still be a status.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._response is None:
-            raise ProxyError("the turn ended without an answer")
-        return self._response
-
-    def _refuse(self, error: ProxyError) -> None:
-        self._error = error
-        self._trace.status = render_error(error, request_id=self._trace.id)[0]
+    def _refuse(self, error: ProxyError) -> ProxyError:
+        """Keep *error*, in the dialect's words, for whoever makes a status of it."""
+        dialect = self._terms.dialect
+        self._error = dialect.reword(error, self._request)
+        self._trace.status = dialect.render_error(self._error, request_id=self._trace.id)[0]
+        return self._error
 
     def _headers(self, head: Head) -> dict[str, str]:
         """Return what of the backend's headers the caller may see."""
@@ -94,125 +89,197 @@ class Sink:
             headers.update(limit_headers(self._terms.limits()))
         return {name: str(value) for name, value in headers.items()}
 
-    async def _start(self, headers: Mapping[str, str]) -> web.StreamResponse:
-        response = self._response = web.StreamResponse(headers={**EVENT_STREAM, **headers})
-        self._trace.status = 200
+
+class EncodedSink(Sink):
+    """What the sinks share whose answer is made of events: the encoder, and what it knows."""
+
+    def __init__(self, decoded: Decoded, trace: Trace, terms: Terms) -> None:
+        super().__init__(decoded.request, trace, terms)
+        self._lease: Lease | None = None
+        self._encoder = decoded.make_encoder(
+            Surroundings(
+                now=terms.now,
+                unique=uuid.uuid4().hex,
+                pool_limits=terms.limits,
+                wrap_turn_state=self._wrap_turn_state,
+                models_etag=terms.models_etag,
+            )
+        )
+
+    def _wrap_turn_state(self, value: str) -> str:
+        return self._lease.wrap_turn_state(value) if self._lease is not None else value
+
+    @property
+    def ended_early(self) -> bool:  # type: ignore[override]  # derived here, constant elsewhere
+        """Whether the caller's own limit ended the answer, so that the backend is still writing."""
+        return self._encoder.ended_early
+
+    async def body(self, data: bytes) -> None:
+        """Take no body: the answer is made of events."""
+        raise AssertionError("an answer made of events has no body")
+
+    def usage(self, *, estimate: bool) -> Usage:
+        """Return the backend's numbers, else an estimate when one is wanted."""
+        return self._encoder.estimate() if estimate else self._encoder.usage
+
+    def end_state(self) -> End:
+        """Return how the answer ended."""
+        if self._error is not None:
+            return End.FAILED
+        return self._encoder.ended or End.FAILED
+
+
+class _Connection:
+    """The caller's HTTP connection, and the response on it."""
+
+    def __init__(self, http: web.Request, stall_seconds: float) -> None:
+        self._http = http
+        self._stall_seconds = stall_seconds
+        self.response: web.StreamResponse | None = None
+
+    def result(self, error: ProxyError | None) -> web.StreamResponse:
+        """Return the answer, whole or already sent.
+
+        Raises:
+            ProxyError: If nothing was said to the caller, so that it can still be a status.
+        """
+        if error is not None:
+            raise error
+        if self.response is None:
+            raise ProxyError("the turn ended without an answer")
+        return self.response
+
+    async def start(self, headers: Mapping[str, str]) -> None:
+        response = web.StreamResponse(headers={**EVENT_STREAM, **headers})
         await response.prepare(self._http)
-        return response
+        self.response = response
 
-    async def _write(self, data: bytes) -> None:
-        assert self._response is not None
-        self._delivered += len(data)
+    async def write(self, data: bytes) -> None:
+        assert self.response is not None
+        await self._soon(self.response.write(data))
+
+    async def write_eof(self) -> None:
+        assert self.response is not None
+        await self._soon(self.response.write_eof())
+
+    async def _soon(self, writing: Coroutine[Any, Any, None]) -> None:
         try:
-            async with asyncio.timeout(self._terms.stall_seconds):
-                await self._response.write(data)
+            async with asyncio.timeout(self._stall_seconds):
+                await writing
         except TimeoutError as exc:
-            raise self._stalled() from exc
+            # Give up a caller who reads nothing for so long; an ending would not be read either.
+            self.abort()
+            raise ConnectionResetError("the caller stopped reading") from exc
 
-    async def _write_eof(self) -> None:
-        assert self._response is not None
-        try:
-            async with asyncio.timeout(self._terms.stall_seconds):
-                await self._response.write_eof()
-        except TimeoutError as exc:
-            raise self._stalled() from exc
-
-    def _stalled(self) -> ConnectionError:
-        """Give up a caller who reads nothing for so long; an ending would not be read either."""
+    def abort(self) -> None:
         if self._http.transport is not None:
             self._http.transport.abort()
-        return ConnectionResetError("the caller stopped reading")
 
 
-class StreamSink(Sink):
-    """A Responses stream, written as it comes."""
+class StreamSink(EncodedSink):
+    """A stream of server-sent events, written as it comes.
+
+    In dialects that have a sign of life it may open the 200 before an account has answered: the head is
+    out then, and a failure goes into the stream.
+    """
 
     is_stream = True
 
-    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
-        super().__init__(http, request, trace, terms)
-        self._encoder: Encoder | None = None
+    def __init__(self, http: web.Request, decoded: Decoded, trace: Trace, terms: Terms) -> None:
+        super().__init__(decoded, trace, terms)
+        self._connection = _Connection(http, terms.stall_seconds)
+        self.keeps_alive_early = terms.dialect.keeps_alive_early
+        # A sign of life comes from outside the turn's own task.
+        self._writing = asyncio.Lock()
+        self._is_over = False
+
+    def result(self) -> web.StreamResponse:
+        """Return the answer, or raise the error that is still to be a status."""
+        return self._connection.result(self._error)
 
     async def open(self, head: Head) -> None:
         """Write the head of the answer."""
-        self._encoder = self._terms.make_encoder(self._request, head.lease.wrap_turn_state)
-        await self._start(self._headers(head))
+        self._lease = head.lease
+        async with self._writing:
+            if self._connection.response is None:
+                await self._start(self._headers(head))
+
+    async def _start(self, headers: Mapping[str, str]) -> None:
+        self._trace.status = 200
+        await self._connection.start(headers)
 
     async def send(self, batch: Batch) -> bool:
         """Write the frames of one read, all of them at once."""
         encoder = self._encoder
-        assert encoder is not None
         data = encoder.encode(batch)
         self.failure = encoder.failure
         if data:
             await self._write(data)
         return not encoder.finished
 
-    async def body(self, data: bytes) -> None:
-        """Take no body: an event stream has none."""
-        raise AssertionError("an event stream has no body")
+    async def _write(self, data: bytes) -> None:
+        self._delivered += len(data)
+        async with self._writing:
+            await self._connection.write(data)
 
     async def keepalive(self) -> None:
         """Write a frame that says nothing but that we are here."""
-        if self._encoder is not None:
-            await self._write(self._encoder.keepalive())
+        async with self._writing:
+            if self._is_over:
+                return
+            if self._connection.response is None:
+                await self._start({})
+            await self._connection.write(self._encoder.keepalive())
 
     async def end(self) -> None:
         """Close the body."""
-        await self._write_eof()
+        async with self._writing:
+            self._is_over = True
+            await self._connection.write_eof()
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or end the stream with the dialect's terminal event."""
-        if self._encoder is None or self._response is None:
-            self._refuse(error)
-            return
-        data = self._encoder.cut(error)
-        if data:
-            await self._write(data)
-        await self._write_eof()
-
-    def usage(self, *, estimate: bool) -> Usage:
-        """Return the backend's numbers, else an estimate when one is wanted."""
-        if self._encoder is None:
-            return _input_only(self._request) if estimate else Usage()
-        return self._encoder.estimate() if estimate else self._encoder.usage
-
-    def end_state(self) -> End:
-        """Return how the stream ended."""
-        return (self._encoder.ended if self._encoder is not None else None) or End.FAILED
+        async with self._writing:
+            self._is_over = True
+            if self._connection.response is None:
+                self._refuse(error)
+                return
+            data = self._encoder.cut(self._terms.dialect.reword(error, self._request))
+            if data:
+                self._delivered += len(data)
+                await self._connection.write(data)
+            await self._connection.write_eof()
 
 
-class CollectSink(Sink):
-    """A whole Responses object, written when it is there."""
+class CollectSink(EncodedSink):
+    """A whole answer, written when it is there."""
 
-    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
-        super().__init__(http, request, trace, terms)
-        self._collector: Collector | None = None
+    def __init__(self, http: web.Request, decoded: Decoded, trace: Trace, terms: Terms) -> None:
+        super().__init__(decoded, trace, terms)
+        self._connection = _Connection(http, terms.stall_seconds)
+        self._collector = Collector(self._encoder)
         self._down: dict[str, str] = {}
+
+    def result(self) -> web.StreamResponse:
+        """Return the answer, or raise the error that is still to be a status."""
+        return self._connection.result(self._error)
 
     async def open(self, head: Head) -> None:
         """Begin to collect."""
-        self._collector = Collector(self._terms.make_encoder(self._request, head.lease.wrap_turn_state))
+        self._lease = head.lease
         self._down = self._headers(head)
 
     async def send(self, batch: Batch) -> bool:
         """Take the events of one read."""
-        collector = self._collector
-        assert collector is not None
-        collector.feed(batch)
-        self.failure = collector.encoder.failure
-        return not collector.finished
-
-    async def body(self, data: bytes) -> None:
-        """Take no body: the answer is made of events."""
-        raise AssertionError("an event stream has no body")
+        self._collector.feed(batch)
+        self.failure = self._encoder.failure
+        return not self._collector.finished
 
     async def keepalive(self) -> None:
         """Say nothing: a JSON answer has no sign of life."""
 
     async def end(self) -> None:
         """Make the answer out of what was collected."""
-        assert self._collector is not None
         try:
             data = self._collector.result()
         except ProxyError as exc:
@@ -220,42 +287,37 @@ class CollectSink(Sink):
             return
         self._trace.status = 200
         self._delivered = len(data)
-        self._response = web.Response(body=data, content_type="application/json", headers=self._down)
+        self._connection.response = web.Response(
+            body=data, content_type="application/json", headers=self._down
+        )
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status; nothing has been written, however far the answer had come."""
         self._refuse(error)
-
-    def usage(self, *, estimate: bool) -> Usage:
-        """Return the backend's numbers, else an estimate when one is wanted."""
-        if self._collector is None:
-            return _input_only(self._request) if estimate else Usage()
-        encoder = self._collector.encoder
-        return encoder.estimate() if estimate else encoder.usage
-
-    def end_state(self) -> End:
-        """Return how the answer ended."""
-        if self._error is not None or self._collector is None:
-            return End.FAILED
-        return self._collector.encoder.ended or End.FAILED
 
 
 class UnarySink(Sink):
     """An answer that is passed on as it is: compaction, search, images."""
 
     def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
-        super().__init__(http, request, trace, terms)
+        super().__init__(request, trace, terms)
+        self._connection = _Connection(http, terms.stall_seconds)
         self._head: Head | None = None
         self._down: dict[str, str] = {}
         self._ended = False
         self._usage = Usage()
+
+    def result(self) -> web.StreamResponse:
+        """Return the answer, or raise the error that is still to be a status."""
+        return self._connection.result(self._error)
 
     async def open(self, head: Head) -> None:
         """Begin the answer; a stream's head is written at once."""
         self._head = head
         self._down = self._headers(head)
         if "text/event-stream" in head.content_type:
-            await self._start(self._down)
+            self._trace.status = 200
+            await self._connection.start(self._down)
 
     async def send(self, batch: Batch) -> bool:
         """Take no events: the answer passes as bytes."""
@@ -263,16 +325,16 @@ class UnarySink(Sink):
 
     async def body(self, data: bytes) -> None:
         """Pass a part of a stream, or the whole of anything else."""
-        if self._response is not None:
-            await self._write(data)
+        self._delivered += len(data)
+        if self._connection.response is not None:
+            await self._connection.write(data)
             return
         assert self._head is not None
-        self._delivered = len(data)
         self._trace.status = self._head.status
         content_type = self._head.content_type or "application/json"
         if "json" in content_type:
             self._usage = _usage_in(data)
-        self._response = web.Response(
+        self._connection.response = web.Response(
             status=self._head.status, body=data, headers={"Content-Type": content_type, **self._down}
         )
 
@@ -282,15 +344,16 @@ class UnarySink(Sink):
     async def end(self) -> None:
         """Close the body."""
         self._ended = True
-        if self._response is not None and self._response.prepared:
-            await self._write_eof()
+        response = self._connection.response
+        if response is not None and response.prepared:
+            await self._connection.write_eof()
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or break a stream off: bytes we do not look into have no ending of ours."""
-        if self._response is None:
+        if self._connection.response is None:
             self._refuse(error)
-        elif self._http.transport is not None:
-            self._http.transport.abort()
+        else:
+            self._connection.abort()
 
     def usage(self, *, estimate: bool) -> Usage:
         """Return what the answer says of its tokens, else the input's estimate when one is wanted."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -13,12 +13,18 @@ from codex_proxy.config import Live
 from codex_proxy.errors import ProxyError, RequestError
 from codex_proxy.protocol import models
 from codex_proxy.protocol.catalog import Catalog
-from codex_proxy.protocol.compact import decode_passthrough, input_tokens
+from codex_proxy.protocol.chat import CHAT
+from codex_proxy.protocol.compact import decode_count, decode_passthrough, render_count
+from codex_proxy.protocol.completions import COMPLETIONS, EDITS, with_engine
+from codex_proxy.protocol.dialect import Decoded, Dialect
+from codex_proxy.protocol.messages import MESSAGES
+from codex_proxy.protocol.messages_request import countable
 from codex_proxy.protocol.request import BackendRequest
-from codex_proxy.protocol.responses import Encoder, decode, render_error
+from codex_proxy.protocol.responses import RESPONSES
 from codex_proxy.protocol.wire import dumps
 from codex_proxy.server.app import IS_CODEX_PATH
 from codex_proxy.server.body import read_body
+from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.delivery import CollectSink, StreamSink, Terms, UnarySink
 from codex_proxy.server.middleware import CALLER, REQUEST_ID, Handler
 from codex_proxy.trace import LOCAL, End, Trace
@@ -26,8 +32,7 @@ from codex_proxy.upstream.executor import Executor
 
 logger = logging.getLogger(__name__)
 
-AnySink = StreamSink | CollectSink | UnarySink
-Decode = Callable[[bytes, Mapping[str, str], Catalog], BackendRequest]
+Headers = Mapping[str, str]
 
 
 class Models:
@@ -36,16 +41,17 @@ class Models:
     def __init__(self, pool: Pool, live: Live) -> None:
         self._pool = pool
         self._live = live
-        self._made_from: tuple[int, object] | None = None
+        self._made_from: tuple[object, ...] = ()
         self._catalog = Catalog()
         self._codex: tuple[bytes, str] = (b"", "")
 
     def _refresh(self) -> None:
-        made_from = (self._pool.lists_version, self._live.current.model_profiles)
+        settings = self._live.current
+        made_from = (self._pool.lists_version, settings.model_profiles, settings.model_map)
         if self._made_from == made_from:
             return
         lists = self._pool.model_lists()
-        self._catalog = Catalog(self._live.current.model_profiles, lists)
+        self._catalog = Catalog(settings.model_profiles, lists, settings.model_map)
         self._codex = models.codex_list(lists)
         self._made_from = made_from
 
@@ -66,18 +72,34 @@ class Public:
     """The handlers of every route that a client uses."""
 
     def __init__(
-        self, executor: Executor, pool: Pool, *, live: Live, clock: Clock, listed: Models | None = None
+        self,
+        executor: Executor,
+        pool: Pool,
+        *,
+        live: Live,
+        clock: Clock,
+        listed: Models | None = None,
+        counter: TokenCounter | None = None,
     ) -> None:
         self._executor = executor
         self._pool = pool
         self._live = live
         self._clock = clock
         self._models = listed if listed is not None else Models(pool, live)
+        self._counter = counter if counter is not None else TokenCounter()
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by the names in `app.ROUTES`."""
         return {
-            "responses": self.responses,
+            "responses": self._answering("responses", RESPONSES),
+            "chat": self._answering("chat", CHAT),
+            "completions": self._answering("completions", COMPLETIONS),
+            "engine_completions": self.engine_completions,
+            "edits": self._answering("edits", EDITS),
+            "messages": self._answering("messages", MESSAGES),
+            "count_tokens": self.count_tokens,
+            "embeddings": self.embeddings,
+            "hello": self.hello,
             "responses_socket": self.responses_socket,
             "compact": self._passthrough("responses/compact"),
             "input_tokens": self.input_tokens,
@@ -90,25 +112,43 @@ class Public:
 
     # -- turns ----------------------------------------------------------------------------
 
-    async def responses(self, request: web.Request) -> web.StreamResponse:
-        """Serve one turn of the Responses dialect."""
-        return await self._turn(request, "responses", _decode_responses, self._responses_sink)
+    def _answering(self, route: str, dialect: Dialect) -> Handler:
+        """Return the handler of a route whose turns are asked and answered in *dialect*."""
 
-    def _passthrough(self, endpoint: str) -> Handler:
-        def decode_it(raw: bytes, headers: Mapping[str, str], catalog: Catalog) -> BackendRequest:
-            return decode_passthrough(endpoint, raw, headers, catalog=catalog)
+        def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+            decoded = dialect.decode(raw, headers, catalog=self._models.catalog)
+            return self._begin(http, decoded, trace, dialect)
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await self._turn(request, endpoint, decode_it, self._unary_sink)
+            return await self._turn(request, route, dialect, begin)
 
         return handle
+
+    async def engine_completions(self, request: web.Request) -> web.StreamResponse:
+        """Serve the oldest form of a completion, whose model stands in the path."""
+        handle = self._answering("completions", with_engine(request.match_info["engine"]))
+        return await handle(request)
+
+    def _passthrough(self, endpoint: str) -> Handler:
+        def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+            request = decode_passthrough(endpoint, raw, headers, catalog=self._models.catalog)
+            return Begun(request, UnarySink(http, request, trace, self._terms(RESPONSES)))
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await self._turn(request, endpoint, RESPONSES, begin)
+
+        return handle
+
+    def _begin(self, http: web.Request, decoded: Decoded, trace: Trace, dialect: Dialect) -> "Begun":
+        sink = StreamSink if decoded.request.stream else CollectSink
+        return Begun(decoded.request, sink(http, decoded, trace, self._terms(dialect)))
 
     async def _turn(
         self,
         http: web.Request,
         route: str,
-        decode_it: Decode,
-        make_sink: Callable[[web.Request, BackendRequest, Trace], AnySink],
+        dialect: Dialect,
+        begin: Callable[[web.Request, bytes, Headers, Trace], "Begun"],
     ) -> web.StreamResponse:
         trace = Trace(
             http[REQUEST_ID],
@@ -121,20 +161,20 @@ class Public:
             raw = await read_body(http, limit=self._live.current.max_body_bytes)
             trace.request_bytes = len(raw)
             headers = {name.lower(): value for name, value in http.headers.items()}
-            request = decode_it(raw, headers, self._models.catalog)
+            begun = begin(http, raw, headers, trace)
             del raw
         except ProxyError as exc:
-            trace.status = render_error(exc, request_id=trace.id)[0]
+            trace.status = dialect.render_error(exc, request_id=trace.id)[0]
             trace.error = exc.code or exc.type
             trace.finish(End.FAILED, self._clock.monotonic())
             log_turn(trace)
             raise
+        request, sink = begun.request, begun.sink
         trace.model = request.asked_model
         trace.stream = request.stream
-        trace.client = "codex" if request.is_codex else "other"
-        sink = make_sink(http, request, trace)
+        trace.client = client_of(request, headers)
         exchange = self._executor.begin(request, sink, trace)
-        del request
+        del begun, request
         try:
             await exchange.wait()
         except asyncio.CancelledError:
@@ -142,29 +182,13 @@ class Public:
             raise
         return sink.result()
 
-    def _responses_sink(self, http: web.Request, request: BackendRequest, trace: Trace) -> AnySink:
-        sink = StreamSink if request.stream else CollectSink
-        return sink(http, request, trace, self._terms())
-
-    def _unary_sink(self, http: web.Request, request: BackendRequest, trace: Trace) -> AnySink:
-        return UnarySink(http, request, trace, self._terms())
-
-    def _terms(self) -> Terms:
+    def _terms(self, dialect: Dialect) -> Terms:
         return Terms(
-            make_encoder=self._encoder,
+            dialect=dialect,
+            now=self._clock.now,
             limits=self._executor.route.limits,
             models_etag=self._models.codex[1],
             stall_seconds=self._live.current.idle_timeout,
-        )
-
-    def _encoder(self, request: BackendRequest, wrap_turn_state: Callable[[str], str]) -> Encoder:
-        return Encoder(
-            request,
-            pool_limits=self._executor.route.limits,
-            wrap_turn_state=wrap_turn_state,
-            models_etag=self._models.codex[1],
-            now=self._clock.now,
-            response_id=f"resp_{uuid.uuid4().hex}",
         )
 
     async def responses_socket(self, request: web.Request) -> web.StreamResponse:
@@ -178,9 +202,29 @@ class Public:
     # -- what needs no account ------------------------------------------------------------
 
     async def input_tokens(self, request: web.Request) -> web.StreamResponse:
-        """Count the tokens of a request; an estimate, made here."""
+        """Count the tokens of a request, here."""
         raw = await read_body(request, limit=self._live.current.max_body_bytes)
-        return _json(dumps(input_tokens(raw)))
+        return _json(dumps(render_count(await self._counter.count_request(decode_count(raw)))))
+
+    async def count_tokens(self, request: web.Request) -> web.StreamResponse:
+        """Count the tokens of a Messages request, here and without an account."""
+        raw = await read_body(request, limit=self._live.current.max_body_bytes)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        body = countable(raw, headers, catalog=self._models.catalog)
+        return _json(dumps({"input_tokens": await self._counter.count_request(body)}))
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """Refuse: the backend has no model that embeds."""
+        raise RequestError(
+            "embeddings are not served here: no backend of this proxy has a model for them",
+            param="model",
+            code="model_not_found",
+            status=404,
+        )
+
+    async def hello(self, request: web.Request) -> web.StreamResponse:
+        """Say that somebody is here."""
+        return web.Response(text="codex-proxy\n")
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """List the models, in the shape that the caller knows."""
@@ -218,8 +262,22 @@ class Public:
         return _json(dumps(models.openai_one(catalog, name)))
 
 
-def _decode_responses(raw: bytes, headers: Mapping[str, str], catalog: Catalog) -> BackendRequest:
-    return decode(raw, headers, catalog=catalog)
+@dataclass(slots=True, frozen=True)
+class Begun:
+    """A turn that was read, and where its answer goes."""
+
+    request: BackendRequest
+    sink: "AnySink"
+
+
+AnySink = StreamSink | CollectSink | UnarySink
+
+
+def client_of(request: BackendRequest, headers: Headers) -> str:
+    """Return the kind of client, as far as one cares."""
+    if request.is_codex:
+        return "codex"
+    return "claude-code" if headers.get("user-agent", "").startswith("claude-cli/") else "other"
 
 
 def _json(body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -40,7 +40,7 @@ from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import failure_of, is_handshake
 from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
 from codex_proxy.protocol.wire import BadJson, loads_lenient
-from codex_proxy.tasks import Background
+from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import Attempt, End, Trace, TraceSink, Usage
 from codex_proxy.upstream.backend import net_failure
 from codex_proxy.upstream.budget import RetryBudget, Slot
@@ -125,6 +125,16 @@ class Sink(Protocol):
         ...
 
     @property
+    def keeps_alive_early(self) -> bool:
+        """Whether a sign of life may be shown while no account has answered yet."""
+        ...
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the caller's own limit ended the answer, so that the backend is still writing."""
+        ...
+
+    @property
     def wants_failure_events(self) -> bool:
         """Whether a refusal of the caller's own request may go out as the event it came as."""
         ...
@@ -171,6 +181,23 @@ class Exchange:
         if self._cut is None and self.task is not None and not self.task.done():
             self._cut = error
             self.task.cancel()
+
+    def show_life(self, after: float) -> None:
+        """Tell a caller who has heard nothing for *after* seconds that its turn is not forgotten.
+
+        Only before an answer: meanwhile another account may still be tried. Once it has begun the reading
+        of the answer sees to it.
+        """
+        now = self._executor.clock.monotonic()
+        if self._committed or self._ended or not self._sink.keeps_alive_early or now - self._written < after:
+            return
+        self._written = now
+        _ = self._executor.background.spawn(self._show_life(), name=f"alive:{self._trace.id}")
+
+    async def _show_life(self) -> None:
+        # Who has left meanwhile is noticed by the turn itself.
+        with contextlib.suppress(ConnectionError):
+            await self._sink.keepalive()
 
     # -- the turn -------------------------------------------------------------------------
 
@@ -466,7 +493,7 @@ class Exchange:
                 raise UpstreamError(Verdict.SILENT, BackendFault(f"the backend was silent for {quiet:g} s"))
             if self._committed:
                 wait = min(wait, self._written + settings.keep_alive_after - now)
-            elif held and self._sink.is_stream:
+            elif held and self._sink.is_stream and not self._sink.keeps_alive_early:
                 wait = min(wait, self._started + settings.hold_created - now)
             if wait > 0:
                 try:
@@ -492,8 +519,8 @@ class Exchange:
 
     async def _drain(self, answer: Answer) -> None:
         """Read the end of the body, so that the connection can be used again."""
-        if self._ended_by_us or self._sink.end_state() is End.INCOMPLETE:
-            # Ended by us, or perhaps so (at a limit of the caller's): the backend is still writing.
+        if self._ended_by_us or self._sink.ended_early:
+            # The backend is still writing.
             return
         with contextlib.suppress(NetError, TimeoutError):
             async with asyncio.timeout(_TAIL_SECONDS):
@@ -558,13 +585,26 @@ class Executor:
         self.live = live
         self.clock = clock
         self.gate: Gate = gate if gate is not None else OpenGate()
-        self._background = background
+        self.background = background
         self._rng = rng if rng is not None else random.Random()
         self._budget = RetryBudget()
         self._exchanges: set[Exchange] = set()
         self._listeners: list[TraceSink] = []
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def jobs(self) -> list[Job]:
+        """Return what runs by itself: the signs of life for those who still wait for an account."""
+        return [Job("keep-alive", self._look_seconds, self._show_life)]
+
+    def _look_seconds(self) -> float:
+        # One look at all turns every second costs less than a timer for each of them.
+        return min(1.0, self.live.current.keep_alive_after / 4)
+
+    async def _show_life(self) -> None:
+        after = self.live.current.keep_alive_after
+        for exchange in list(self._exchanges):
+            exchange.show_life(after)
 
     def listen(self, sink: TraceSink) -> None:
         """Have *sink* called with every finished turn."""
@@ -576,7 +616,7 @@ class Executor:
         self._exchanges.add(exchange)
         self._budget.active = len(self._exchanges)
         self._idle.clear()
-        exchange.task = self._background.spawn(exchange.run(), name=f"exchange:{trace.id}")
+        exchange.task = self.background.spawn(exchange.run(), name=f"exchange:{trace.id}")
         return exchange
 
     def finished(self, exchange: Exchange, trace: Trace) -> None:

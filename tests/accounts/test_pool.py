@@ -120,6 +120,19 @@ def test_a_conversation_moves_with_the_account_that_answered_last() -> None:
     assert pool.pick(want).account.alias == "b"
 
 
+def test_conversations_that_begin_alike_spread_and_then_stay() -> None:
+    pool, _ = make_pool("a", "b", "c")
+    opening = Want("gpt-5.5", session="derived", is_opening=True)
+    aliases = []
+    for _ in range(3):
+        lease = pool.pick(opening)
+        aliases.append(lease.account.alias)
+        lease.ok()
+    assert sorted(aliases) == ["a", "b", "c"]
+    lease = pool.pick(Want("gpt-5.5", session="derived"))
+    assert (lease.account.alias, lease.why) == (aliases[-1], "conversation")
+
+
 def test_a_failure_binds_no_conversation() -> None:
     pool, _ = make_pool("a", "b")
     want = Want("gpt-5.5", session="s")

@@ -154,6 +154,9 @@ async def test_curl_without_a_body_works(path: str, tmp_path: Path) -> None:
 
 # --- every path of every route
 
+CHAT: dict[str, Any] = {"model": STANDARD, "messages": [{"role": "user", "content": "hi"}]}
+FOR_CODEX = ("responses", "alpha", "images", "models")
+
 ASK: dict[str, tuple[dict[str, Any], int]] = {
     "health": ({}, 200),
     "livez": ({}, 200),
@@ -168,6 +171,14 @@ ASK: dict[str, tuple[dict[str, Any], int]] = {
     "alpha_search": ({"json": {"commands": {}}}, 200),
     "images_generations": ({"json": {"model": "gpt-image-2", "prompt": "a cat"}}, 200),
     "images_edits": ({"json": {"model": "gpt-image-2", "prompt": "a cat"}}, 200),
+    "chat": ({"json": CHAT}, 200),
+    "completions": ({"json": {"model": STANDARD, "prompt": "hi"}}, 200),
+    "engine_completions": ({"json": {"prompt": "hi"}}, 200),
+    "edits": ({"json": {"model": STANDARD, "instruction": "shorten"}}, 200),
+    "embeddings": ({"json": {"model": STANDARD, "input": "hi"}}, 404),
+    "messages": ({"json": {**CHAT, "max_tokens": 100}}, 200),
+    "count_tokens": ({"json": CHAT}, 200),
+    "hello": ({}, 200),
     "models": ({}, 200),
     "model": ({}, 200),
 }
@@ -179,12 +190,12 @@ def prefixes(route: Route) -> list[str]:
         return [route.path]
     rest = route.path.removeprefix("/v1")
     found = [f"/v1{rest}", rest, f"/v1/v1{rest}", f"/v1{rest}/", f"//v1{rest}"]
-    return [*found, f"/backend-api/codex{rest}"]
+    return [*found, f"/backend-api/codex{rest}"] if rest.strip("/").startswith(FOR_CODEX) else found
 
 
 async def served(stand: Stand, route: Route, path: str) -> tuple[int, bytes]:
     options, _ = ASK[route.handler]
-    url = URL(stand.url + path.replace("{model}", STANDARD), encoded=True)
+    url = URL(stand.url + path.replace("{model}", STANDARD).replace("{engine}", STANDARD), encoded=True)
     async with stand.session.request(route.method, url, **options) as answer:
         return answer.status, await answer.read()
 
@@ -211,9 +222,9 @@ async def test_no_route_but_the_public_ones_answers_without_a_key(tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "path", "status", "code", "allow"),
     [
-        ("GET", "/", 404, "unknown_url", None),
+        ("GET", "/nothing", 404, "unknown_url", None),
         ("GET", "/v2/responses", 404, "unknown_url", None),
-        ("POST", "/v1/embeddings", 404, "unknown_url", None),
+        ("POST", "/v1/embeddings", 404, "model_not_found", None),
         ("POST", "/v1/v1/v1/responses", 404, "unknown_url", None),
         ("GET", "/stats/../etc", 404, "unknown_url", None),
         ("GET", "/v1/../stats%2e", 404, "unknown_url", None),

@@ -327,6 +327,14 @@ async def _(stand: Stand, edits: Edits) -> None:
     assert lite not in stand.sim.turns[-1].headers
 
 
+@checks("model-map")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(model_map=f"{{my-own-*: {LITE}-high}}")
+    assert (await stand.ask("hi", model="my-own-name")).status == 200
+    sent = json.loads(stand.sim.turns[-1].body)
+    assert (sent["model"], sent["reasoning"]["effort"]) == (LITE, "high")
+
+
 @checks("models-client-version")
 async def _(stand: Stand, edits: Edits) -> None:
     await edits.edit(models_client_version='"7.8.9"')

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from codex_proxy.protocol.catalog import BUILT_IN, EFFORTS, Catalog, Resolved
+from codex_proxy.protocol.responses_request import decode
+from codex_proxy.protocol.wire import JsonObject, dumps, loads
 
 CATALOG = Catalog()
 
@@ -187,3 +189,83 @@ def test_a_garbled_list_does_no_harm(entry: Any) -> None:
 def test_without_lists_the_table_is_what_there_is() -> None:
     assert Catalog(lists=[[], []]).models is BUILT_IN
     assert len({facts.slug for facts in BUILT_IN}) == len(BUILT_IN)
+
+
+# --- the model map
+
+LIVE = [[{"slug": "gpt-5.5"}, {"slug": "gpt-6-luna"}]]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "effort", "mapped", "fast"),
+    [
+        # Claude Code's own names get the strongest model that is served, haiku the small fast one.
+        ("claude-opus-4-8", "gpt-5.5", None, None, False),
+        ("claude-sonnet-4-5-20250929", "gpt-5.5", None, None, False),
+        ("Claude-Fable-5[1m]", "gpt-5.5", None, None, False),
+        ("claude-haiku-4-5-20251001", "gpt-6-luna", None, "low", False),
+        ("claude-3-5-haiku-latest", "gpt-6-luna", None, "low", False),
+        ("opus", "gpt-5.5", None, None, False),
+        # What the caller types as a suffix stays what the caller asked for.
+        ("claude-opus-4-8-high", "gpt-5.5", "high", None, False),
+        ("claude-haiku-4-5-xhigh-fast", "gpt-6-luna", "xhigh", "low", True),
+        # An alias is the model itself.
+        ("claude-gpt-5.5", "gpt-5.5", None, None, False),
+        ("claude-gpt-5.5-high-fast", "gpt-5.5", "high", None, True),
+        ("claude-gpt-6.1-sol", "gpt-6.1-sol", None, None, False),
+        # The rest is untouched.
+        ("gpt-5.5-high", "gpt-5.5", "high", None, False),
+        ("gemini-9", "gemini-9", None, None, False),
+        ("claude", "claude", None, None, False),
+    ],
+)
+def test_claudes_names_stand_for_models_of_ours(
+    name: str, model: str, effort: str | None, mapped: str | None, fast: bool
+) -> None:
+    assert Catalog(lists=LIVE).resolve(name) == Resolved(model, effort, fast, mapped)
+
+
+def test_without_lists_the_strongest_known_model_stands_for_claude() -> None:
+    assert Catalog().resolve("claude-opus-4-8").model == "gpt-6.1-sol"
+
+
+def test_the_configured_map_goes_before_all_that_is_built_in() -> None:
+    own = {
+        "claude-*": ("gpt-5.5-high",),
+        "claude-opus-*": ("gpt-9-nowhere", "gpt-6-luna-max"),
+        "gpt-5.5": ("gpt-6-luna",),
+        "My-Name": ("gpt-5.5-fast",),
+        "nowhere": ("gpt-9-nowhere", "gpt-8-nowhere"),
+    }
+    catalog = Catalog(lists=LIVE, model_map=own)
+    for name, expected in {
+        "claude-haiku-4-5": Resolved("gpt-5.5", None, False, "high"),
+        "claude-opus-4-8": Resolved("gpt-6-luna", None, False, "max"),
+        "claude-opus-4-8-low": Resolved("gpt-6-luna", "low", False, "max"),
+        "gpt-5.5": Resolved("gpt-6-luna"),
+        "gpt-5.5-high": Resolved("gpt-5.5", "high"),
+        "my-name": Resolved("gpt-5.5", None, True),
+        "my-name-high": Resolved("gpt-5.5", "high", True),
+        "nowhere": Resolved("gpt-9-nowhere"),
+    }.items():
+        assert catalog.resolve(name) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "sent"),
+    [
+        ("mine", {}, "low"),
+        ("mine", {"reasoning": {"effort": "high"}}, "high"),
+        ("mine-xhigh", {"reasoning": {"effort": "high"}}, "xhigh"),
+        ("mine-auto", {}, None),
+    ],
+)
+def test_effort_is_what_was_typed_then_the_bodys_then_the_maps(
+    name: str, body: JsonObject, sent: str | None
+) -> None:
+    catalog = Catalog(model_map={"mine": ("gpt-5.5-low",)})
+    raw = dumps({"model": name, "input": "x", **body})
+    request = decode(raw, {}, catalog=catalog)
+    fields = loads(request.body)
+    assert (fields["model"], request.asked_model) == ("gpt-5.5", name)
+    assert fields.get("reasoning", {}).get("effort") == sent

@@ -40,6 +40,9 @@ NAMES = [
     "tiny-low",
 ]
 
+# Claude Code shows only names with "claude" in them.
+ALL = [*NAMES, *(f"claude-{name}" for name in NAMES)]
+
 
 def test_the_listing_has_each_visible_model_with_the_suffixes_that_it_has() -> None:
     listing = openai_list(SMALL)
@@ -55,7 +58,7 @@ def test_the_built_in_listing_names_no_combination_that_a_model_lacks() -> None:
     assert not {"gpt-5-xhigh", "gpt-5.5-max", "codex-auto-review", "gpt-daybreak-red-latest"} & names
 
 
-@pytest.mark.parametrize("name", [*NAMES, "secret", "secret-high", "tiny-auto", "TINY-low"])
+@pytest.mark.parametrize("name", [*ALL, "secret", "secret-high", "tiny-auto", "TINY-low"])
 def test_one_model_is_found_by_any_name_that_it_has(name: str) -> None:
     assert openai_one(SMALL, name)["id"] == name
     assert anthropic_one(SMALL, name)["id"] == name
@@ -70,9 +73,9 @@ def test_a_model_that_is_not_served_is_not_found(name: str) -> None:
 
 def test_anthropics_shape_has_what_its_clients_require() -> None:
     page = anthropic_list(SMALL, limit="1000")
-    assert [entry["id"] for entry in page["data"]] == NAMES
-    assert (page["has_more"], page["first_id"], page["last_id"]) == (False, NAMES[0], NAMES[-1])
-    assert page["data"][-1] == {
+    assert [entry["id"] for entry in page["data"]] == ALL
+    assert (page["has_more"], page["first_id"], page["last_id"]) == (False, ALL[0], ALL[-1])
+    assert page["data"][len(NAMES) - 1] == {
         "type": "model",
         "id": "tiny-low",
         "display_name": "Tiny (low)",
@@ -93,20 +96,20 @@ def test_pages_forwards_and_backwards_cover_the_list_once() -> None:
         after = page["last_id"]
         if not page["has_more"]:
             break
-    assert forwards == NAMES
+    assert forwards == ALL
     backwards: list[str] = []
-    before = NAMES[-1]
+    before = ALL[-1]
     while True:
         page = anthropic_list(SMALL, limit="4", before_id=before)
         backwards = [entry["id"] for entry in page["data"]] + backwards
         before = page["first_id"]
         if not page["has_more"]:
             break
-    assert backwards == NAMES[:-1]
+    assert backwards == ALL[:-1]
 
 
 def test_a_page_after_the_last_entry_is_empty() -> None:
-    page = anthropic_list(SMALL, after_id=NAMES[-1])
+    page = anthropic_list(SMALL, after_id=ALL[-1])
     assert page == {"data": [], "has_more": False, "first_id": None, "last_id": None}
 
 
@@ -129,6 +132,16 @@ def test_a_query_that_means_nothing_is_refused_by_name(query: dict[str, str], pa
     with pytest.raises(RequestError) as caught:
         anthropic_list(SMALL, **query)
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_names_of_the_configured_map_are_listed_for_claude_and_patterns_are_not() -> None:
+    own = {"my-opus": ("tiny-low",), "my-*": ("tiny",), "lost": ("nowhere",)}
+    catalog = Catalog(lists=[[{"slug": "tiny", "service_tiers": []}]], model_map=own)
+    page = anthropic_list(catalog, limit="1000")
+    assert {entry["id"] for entry in page["data"]} == {"tiny", "claude-tiny", "my-opus"}
+    assert anthropic_one(catalog, "my-opus")["id"] == "my-opus"
+    assert anthropic_one(catalog, "claude-tiny")["display_name"] == "tiny"
+    assert [entry["id"] for entry in openai_list(catalog)["data"]] == ["tiny"]
 
 
 def test_codex_clients_get_the_backends_objects_untouched() -> None:

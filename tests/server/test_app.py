@@ -88,7 +88,7 @@ async def served(
     found = dict(handlers or {})
     for route in routes:
         found.setdefault(route.handler, tell)
-    app = build_app(Access(Live(settings)), found, {"openai": render_error, "other": other}, routes)
+    app = build_app(Access(Live(settings)), found, {"openai": render_error, "anthropic": other, "other": other}, routes)
     runner = web.AppRunner(app, **{**SERVER_OPTIONS, "lingering_time": 0.02, **options})
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -122,7 +122,7 @@ def one(handler: Handler, **options: Any) -> dict[str, Any]:
 
 def test_only_liveness_is_public() -> None:
     public = {route.path for route in ROUTES if route.level is Level.PUBLIC}
-    assert public == {"/health", "/livez", "/readyz"}
+    assert public == {"/health", "/livez", "/readyz", "/", "/api/hello"}
 
 
 def test_what_shows_or_moves_accounts_is_the_owners() -> None:
@@ -139,7 +139,10 @@ async def test_every_route_that_is_not_public_asks_for_a_key(route: Route) -> No
             if route.level is Level.PUBLIC:
                 assert refused.json["caller"] is None
                 continue
-            assert refused.error == (401, "invalid_api_key")
+            if route.dialect == "anthropic":
+                assert (refused.status, refused.json["type"]) == (401, "error")
+            else:
+                assert refused.error == (401, "invalid_api_key")
             assert refused.headers["WWW-Authenticate"] == "Bearer"
             answer = (await place.ask(route.method, path, headers=ME)).json
             assert answer["route"] == f"{route.method} {route.path}"
@@ -147,7 +150,7 @@ async def test_every_route_that_is_not_public_asks_for_a_key(route: Route) -> No
 
 
 def test_a_table_that_does_not_fit_its_handlers_is_refused() -> None:
-    access, renderers = Access(Live(KEYED)), {"openai": render_error}
+    access, renderers = Access(Live(KEYED)), {"openai": render_error, "anthropic": other}
     row = Route("GET", "/a", "a")
     build_app(access, {"a": tell}, renderers, [row])
     for handlers, routes, words in (
@@ -206,7 +209,7 @@ async def test_an_open_segment_is_never_empty() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/", "/v1", "/v2/responses", "/v1/v1/v1/responses", "/v1/health", "/v1/backend-api/codex/responses",
+        "/nothing", "/v1", "/v2/responses", "/v1/v1/v1/responses", "/v1/health", "/v1/backend-api/codex/responses",
         "/backend-api/codex/stats", "/v1/Responses", "/v1/responses/resp_1", "/v1/responses/../stats/x", "/stats%00",
     ],
 )  # fmt: skip

@@ -120,6 +120,8 @@ class Caller:
     """A sink that remembers."""
 
     is_stream = True
+    keeps_alive_early = False
+    ended_early = False
     wants_failure_events = False
     delivered_bytes = 0
 
