@@ -26,7 +26,7 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP) ## simulator, daemon and two requests on free ports (ARGS=--once ends after them)
+demo: $(STAMP) ## simulator, daemon and a request in each dialect on free ports (ARGS=--once ends after them)
 	@$(BIN)/codex-proxy demo $(ARGS)
 
 run: $(STAMP) ## run the daemon (ARGS="-config config.yaml")
@@ -61,6 +61,7 @@ bench: $(STAMP) ## numbers of the hot paths
 
 docs: $(STAMP) ## renew the generated tables
 	$(BIN)/python -m codex_proxy.config docs/configuration.md
+	$(BIN)/python -m tests.cases.render docs/translation.md
 
 lock: $(STAMP) ## renew the lock files (ARGS=--upgrade for newer versions)
 	$(BIN)/python -m pip install --quiet uv
