@@ -139,6 +139,8 @@ class Slot:
     """What came while another item held the place."""
     pieces: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     """The texts so far, to tell what is new in a repetition."""
+    halves: dict[tuple[str, int], str] = field(default_factory=dict)
+    """The first half of a character whose second half is still to come, for each text."""
     thought: tuple[str, int] | None = None
     """The part of the reasoning that was told last."""
     picture: bytes = b""
@@ -540,6 +542,14 @@ class AnswerEncoder:
         if slot.is_told:
             return
         place = (key, _number(json.get(index)))
+        if slot.halves:
+            delta = _join_halves(slot.halves.pop(place, "") + delta)
+        if "\ud800" <= delta[-1] <= "\udbff":
+            # No caller can read half a character; should the other half never come, the repetition has it.
+            slot.halves[place] = delta[-1]
+            delta = delta[:-1]
+            if not delta:
+                return
         parts = slot.pieces.get(place)
         if parts is None:
             parts = slot.pieces[place] = []
@@ -563,7 +573,8 @@ class AnswerEncoder:
         slot = self._by_id.get(identity) if isinstance(identity, str) else None
         if slot is None and isinstance(json.get("call_id"), str):
             slot = self._by_id.get(json["call_id"])
-        if slot is None:
+        if slot is None or slot.kind != kind:
+            # An item of another kind is not meant: the piece would end up in the midst of it.
             index = json.get("output_index")
             slot = self._by_index.get(index) if isinstance(index, int) else None
             if slot is not None and slot.kind != kind:
@@ -787,6 +798,11 @@ class AnswerEncoder:
     def _end_if_shorter(self, fitting: str, text: str) -> None:
         if len(fitting) < len(text) and self.ended is None:
             self._end_here(OUTPUT_LIMIT)
+
+
+def _join_halves(text: str) -> str:
+    """Return *text* with the halves of characters that meet in it put together."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _objects(value: Any) -> list[JsonObject]:

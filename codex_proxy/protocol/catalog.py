@@ -39,7 +39,7 @@ def on_the_wire(effort: str) -> str:
 
 
 # The largest budget of each effort; anything above is `xhigh`.
-_BUDGETS = ((512, "minimal"), (1024, "low"), (8192, "medium"), (24576, "high"))
+BUDGETS = ((512, "minimal"), (1024, "low"), (8192, "medium"), (24576, "high"))
 
 # A smaller number at the end of a name is a version.
 MIN_BUDGET = 101
@@ -326,7 +326,7 @@ def _budget(tail: str) -> str | None:
     if not tail.isascii() or not tail.isdecimal() or len(tail) > 9 or int(tail) < MIN_BUDGET:
         return None
     tokens = int(tail)
-    return next((effort for limit, effort in _BUDGETS if tokens <= limit), "xhigh")
+    return next((effort for limit, effort in BUDGETS if tokens <= limit), "xhigh")
 
 
 def _facts_of(slug: str, entry: JsonObject) -> ModelFacts:

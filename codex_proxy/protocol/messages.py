@@ -38,8 +38,8 @@ from codex_proxy.errors import (
 from codex_proxy.protocol.answer import BYTES_PER_TOKEN, CALL_KINDS, STOP_SEQUENCE, AnswerEncoder, Slot
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
-from codex_proxy.protocol.messages_request import Thinking, decode
-from codex_proxy.protocol.names import ToolNames, fit_call_id
+from codex_proxy.protocol.messages_request import NO_THREADS, Thinking, decode
+from codex_proxy.protocol.names import ToolNames, fit_call_id, shorten
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads_lenient
@@ -262,7 +262,7 @@ class MessagesEncoder(AnswerEncoder):
         if not query and not results:
             return
         self._searches += 1
-        identity = "srvtoolu_" + _identity(slot, self.around.unique)
+        identity = _identity(slot, self.around.unique)
         self._begin({"type": "server_tool_use", "id": identity, "name": "web_search", "input": {}})
         self._add("input_json_delta", "partial_json", dumps({"query": query}).decode())
         content: Any = results
@@ -382,7 +382,10 @@ def _search_of(item: JsonObject) -> tuple[str, list[JsonObject]]:
 
 
 def _identity(slot: Slot, unique: str) -> str:
-    return fit_call_id(slot.id or f"{unique}_{slot.index}").replace("-", "_")[:48]
+    """Return the id of a search, in the one form that the API takes for it."""
+    identity = f"srvtoolu_{slot.id or f'{unique}_{slot.index}'}"
+    fits = fit_call_id(identity) == identity and "-" not in identity
+    return identity if fits else shorten(identity, "srvtoolu")
 
 
 # Failures in the caller's words ------------------------------------------------------------
@@ -466,12 +469,10 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
             message = "the proxy has a wrong setting; its log says which"
         case _:
             pass
-    body = {
-        "type": "error",
-        "error": {"type": _type_of(status), "message": message},
-        "request_id": request_id,
-    }
-    return status, headers, dumps(body)
+    said: JsonObject = {"type": _type_of(status), "message": message}
+    if isinstance(error, RequestError) and error.code == NO_THREADS:
+        said["details"] = {"error_code": NO_THREADS}
+    return status, headers, dumps({"type": "error", "error": said, "request_id": request_id})
 
 
 def _type_of(status: int) -> str:

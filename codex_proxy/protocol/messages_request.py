@@ -28,8 +28,7 @@ from typing import Any
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.calls import repair_calls
-from codex_proxy.protocol.catalog import _BUDGETS as BUDGETS
-from codex_proxy.protocol.catalog import PRIORITY, Catalog
+from codex_proxy.protocol.catalog import BUDGETS, PRIORITY, Catalog
 from codex_proxy.protocol.names import ToolNames
 from codex_proxy.protocol.request import BackendRequest, model_of, parse_body
 from codex_proxy.protocol.responses_request import prepare
@@ -57,6 +56,9 @@ BILLING = "x-anthropic-billing-header:"
 
 SOURCES = "web_search_call.action.sources"
 """What the backend includes on request: the pages that a search has found."""
+
+NO_THREADS = "thread_unsupported_request"
+"""The API's own code for a conversation that it does not keep: its SDK's tool loop then sends it whole."""
 
 PLACEHOLDER = "DeferredToolPlaceholder"
 """A tool of Claude Code's that nobody can call: it stands for those that are loaded later."""
@@ -172,7 +174,8 @@ def _refuse_foreign(body: JsonObject) -> None:
         ("thread", "conversations are not stored here; send the whole conversation as messages"),
     ):
         if body.get(key):
-            raise RequestError(why, param=key, code="unsupported_parameter")
+            code = NO_THREADS if key == "thread" else "unsupported_parameter"
+            raise RequestError(why, param=key, code=code)
     where = _string(body, "inference_geo")
     if where not in {None, "", "global", "not_available"}:
         # A promise, perhaps of law, that nobody here can keep.
