@@ -451,6 +451,8 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
                 headers["allow"] = error.allow
         case KeyRefused():
             headers["www-authenticate"] = "Bearer"
+            # Claude Code would try ten times, for minutes.
+            headers["x-should-retry"] = "false"
         case PoolExhausted():
             # An SDK obeys any wait, and would sleep until the limit ends.
             _set_retry(headers, error.retry_after)

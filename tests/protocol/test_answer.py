@@ -355,11 +355,44 @@ def stories(draw: st.DrawFn, *, ends: tuple[str, ...] = ("completed", "incomplet
 
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=200, database=None)
+LONG = settings(PROPERTY, max_examples=5000)
+WHOLE, BROKEN = stories(), stories(ends=("failed", "cut"))
+LIMITS = st.none() | st.integers(1, 12)
+STOPS = st.lists(st.text(alphabet="ab <é", min_size=1, max_size=4), max_size=3).map(tuple)
 
 
 @PROPERTY
-@given(stories())
+@given(WHOLE)
 def test_everything_is_told_exactly_once_in_one_piece_per_item(story: Story) -> None:
+    tells_everything_once(story)
+
+
+@PROPERTY
+@given(BROKEN)
+def test_a_broken_answer_ends_once_and_badly(story: Story) -> None:
+    ends_badly(story)
+
+
+@PROPERTY
+@given(WHOLE, LIMITS, STOPS)
+def test_the_callers_limits_end_an_answer_well(
+    story: Story, limit: int | None, stop: tuple[str, ...]
+) -> None:
+    keeps_limits(story, limit, stop)
+
+
+@pytest.mark.long
+@LONG
+@given(WHOLE, BROKEN, LIMITS, STOPS)
+def test_thousands_of_answers_are_told_well(
+    story: Story, broken: Story, limit: int | None, stop: tuple[str, ...]
+) -> None:
+    tells_everything_once(story)
+    ends_badly(broken)
+    keeps_limits(story, limit, stop)
+
+
+def tells_everything_once(story: Story) -> None:
     out = Recorder()
     run(out, story.events)
     assert out.told[0] == ("start",)
@@ -372,9 +405,7 @@ def test_everything_is_told_exactly_once_in_one_piece_per_item(story: Story) -> 
     assert out.has_calls == any(item.kind in ("function_call", "custom_tool_call") for item in story.items)
 
 
-@PROPERTY
-@given(stories(ends=("failed", "cut")))
-def test_a_broken_answer_ends_once_and_badly(story: Story) -> None:
+def ends_badly(story: Story) -> None:
     out = Recorder()
     run(out, story.events)
     if out.ended is None:
@@ -387,15 +418,7 @@ def test_a_broken_answer_ends_once_and_badly(story: Story) -> None:
     assert len(out.told) == said
 
 
-@PROPERTY
-@given(
-    stories(),
-    st.none() | st.integers(1, 12),
-    st.lists(st.text(alphabet="ab <é", min_size=1, max_size=4), max_size=3).map(tuple),
-)
-def test_the_callers_limits_end_an_answer_well(
-    story: Story, limit: int | None, stop: tuple[str, ...]
-) -> None:
+def keeps_limits(story: Story, limit: int | None, stop: tuple[str, ...]) -> None:
     free, held = Recorder(), Recorder(limit, stop)
     run(free, story.events)
     run(held, story.events)

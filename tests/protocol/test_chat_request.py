@@ -71,6 +71,10 @@ def test_every_body_streams_stores_nothing_and_asks_for_the_sealed_reasoning() -
         assert asked.request.stream is bool(stream)
 
 
+def test_instructions_beside_the_messages_are_not_lost() -> None:
+    assert sent(ask(instructions="be brief"))["instructions"] == "be brief"
+
+
 def test_what_is_kept_here_does_not_go_upstream() -> None:
     asked = ask(max_completion_tokens=7, max_tokens=9, stop=["x", "", "yy"])
     assert asked.request.max_output_tokens == 7

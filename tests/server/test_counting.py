@@ -130,15 +130,15 @@ async def test_a_monstrous_run_takes_no_ages_and_no_process(counter: TokenCounte
 async def test_many_large_requests_at_once_do_not_hold_up_the_loop(exact: Callable[[str], int]) -> None:
     """24 requests of 200 KB, the first load included.
 
-    Within a second, and with a loop that is late by less than 50 ms, where nothing else runs;
-    the limits here leave room for a machine that is busy. In a thread of this process, the load
-    alone makes the loop late by more than 200 ms.
+    Within a second, and with a loop that is late by less than 50 ms, where nothing else runs. A
+    busy machine is late by itself, so the limits leave room and the best of three counts; in a
+    thread of this process, each load alone would make the loop late by more than 200 ms.
     """
     text = "".join(path.read_text("utf-8") for path in sorted(Path(counting.__file__).parent.glob("*.py")))
     text = (text * 4)[:250_000]
     bodies = [{"input": text[1000 * number :][:200_000]} for number in range(24)]
     expected = [tokens.count_request(body, exact) for body in bodies]
-    late = 0.0
+    late = seconds = 0.0
 
     async def tick() -> None:
         nonlocal late
@@ -147,16 +147,21 @@ async def test_many_large_requests_at_once_do_not_hold_up_the_loop(exact: Callab
             await asyncio.sleep(0.001)
             late = max(late, time.perf_counter() - asleep - 0.001)
 
-    async with closing(TokenCounter()) as counter, asyncio.TaskGroup() as group:
-        ticker = group.create_task(tick())
-        started = time.perf_counter()
-        counts = await asyncio.gather(*(counter.count_request(body) for body in bodies))
-        seconds = time.perf_counter() - started
-        ticker.cancel()
-    sys.stdout.write(f"24 requests of 200 KB: {seconds:.3f} s, loop late by {late * 1000:.1f} ms at most\n")
-    assert counts == expected
-    assert late < 0.2
-    assert seconds < 10.0
+    for _ in range(3):
+        late = 0.0
+        async with closing(TokenCounter()) as counter, asyncio.TaskGroup() as group:
+            ticker = group.create_task(tick())
+            started = time.perf_counter()
+            counts = await asyncio.gather(*(counter.count_request(body) for body in bodies))
+            seconds = time.perf_counter() - started
+            ticker.cancel()
+        sys.stdout.write(
+            f"24 requests of 200 KB: {seconds:.3f} s, loop late by {late * 1000:.1f} ms at most\n"
+        )
+        assert counts == expected
+        if late < 0.15 and seconds < 10.0:
+            return
+    pytest.fail(f"the loop was late by {late:.3f} s, the counts took {seconds:.3f} s")
 
 
 async def test_the_endpoint_answers_with_the_exact_count(tmp_path: Path, exact: Callable[[str], int]) -> None:
