@@ -24,9 +24,10 @@ from codex_proxy.protocol.answer import OUTPUT_LIMIT, PART_BREAK, STOP_SEQUENCE,
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat_request import Ask
 from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
-from codex_proxy.protocol.responses import render_error
+from codex_proxy.protocol.responses import render_error, stream_error
 from codex_proxy.protocol.sse import Event
 from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.trace import Usage
 
 __all__ = ["CHAT", "ChatEncoder", "decode", "render_error"]
 
@@ -37,7 +38,7 @@ SEALED = "reasoning.encrypted"
 SEAL_FORMAT = "openai-responses-v1"
 """The name under which readers of `reasoning_details` know the backend's seal."""
 
-_FINISH = {
+FINISH = {
     OUTPUT_LIMIT: "length",
     "max_tokens": "length",
     "content_filter": "content_filter",
@@ -193,7 +194,7 @@ class ChatEncoder(AnswerEncoder):
 
     def end_well(self, reason: str) -> None:
         """End the answer with the reason in Chat's words, the usage if it was asked for, and `[DONE]`."""
-        self._finish = _FINISH.get(reason, "stop")
+        self._finish = FINISH.get(reason, "stop")
         if self.has_calls and reason in _GOOD:
             self._finish = "function_call" if self._ask.uses_functions else "tool_calls"
         if self.collect:
@@ -208,7 +209,7 @@ class ChatEncoder(AnswerEncoder):
 
     def end_badly(self, error: ProxyError) -> None:
         """End with the error, and without `[DONE]`."""
-        self.out.append(b"data: " + render_error(error, request_id="")[2] + b"\n\n")
+        self.out.append(b"data: " + stream_error(error) + b"\n\n")
 
     def whole(self) -> bytes:
         """Return the collected `chat.completion`."""
@@ -290,17 +291,21 @@ class ChatEncoder(AnswerEncoder):
         super()._on_end(event)
 
     def _usage(self) -> JsonObject:
-        usage = self.estimate()
-        read: JsonObject = {"cached_tokens": usage.cached_tokens}
-        if self._counts_writes:
-            read["cache_write_tokens"] = usage.cache_write_tokens
-        return {
-            "prompt_tokens": usage.input_tokens,
-            "completion_tokens": usage.output_tokens,
-            "total_tokens": usage.total_tokens,
-            "prompt_tokens_details": read,
-            "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        }
+        return chat_usage(self.estimate(), counts_writes=self._counts_writes)
+
+
+def chat_usage(usage: Usage, *, counts_writes: bool = False) -> JsonObject:
+    """Return tokens as OpenAI's older dialects name them; those of the prompt include the cached ones."""
+    read: JsonObject = {"cached_tokens": usage.cached_tokens}
+    if counts_writes:
+        read["cache_write_tokens"] = usage.cache_write_tokens
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": read,
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
 
 
 CHAT = Dialect(name="openai", decode=decode, render_error=render_error, keeps_alive_early=True)

@@ -16,7 +16,6 @@
 A body without `messages` that has an `input` is a Responses body, and read as one.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,16 @@ from typing import Any
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.calls import CALLS, repair_calls
 from codex_proxy.protocol.catalog import AUTO, Catalog
-from codex_proxy.protocol.names import ToolNames
+from codex_proxy.protocol.fields import (
+    a_boolean,
+    a_list,
+    a_string,
+    an_object,
+    stop_sequences,
+    wants_usage,
+    wrong,
+)
+from codex_proxy.protocol.names import ToolNames, is_sealed
 from codex_proxy.protocol.request import BackendRequest, model_of, parse_body
 from codex_proxy.protocol.responses_request import LEFT_OUT as NOT_SENT
 from codex_proxy.protocol.responses_request import LIMITS, prepare
@@ -55,13 +63,6 @@ _READ = frozenset({
     "web_search_options",
 })  # fmt: skip
 """What only Chat has and is translated; none of it may stand in a Responses body."""
-
-MAX_STOPS = 64
-MAX_STOP_LENGTH = 4096
-"""Every piece of an answer is searched for every stop sequence: more than anybody needs, no way to stall us."""
-
-_SEAL = re.compile(r"gAAAA[A-Za-z0-9_-]+={0,2}")
-"""What the backend's own encrypted reasoning looks like; another provider's would be refused."""
 
 _PLAIN = ("function", "custom")
 _DEVELOPERS = ("developer", "system")
@@ -106,13 +107,13 @@ def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog) -
     messages = body.get("messages")
     if messages is None:
         raise RequestError("messages is missing", param="messages", code="missing_required_parameter")
-    if not _list(messages, "messages"):
+    if not a_list(messages, "messages"):
         raise RequestError("messages is empty", param="messages", code="invalid_value")
     _check_choices(body)
     tools = _Tools(body)
     conversation = _Conversation(tools)
     for index, message in enumerate(messages):
-        conversation.add(index, _object(message, f"messages.{index}"))
+        conversation.add(index, an_object(message, f"messages.{index}"))
 
     fields = {key: body[key] for key in _PASSED if key in body}
     fields["input"] = repair_calls(conversation.items, conversation.rounds)
@@ -133,8 +134,8 @@ def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog) -
         names=tools.names,
         customs=tools.customs,
         uses_functions=tools.uses_functions,
-        shows_usage=_shows_usage(body),
-        stop=_stops(body.get("stop")),
+        shows_usage=wants_usage(body),
+        stop=stop_sequences(body.get("stop")),
     )
 
 
@@ -147,8 +148,8 @@ def _read_responses(body: JsonObject, headers: Mapping[str, str], catalog: Catal
     return Ask(
         request=prepare(fields, headers, catalog=catalog),
         names=ToolNames(),
-        shows_usage=_shows_usage(body),
-        stop=_stops(body.get("stop")),
+        shows_usage=wants_usage(body),
+        stop=stop_sequences(body.get("stop")),
     )
 
 
@@ -160,51 +161,22 @@ def _check_choices(body: JsonObject) -> None:
     number = body.get("n")
     if number is not None:
         if not isinstance(number, int) or isinstance(number, bool):
-            raise _wrong("n", "an integer")
+            raise wrong("n", "an integer", number)
         if number != 1:
             raise RequestError(
                 "one request has one answer here; n must be 1", param="n", code="invalid_value"
             )
     modalities = body.get("modalities")
-    if modalities is not None and "audio" in _list(modalities, "modalities"):
+    if modalities is not None and "audio" in a_list(modalities, "modalities"):
         raise RequestError("no answer is spoken here", param="modalities", code="unsupported_value")
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        given = {"stop": value}
-    elif isinstance(value, list):
-        given = {f"stop.{index}": one for index, one in enumerate(value)}
-    else:
-        raise _wrong("stop", "a string or a list of strings")
-    if len(given) > MAX_STOPS:
-        raise RequestError(f"more than {MAX_STOPS} stop sequences", param="stop", code="invalid_value")
-    for path, one in given.items():
-        if len(_string(one, path)) > MAX_STOP_LENGTH:
-            raise RequestError(
-                f"{path} is longer than {MAX_STOP_LENGTH} characters", param=path, code="invalid_value"
-            )
-    return tuple(one for one in given.values() if one)
-
-
-def _shows_usage(body: JsonObject) -> bool:
-    options = body.get("stream_options")
-    if options is None:
-        return False
-    wanted = _object(options, "stream_options").get("include_usage")
-    if wanted is not None and not isinstance(wanted, bool):
-        raise _wrong("stream_options.include_usage", "a boolean")
-    return bool(wanted)
 
 
 def _reasoning(body: JsonObject, catalog: Catalog) -> JsonObject:
     """Return the options of reasoning; whoever asks for an effort wants to see something of it."""
     given = body.get("reasoning")
-    given = _object(given, "reasoning") if given is not None else {}
+    given = an_object(given, "reasoning") if given is not None else {}
     reasoning = {
-        key: _string(given[key], f"reasoning.{key}")
+        key: a_string(given[key], f"reasoning.{key}")
         for key in ("effort", "summary", "context", "mode")
         if given.get(key) is not None
     }
@@ -218,22 +190,22 @@ def _reasoning(body: JsonObject, catalog: Catalog) -> JsonObject:
 def _text_options(body: JsonObject) -> JsonObject:
     """Return how the text shall be: Chat's names for it, else the Responses ones."""
     given = body.get("text")
-    given = _object(given, "text") if given is not None else {}
+    given = an_object(given, "text") if given is not None else {}
     text: JsonObject = {}
     for value, path in ((given.get("verbosity"), "text.verbosity"), (body.get("verbosity"), "verbosity")):
         if value is not None:
-            text["verbosity"] = _string(value, path)
+            text["verbosity"] = a_string(value, path)
     for value, path in (
         (given.get("format"), "text.format"),
         (body.get("response_format"), "response_format"),
     ):
         if value is not None:
-            text["format"] = _format(_object(value, path), path)
+            text["format"] = _format(an_object(value, path), path)
     return text
 
 
 def _format(given: JsonObject, path: str) -> JsonObject:
-    kind = _string(given.get("type"), f"{path}.type")
+    kind = a_string(given.get("type"), f"{path}.type")
     if kind in ("text", "json_object"):
         return {"type": kind}
     if kind != "json_schema":
@@ -241,14 +213,14 @@ def _format(given: JsonObject, path: str) -> JsonObject:
     source = given
     if given.get("json_schema") is not None:
         path = f"{path}.json_schema"
-        source = _object(given["json_schema"], path)
+        source = an_object(given["json_schema"], path)
     schema = source.get("schema")
     made: JsonObject = {"type": kind, "name": _name(source.get("name"), f"{path}.name")}
     if source.get("description") is not None:
-        made["description"] = _string(source["description"], f"{path}.description")
+        made["description"] = a_string(source["description"], f"{path}.description")
     if source.get("strict") is not None:
-        made["strict"] = _boolean(source["strict"], f"{path}.strict")
-    made["schema"] = _object(schema, f"{path}.schema") if schema is not None else {}
+        made["strict"] = a_boolean(source["strict"], f"{path}.strict")
+    made["schema"] = an_object(schema, f"{path}.schema") if schema is not None else {}
     return made
 
 
@@ -259,14 +231,14 @@ class _Tools:
     """The tools of one request, as they go upstream, and how the caller's names become the backend's."""
 
     def __init__(self, body: JsonObject) -> None:
-        given = _list(body["tools"], "tools") if body.get("tools") is not None else []
-        legacy = _list(body["functions"], "functions") if body.get("functions") is not None else []
+        given = a_list(body["tools"], "tools") if body.get("tools") is not None else []
+        legacy = a_list(body["functions"], "functions") if body.get("functions") is not None else []
         self.uses_functions = bool(legacy) and not given
         customs: set[str] = set()
         tools: list[JsonObject] = []
         for index, one in enumerate(given):
             path = f"tools.{index}"
-            tool = _object(one, path)
+            tool = an_object(one, path)
             kind = _kind(tool, path)
             if kind == "function":
                 tools.append(_function(*_inside(tool, kind, path)))
@@ -279,7 +251,7 @@ class _Tools:
                 tools.append(tool)
         for index, one in enumerate(legacy):
             path = f"functions.{index}"
-            tools.append(_function(_object(one, path), path))
+            tools.append(_function(an_object(one, path), path))
         functions = {tool["name"] for tool in tools if tool["type"] == "function"}
         # A call could not say which of two it means: the function stands.
         tools = [tool for tool in tools if tool["type"] != "custom" or tool["name"] not in functions]
@@ -315,15 +287,15 @@ class _Tools:
             # Without tools it says nothing.
             return given if self.declared or given not in ("auto", "none") else None
         if not isinstance(given, dict):
-            raise _wrong(path, "a string or an object")
+            raise wrong(path, "a string or an object", given)
         if given.get("type") != "allowed_tools":
             return self._chosen(given, path)
         source, path = _inside(given, "allowed_tools", path)
         tools = [
-            self._chosen(_object(tool, f"{path}.tools.{index}"), f"{path}.tools.{index}")
-            for index, tool in enumerate(_list(source.get("tools"), f"{path}.tools"))
+            self._chosen(an_object(tool, f"{path}.tools.{index}"), f"{path}.tools.{index}")
+            for index, tool in enumerate(a_list(source.get("tools"), f"{path}.tools"))
         ]
-        return {"type": "allowed_tools", "mode": _string(source.get("mode"), f"{path}.mode"), "tools": tools}
+        return {"type": "allowed_tools", "mode": a_string(source.get("mode"), f"{path}.mode"), "tools": tools}
 
     def _chosen(self, tool: JsonObject, path: str) -> JsonObject:
         kind = _kind(tool, path)
@@ -337,12 +309,12 @@ class _Tools:
 def _function(source: JsonObject, path: str) -> JsonObject:
     tool: JsonObject = {"type": "function", "name": _name(source.get("name"), f"{path}.name")}
     if source.get("description") is not None:
-        tool["description"] = _string(source["description"], f"{path}.description")
+        tool["description"] = a_string(source["description"], f"{path}.description")
     parameters = source.get("parameters")
     if parameters is not None:
-        _object(parameters, f"{path}.parameters")
+        an_object(parameters, f"{path}.parameters")
     # Absent means false in Chat, and true in Responses.
-    strict = source.get("strict") is not None and _boolean(source["strict"], f"{path}.strict")
+    strict = source.get("strict") is not None and a_boolean(source["strict"], f"{path}.strict")
     tool["parameters"] = repair_parameters(parameters, path=f"{path}.parameters", strict=strict)
     tool["strict"] = strict
     return tool
@@ -351,13 +323,13 @@ def _function(source: JsonObject, path: str) -> JsonObject:
 def _custom(source: JsonObject, path: str) -> JsonObject:
     tool: JsonObject = {"type": "custom", "name": _name(source.get("name"), f"{path}.name")}
     if source.get("description") is not None:
-        tool["description"] = _string(source["description"], f"{path}.description")
+        tool["description"] = a_string(source["description"], f"{path}.description")
     if source.get("format") is not None:
-        given = _object(source["format"], f"{path}.format")
+        given = an_object(source["format"], f"{path}.format")
         grammar = given.get("grammar")
         if grammar is not None:
             inner = {key: value for key, value in given.items() if key != "grammar"}
-            given = {**inner, **_object(grammar, f"{path}.format.grammar")}
+            given = {**inner, **an_object(grammar, f"{path}.format.grammar")}
         tool["format"] = given
     return tool
 
@@ -367,15 +339,15 @@ def _web_search(body: JsonObject) -> JsonObject | None:
     if given is None:
         return None
     path = "web_search_options"
-    options = _object(given, path)
+    options = an_object(given, path)
     tool: JsonObject = {"type": "web_search"}
     if options.get("search_context_size") is not None:
-        tool["search_context_size"] = _string(options["search_context_size"], f"{path}.search_context_size")
+        tool["search_context_size"] = a_string(options["search_context_size"], f"{path}.search_context_size")
     if options.get("user_location") is not None:
-        location = _object(options["user_location"], f"{path}.user_location")
+        location = an_object(options["user_location"], f"{path}.user_location")
         inner = location.get("approximate")
         if inner is not None:
-            location = _object(inner, f"{path}.user_location.approximate")
+            location = an_object(inner, f"{path}.user_location.approximate")
         tool["user_location"] = {**location, "type": "approximate"}
     return tool
 
@@ -395,7 +367,7 @@ class _Conversation:
     def add(self, index: int, message: JsonObject) -> None:
         """Translate one message."""
         path = f"messages.{index}"
-        role = _string(message.get("role"), f"{path}.role")
+        role = a_string(message.get("role"), f"{path}.role")
         if role in _DEVELOPERS:
             parts = [part for part in _parts(message, path, _DEVELOPER_PARTS) if part["text"]]
             items = _message("developer", parts) if parts else []
@@ -429,10 +401,10 @@ class _Conversation:
         text = source.get(key)
         if isinstance(text, dict | list):
             text = _json(text)
-        text = _string(text, f"{inner}.{key}") if text is not None else ""
+        text = a_string(text, f"{inner}.{key}") if text is not None else ""
         item: JsonObject = {"type": "function_call", "name": self._tools.names.sent(name)}
         if call.get("id") is not None:
-            item["call_id"] = _string(call["id"], f"{path}.id")
+            item["call_id"] = a_string(call["id"], f"{path}.id")
         if self._tools.family(name, kind) == "custom":
             # Also one that we showed as a function.
             return {**item, "type": "custom_tool_call", "input": text}
@@ -447,11 +419,11 @@ def _calls(message: JsonObject, path: str) -> Iterator[tuple[JsonObject, str]]:
     """Yield the calls of an assistant's message with their paths, the older form first."""
     if message.get("function_call") is not None:
         where = f"{path}.function_call"
-        yield {**_object(message["function_call"], where), "type": "function", "id": None}, where
+        yield {**an_object(message["function_call"], where), "type": "function", "id": None}, where
     if message.get("tool_calls") is not None:
-        for index, call in enumerate(_list(message["tool_calls"], f"{path}.tool_calls")):
+        for index, call in enumerate(a_list(message["tool_calls"], f"{path}.tool_calls")):
             where = f"{path}.tool_calls.{index}"
-            yield _object(call, where), where
+            yield an_object(call, where), where
 
 
 def _assistant_parts(message: JsonObject, path: str) -> Iterator[JsonObject]:
@@ -461,7 +433,7 @@ def _assistant_parts(message: JsonObject, path: str) -> Iterator[JsonObject]:
             said = True
             yield part
     refusal = message.get("refusal")
-    if refusal is not None and _string(refusal, f"{path}.refusal"):
+    if refusal is not None and a_string(refusal, f"{path}.refusal"):
         said = True
         yield {"type": "refusal", "refusal": refusal}
     audio = message.get("audio")
@@ -474,8 +446,8 @@ def _own_pictures(message: JsonObject, path: str) -> list[JsonObject]:
     """Return what an earlier answer painted; pictures have a place in a user's message only."""
     given = message.get("images")
     pictures = [
-        _picture(_object(one, f"{path}.images.{index}"), f"{path}.images.{index}")
-        for index, one in enumerate(_list(given, f"{path}.images") if given is not None else ())
+        _picture(an_object(one, f"{path}.images.{index}"), f"{path}.images.{index}")
+        for index, one in enumerate(a_list(given, f"{path}.images") if given is not None else ())
     ]
     return [{"type": "input_text", "text": "[generated by the assistant]"}, *pictures] if pictures else []
 
@@ -485,10 +457,10 @@ def _thoughts(message: JsonObject, path: str) -> list[JsonObject]:
     given = message.get("reasoning_details")
     thoughts: list[JsonObject] = []
     summary: list[JsonObject] = []
-    for index, one in enumerate(_list(given, f"{path}.reasoning_details") if given is not None else ()):
-        detail = _object(one, f"{path}.reasoning_details.{index}")
+    for index, one in enumerate(a_list(given, f"{path}.reasoning_details") if given is not None else ()):
+        detail = an_object(one, f"{path}.reasoning_details.{index}")
         kind, data, text = detail.get("type"), detail.get("data"), detail.get("summary")
-        if kind == "reasoning.encrypted" and isinstance(data, str) and _SEAL.fullmatch(data):
+        if kind == "reasoning.encrypted" and isinstance(data, str) and is_sealed(data):
             thoughts.append({"type": "reasoning", "summary": summary, "encrypted_content": data})
             summary = []
         elif kind == "reasoning.summary" and isinstance(text, str) and text:
@@ -505,10 +477,10 @@ def _output(message: JsonObject, path: str) -> JsonObject:
     elif output is None or isinstance(output, dict):
         output = _json(output)
     else:
-        raise _wrong(f"{path}.content", "a string or a list")
+        raise wrong(f"{path}.content", "a string or a list", output)
     item: JsonObject = {"type": CALLS["function_call"], "output": output}
     if message.get("tool_call_id") is not None:
-        item["call_id"] = _string(message["tool_call_id"], f"{path}.tool_call_id")
+        item["call_id"] = a_string(message["tool_call_id"], f"{path}.tool_call_id")
     return item
 
 
@@ -552,14 +524,14 @@ def _parts(message: JsonObject, path: str, readers: Mapping[str, _Reader]) -> li
     if isinstance(content, str):
         return [readers["text"]({"text": content}, path)]
     if not isinstance(content, list):
-        raise _wrong(path, "a string or a list")
+        raise wrong(path, "a string or a list", content)
     if not content and readers is not _ASSISTANT_PARTS:
         raise RequestError(f"{path} is empty", param=path, code="invalid_value")
     made: list[JsonObject] = []
     for index, one in enumerate(content):
         where = f"{path}.{index}"
-        part = _object(one, where)
-        kind = _string(part.get("type"), f"{where}.type")
+        part = an_object(one, where)
+        kind = a_string(part.get("type"), f"{where}.type")
         reader = readers.get(kind)
         if reader is None:
             why = (
@@ -573,19 +545,19 @@ def _parts(message: JsonObject, path: str, readers: Mapping[str, _Reader]) -> li
 
 
 def _input_text(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "input_text", "text": _string(part.get("text"), f"{path}.text")}
+    return {"type": "input_text", "text": a_string(part.get("text"), f"{path}.text")}
 
 
 def _output_text(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "output_text", "text": _string(part.get("text"), f"{path}.text")}
+    return {"type": "output_text", "text": a_string(part.get("text"), f"{path}.text")}
 
 
 def _refusal(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "refusal", "refusal": _string(part.get("refusal"), f"{path}.refusal")}
+    return {"type": "refusal", "refusal": a_string(part.get("refusal"), f"{path}.refusal")}
 
 
 def _refusal_as_text(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "input_text", "text": _string(part.get("refusal"), f"{path}.refusal")}
+    return {"type": "input_text", "text": a_string(part.get("refusal"), f"{path}.refusal")}
 
 
 def _picture(part: JsonObject, path: str) -> JsonObject:
@@ -596,12 +568,12 @@ def _picture(part: JsonObject, path: str) -> JsonObject:
     made: JsonObject = {"type": "input_image"}
     for key, name in (("url", "image_url"), ("image_url", "image_url"), ("file_id", "file_id")):
         if source.get(key) not in (None, ""):
-            made[name] = _string(source[key], f"{path}.{key}")
+            made[name] = a_string(source[key], f"{path}.{key}")
     if len(made) == 1:
         raise RequestError("the picture has no address", param=path, code="missing_required_parameter")
     detail = source.get("detail", part.get("detail"))
     if detail is not None:
-        made["detail"] = _string(detail, f"{path}.detail")
+        made["detail"] = a_string(detail, f"{path}.detail")
     return made
 
 
@@ -609,26 +581,26 @@ def _file(part: JsonObject, path: str) -> JsonObject:
     source = part
     if part.get("file") is not None:
         path = f"{path}.file"
-        source = _object(part["file"], path)
+        source = an_object(part["file"], path)
     made: JsonObject = {"type": "input_file"}
     for key in ("file_id", "file_data", "file_url"):
         if source.get(key) not in (None, ""):
-            made[key] = _string(source[key], f"{path}.{key}")
+            made[key] = a_string(source[key], f"{path}.{key}")
     if len(made) == 1:
         raise RequestError(
             "the file has neither data nor id nor url", param=path, code="missing_required_parameter"
         )
     if source.get("filename") is not None:
-        made["filename"] = _string(source["filename"], f"{path}.filename")
+        made["filename"] = a_string(source["filename"], f"{path}.filename")
     return made
 
 
 def _audio(part: JsonObject, path: str) -> JsonObject:
     path = f"{path}.input_audio"
-    source = _object(part.get("input_audio"), path)
+    source = an_object(part.get("input_audio"), path)
     return {
         "type": "input_audio",
-        "input_audio": {key: _string(source.get(key), f"{path}.{key}") for key in ("data", "format")},
+        "input_audio": {key: a_string(source.get(key), f"{path}.{key}") for key in ("data", "format")},
     }
 
 
@@ -649,7 +621,7 @@ def _kind(value: JsonObject, path: str) -> str:
     """Return the type of a tool or a call; one that only holds a function says so by that."""
     if value.get("type") is None and isinstance(value.get("function"), dict):
         return "function"
-    return _string(value.get("type"), f"{path}.type")
+    return a_string(value.get("type"), f"{path}.type")
 
 
 def _inside(value: JsonObject, key: str, path: str) -> tuple[JsonObject, str]:
@@ -657,42 +629,14 @@ def _inside(value: JsonObject, key: str, path: str) -> tuple[JsonObject, str]:
     inner = value.get(key)
     if inner is None:
         return value, path
-    return _object(inner, f"{path}.{key}"), f"{path}.{key}"
+    return an_object(inner, f"{path}.{key}"), f"{path}.{key}"
 
 
 def _json(value: Any) -> str:
     return dumps(value).decode()
 
 
-def _string(value: Any, path: str) -> str:
-    if not isinstance(value, str):
-        raise _wrong(path, "a string")
-    return value
-
-
 def _name(value: Any, path: str) -> str:
-    if not _string(value, path):
+    if not a_string(value, path):
         raise RequestError(f"{path} is empty", param=path, code="invalid_value")
     return str(value)
-
-
-def _boolean(value: Any, path: str) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(path, "a boolean")
-    return value
-
-
-def _object(value: Any, path: str) -> JsonObject:
-    if not isinstance(value, dict):
-        raise _wrong(path, "an object")
-    return value
-
-
-def _list(value: Any, path: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _wrong(path, "a list")
-    return value
-
-
-def _wrong(path: str, expected: str) -> RequestError:
-    return RequestError(f"{path} must be {expected}", param=path, code="invalid_type")

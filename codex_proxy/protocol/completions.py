@@ -22,13 +22,21 @@ from typing import Any
 from codex_proxy.errors import ProxyError, RequestError
 from codex_proxy.protocol.answer import AnswerEncoder, Slot
 from codex_proxy.protocol.catalog import Catalog
+from codex_proxy.protocol.chat import FINISH, chat_usage
 from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
+from codex_proxy.protocol.fields import (
+    a_string,
+    get_boolean,
+    get_string,
+    stop_sequences,
+    wants_usage,
+    wrong,
+)
 from codex_proxy.protocol.request import BackendRequest, parse_body
-from codex_proxy.protocol.responses import render_error
+from codex_proxy.protocol.responses import render_error, stream_error
 from codex_proxy.protocol.responses_request import LEFT_OUT as NOT_SENT
 from codex_proxy.protocol.responses_request import LIMITS, prepare
 from codex_proxy.protocol.wire import JsonObject, dumps
-from codex_proxy.trace import Usage
 
 __all__ = ["COMPLETIONS", "EDITS", "LEFT_OUT", "CompletionsEncoder", "EditEncoder", "with_engine"]
 
@@ -42,10 +50,6 @@ _COMPLETION = frozenset({
     *_PASSED, "best_of", "echo", "n", "prompt", "stop", "stream_options", "suffix",
 })  # fmt: skip
 _EDIT = frozenset({*_PASSED, "input", "instruction", "n"})
-
-MAX_STOPS = 64
-MAX_STOP_LENGTH = 4096
-"""Every piece of an answer is searched for every stop sequence: more than anybody needs, no way to stall us."""
 
 EMPTY_PROMPT = "Complete this:"
 """What stands for an empty prompt: the backend takes no empty message."""
@@ -67,15 +71,6 @@ _EDIT_IT = (
     "fences around it that were not there before."
 )
 
-_FINISH = {
-    "stop_sequence": "stop",
-    "max_output_tokens": "length",
-    "max_tokens": "length",
-    "content_filter": "content_filter",
-}
-"""The end in the caller's words; any other is `stop`."""
-
-
 # Inwards --------------------------------------------------------------------------------------
 
 
@@ -95,14 +90,11 @@ def decode_completion(
         fields["model"] = engine
     _check_unknown(fields, _COMPLETION)
     prompt = _prompt(fields.get("prompt"))
-    suffix = _text(fields, "suffix")
-    echoes = _flag(fields, "echo")
-    stop = _stops(fields.get("stop"))
+    suffix = get_string(fields, "suffix") or ""
+    echoes = get_boolean(fields, "echo")
+    stop = stop_sequences(fields.get("stop"))
     _check_one(fields, "n", "best_of")
-    options = fields.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise _wrong("stream_options", "an object")
-    shows_usage = options is not None and _flag(options, "include_usage", "stream_options.include_usage")
+    shows_usage = wants_usage(fields)
 
     words = [_CONTINUE] if not suffix else [_FILL_IN, suffix]
     request = _ask(fields, headers, catalog, words, [prompt or EMPTY_PROMPT])
@@ -121,15 +113,15 @@ def decode_edit(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> 
         RequestError: With the path of the field that cannot be served.
     """
     fields = parse_body(raw)
-    if _flag(fields, "stream"):
+    if get_boolean(fields, "stream"):
         raise RequestError("edits are not streamed", param="stream", code="unsupported_parameter")
     _check_unknown(fields, _EDIT)
-    instruction = _text(fields, "instruction")
+    instruction = get_string(fields, "instruction") or ""
     if not instruction:
         raise RequestError(
             "instruction is missing or empty", param="instruction", code="missing_required_parameter"
         )
-    text = _text(fields, "input")
+    text = get_string(fields, "input") or ""
     _check_one(fields, "n")
     request = _ask(fields, headers, catalog, [_EDIT_IT], [instruction, text] if text else [instruction])
     return Decoded(request, functools.partial(EditEncoder, request))
@@ -159,7 +151,7 @@ def _prompt(value: Any) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise _wrong("prompt", "a string or a list with one")
+        raise wrong("prompt", "a string or a list with one", value)
     first = value[0] if value else ""
     if isinstance(first, list) or _is_number(first):
         raise RequestError(
@@ -173,29 +165,7 @@ def _prompt(value: Any) -> str:
             param="prompt",
             code="unsupported_value",
         )
-    if not isinstance(first, str):
-        raise _wrong("prompt.0", "a string")
-    return first
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, str | list):
-        raise _wrong("stop", "a string or a list of strings")
-    given = [value] if isinstance(value, str) else value
-    if len(given) > MAX_STOPS:
-        raise RequestError(f"more than {MAX_STOPS} stop sequences", param="stop", code="invalid_value")
-    for index, stop in enumerate(given):
-        path = "stop" if isinstance(value, str) else f"stop.{index}"
-        if not isinstance(stop, str):
-            raise _wrong(path, "a string")
-        if len(stop) > MAX_STOP_LENGTH:
-            raise RequestError(
-                f"{path} is longer than {MAX_STOP_LENGTH} characters", param=path, code="invalid_value"
-            )
-    # An empty one stands nowhere.
-    return tuple(stop for stop in given if stop)
+    return a_string(first, "prompt.0")
 
 
 def _check_one(fields: JsonObject, *keys: str) -> None:
@@ -204,7 +174,7 @@ def _check_one(fields: JsonObject, *keys: str) -> None:
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            raise _wrong(key, "an integer")
+            raise wrong(key, "an integer", value)
         if value != 1:
             raise RequestError(
                 f"{key} must be 1: one request has one answer here", param=key, code="unsupported_value"
@@ -223,30 +193,8 @@ def _check_unknown(fields: JsonObject, known: frozenset[str]) -> None:
         )
 
 
-def _text(fields: JsonObject, key: str) -> str:
-    value = fields.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong(key, "a string")
-    return value
-
-
-def _flag(fields: JsonObject, key: str, path: str = "") -> bool:
-    value = fields.get(key)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise _wrong(path or key, "a boolean")
-    return value
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _wrong(path: str, expected: str) -> RequestError:
-    return RequestError(f"{path} must be {expected}", param=path, code="invalid_type")
 
 
 # Outwards -------------------------------------------------------------------------------------
@@ -277,12 +225,12 @@ class TextEncoder(AnswerEncoder):
 
     def end_well(self, reason: str) -> None:
         """Keep why the answer ended."""
-        self.finish_reason = "content_filter" if self._refused else _FINISH.get(reason, "stop")
+        self.finish_reason = "content_filter" if self._refused else FINISH.get(reason, "stop")
 
     def end_badly(self, error: ProxyError) -> None:
         """End a stream with the error, and nothing after it."""
         if not self.collect:
-            self.out.append(b"data: " + render_error(error, request_id="")[2] + b"\n\n")
+            self.out.append(b"data: " + stream_error(error) + b"\n\n")
 
     def keepalive(self) -> bytes:
         """Return a comment, which no client reads."""
@@ -338,7 +286,7 @@ class CompletionsEncoder(TextEncoder):
             last["usage"] = None
         self.out.append(b"data: " + dumps(last) + b"\n\n")
         if self._shows_usage:
-            costs = {**self._object(), "choices": [], "usage": _usage(self.estimate())}
+            costs = {**self._object(), "choices": [], "usage": chat_usage(self.estimate())}
             self.out.append(b"data: " + dumps(costs) + b"\n\n")
         self.out.append(b"data: [DONE]\n\n")
 
@@ -346,7 +294,7 @@ class CompletionsEncoder(TextEncoder):
         """Return the answer as one object."""
         text = "".join(self._texts)
         choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": self.finish_reason}
-        return dumps({**self._object(), "choices": [choice], "usage": _usage(self.estimate())})
+        return dumps({**self._object(), "choices": [choice], "usage": chat_usage(self.estimate())})
 
     def _object(self) -> JsonObject:
         return {
@@ -375,18 +323,8 @@ class EditEncoder(TextEncoder):
             "object": "edit",
             "created": self.created,
             "choices": [choice],
-            "usage": _usage(self.estimate()),
+            "usage": chat_usage(self.estimate()),
         })
-
-
-def _usage(usage: Usage) -> JsonObject:
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
 
 
 # The dialects ---------------------------------------------------------------------------------

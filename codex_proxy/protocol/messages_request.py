@@ -29,7 +29,8 @@ from typing import Any
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.calls import repair_calls
 from codex_proxy.protocol.catalog import BUDGETS, PRIORITY, Catalog
-from codex_proxy.protocol.names import ToolNames
+from codex_proxy.protocol.fields import get_object, get_string, wrong
+from codex_proxy.protocol.names import ToolNames, is_sealed
 from codex_proxy.protocol.request import BackendRequest, model_of, parse_body
 from codex_proxy.protocol.responses_request import prepare
 from codex_proxy.protocol.schema import repair_parameters
@@ -70,7 +71,6 @@ MAX_STOP_CHARACTERS = 16 * 1024
 # Deeper than anything a tool was ever given.
 MAX_DEPTH = 64
 
-_SEAL = re.compile(r"gAAAA[A-Za-z0-9_-]*={0,2}")
 _SESSION_MARK = "_session_"
 
 
@@ -113,7 +113,7 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Asked
         "model": body["model"],
         "stream": body.get("stream"),
         "max_output_tokens": limit,
-        "service_tier": PRIORITY if _string(body, "speed") == "fast" else _string(body, "service_tier"),
+        "service_tier": PRIORITY if get_string(body, "speed") == "fast" else get_string(body, "service_tier"),
     }
     key = _cache_key(body, headers)
     if key is not None:
@@ -176,7 +176,7 @@ def _refuse_foreign(body: JsonObject) -> None:
         if body.get(key):
             code = NO_THREADS if key == "thread" else "unsupported_parameter"
             raise RequestError(why, param=key, code=code)
-    where = _string(body, "inference_geo")
+    where = get_string(body, "inference_geo")
     if where not in {None, "", "global", "not_available"}:
         # A promise, perhaps of law, that nobody here can keep.
         raise RequestError(
@@ -186,14 +186,14 @@ def _refuse_foreign(body: JsonObject) -> None:
 
 def _set_reasoning(fields: JsonObject, body: JsonObject) -> Thinking:
     """Put the effort into *fields*, and whether a summary is wanted; return what the caller gets of it."""
-    thinking = _object(body, "thinking") or {}
-    config = _object(body, "output_config") or {}
-    effort = _string(config, "effort", "output_config.effort")
-    display = _string(thinking, "display", "thinking.display")
+    thinking = get_object(body, "thinking") or {}
+    config = get_object(body, "output_config") or {}
+    effort = get_string(config, "effort", "output_config.effort")
+    display = get_string(thinking, "display", "thinking.display")
     if display not in {None, "summarized", "omitted", "updates"}:
         raise _unknown("thinking.display", display)
     wants = Thinking.SIGNED if display == "omitted" else Thinking.SHOWN
-    kind = _string(thinking, "type", "thinking.type")
+    kind = get_string(thinking, "type", "thinking.type")
     match kind:
         case "enabled":
             effort = _effort_of(thinking)
@@ -231,19 +231,19 @@ def _effort_of(thinking: JsonObject) -> str:
 
 
 def _format(body: JsonObject) -> JsonObject | None:
-    config = _object(body, "output_config") or {}
+    config = get_object(body, "output_config") or {}
     path = "output_config.format"
-    shape = _object(config, "format", path)
+    shape = get_object(config, "format", path)
     if shape is None:
         # The older name.
         path = "output_format"
-        shape = _object(body, path)
+        shape = get_object(body, path)
     if shape is None:
         return None
-    kind = _string(shape, "type", f"{path}.type")
+    kind = get_string(shape, "type", f"{path}.type")
     if kind != "json_schema":
         raise _missing(f"{path}.type") if kind is None else _unknown(f"{path}.type", kind)
-    schema = _object(shape, "schema", f"{path}.schema")
+    schema = get_object(shape, "schema", f"{path}.schema")
     if schema is None:
         raise _missing(f"{path}.schema")
     return {"type": "json_schema", "name": "output", "strict": _is_strict(schema), "schema": schema}
@@ -274,8 +274,8 @@ def _cache_key(body: JsonObject, headers: Mapping[str, str]) -> str | None:
 
     The name goes to the backend, so it is made of theirs and does not say them.
     """
-    metadata = _object(body, "metadata") or {}
-    user = _string(metadata, "user_id", "metadata.user_id")
+    metadata = get_object(body, "metadata") or {}
+    user = get_string(metadata, "user_id", "metadata.user_id")
     session = headers.get("x-claude-code-session-id") or (_session_in(user) if user else None)
     if not session:
         return None
@@ -336,7 +336,7 @@ class _Conversation:
                 case "assistant":
                     self._add_assistant(content, f"{path}.content")
                 case "system":
-                    clear = _string(message, "clear_at", f"{path}.clear_at")
+                    clear = get_string(message, "clear_at", f"{path}.clear_at")
                     parts = _system_parts([] if content is None else content, f"{path}.content")
                     # The caller's own word: from the next user message on it is not to be seen.
                     if clear != "next_user_message" or number > last_user:
@@ -390,9 +390,9 @@ class _Conversation:
         name = _needed(block, "name", path)
         return {
             "type": "function_call",
-            "call_id": _string(block, "id", f"{path}.id") or "",
+            "call_id": get_string(block, "id", f"{path}.id") or "",
             "name": self.names.sent(name),
-            "arguments": _json(_object(block, "input", f"{path}.input") or {}, f"{path}.input"),
+            "arguments": _json(get_object(block, "input", f"{path}.input") or {}, f"{path}.input"),
         }
 
 
@@ -439,9 +439,9 @@ def _without_billing(text: str) -> str:
 
 def _thought(block: JsonObject, path: str) -> JsonObject | None:
     """Return the reasoning that a block brings back; None for one of another model's."""
-    text = _string(block, "thinking", f"{path}.thinking")
-    seal = _string(block, "signature", f"{path}.signature")
-    if not seal or _SEAL.fullmatch(seal) is None:
+    text = get_string(block, "thinking", f"{path}.thinking")
+    seal = get_string(block, "signature", f"{path}.signature")
+    if not seal or not is_sealed(seal):
         return None
     summary = [{"type": "summary_text", "text": text}] if text else []
     return {"type": "reasoning", "summary": summary, "encrypted_content": seal}
@@ -468,7 +468,7 @@ def _output(block: JsonObject, path: str) -> JsonObject:
         output = output or ""
     return {
         "type": "function_call_output",
-        "call_id": _string(block, "tool_use_id", f"{path}.tool_use_id") or "",
+        "call_id": get_string(block, "tool_use_id", f"{path}.tool_use_id") or "",
         "output": output,
     }
 
@@ -519,7 +519,7 @@ def _image_parts(block: JsonObject, path: str) -> list[JsonObject]:
         return [{"type": "input_image", "image_url": _needed(source, "url", where)}]
     if kind != "base64":
         raise _unknown(f"{where}.type", kind)
-    data = _string(source, "data", f"{where}.data") or _string(source, "base64", f"{where}.base64")
+    data = get_string(source, "data", f"{where}.data") or get_string(source, "base64", f"{where}.base64")
     if not data:
         raise _missing(f"{where}.data")
     media = _media(source, where) or next(
@@ -538,8 +538,8 @@ _PICTURES = (
 
 
 def _document_parts(block: JsonObject, path: str) -> list[JsonObject]:
-    title = _string(block, "title", f"{path}.title")
-    context = _string(block, "context", f"{path}.context")
+    title = get_string(block, "title", f"{path}.title")
+    context = get_string(block, "context", f"{path}.context")
     source, kind, where = _source(block, path)
     about = [f"[context of the document: {context}]"] if context else []
     match kind:
@@ -584,7 +584,7 @@ def _filename(title: str | None, media: str) -> str:
 
 def _source(block: JsonObject, path: str) -> tuple[JsonObject, str, str]:
     where = f"{path}.source"
-    source = _object(block, "source", where)
+    source = get_object(block, "source", where)
     if source is None:
         raise _missing(where)
     kind = _needed(source, "type", where)
@@ -598,14 +598,14 @@ def _source(block: JsonObject, path: str) -> tuple[JsonObject, str, str]:
 
 
 def _media(source: JsonObject, where: str) -> str | None:
-    return _string(source, "media_type", f"{where}.media_type") or _string(
+    return get_string(source, "media_type", f"{where}.media_type") or get_string(
         source, "mime_type", f"{where}.mime_type"
     )
 
 
 def _search_parts(block: JsonObject, path: str) -> list[JsonObject]:
-    title = _string(block, "title", f"{path}.title")
-    source = _string(block, "source", f"{path}.source")
+    title = get_string(block, "title", f"{path}.title")
+    source = get_string(block, "source", f"{path}.source")
     lines = [f"[search result: {title}]" if title else "[search result]", *([source] if source else [])]
     for kind, inner, where in _blocks(block.get("content"), f"{path}.content"):
         if kind != "text":
@@ -666,24 +666,24 @@ def _words(kind: str, block: JsonObject, path: str) -> str:
     match kind:
         case "server_tool_use":
             name = _needed(block, "name", path)
-            given = _object(block, "input", f"{path}.input") or {}
+            given = get_object(block, "input", f"{path}.input") or {}
             query = given.get("query")
             if name == "web_search" and isinstance(query, str):
                 return f"[web search: {query}]"
             return f"[{name}: {_json(given, f'{path}.input')}]"
         case "mcp_tool_use":
             name = _needed(block, "name", path)
-            server = _string(block, "server_name", f"{path}.server_name")
-            given = _object(block, "input", f"{path}.input") or {}
+            server = get_string(block, "server_name", f"{path}.server_name")
+            given = get_object(block, "input", f"{path}.input") or {}
             return f"[{server or 'mcp'}/{name}: {_json(given, f'{path}.input')}]"
         case "web_search_tool_result":
             return _found(block.get("content"), f"{path}.content")
         case "compaction":
-            text = _string(block, "content", f"{path}.content")
+            text = get_string(block, "content", f"{path}.content")
             return f"[summary of the conversation so far]\n{text}" if text else ""
         case "tool_addition" | "tool_removal":
-            tool = _object(block, "tool", f"{path}.tool") or {}
-            called = _string(tool, "tool_name", f"{path}.tool.tool_name") or _string(
+            tool = get_object(block, "tool", f"{path}.tool") or {}
+            called = get_string(tool, "tool_name", f"{path}.tool.tool_name") or get_string(
                 tool, "name", f"{path}.tool.name"
             )
             if not called or "definition" in tool:
@@ -698,12 +698,12 @@ def _words(kind: str, block: JsonObject, path: str) -> str:
 
 def _found(content: Any, path: str) -> str:
     if isinstance(content, dict):
-        code = _string(content, "error_code", f"{path}.error_code")
+        code = get_string(content, "error_code", f"{path}.error_code")
         return f"[web search failed: {code or 'unknown'}]"
     lines = ["[web search results]"]
     for _, result, where in _blocks([] if content is None else content, path):
-        title, url = _string(result, "title", f"{where}.title"), _string(result, "url", f"{where}.url")
-        age = _string(result, "page_age", f"{where}.page_age")
+        title, url = get_string(result, "title", f"{where}.title"), get_string(result, "url", f"{where}.url")
+        age = get_string(result, "page_age", f"{where}.page_age")
         named = f"{title}: {url}" if title and title != url else url or title or ""
         lines.append(f"- {named} ({age})" if age else f"- {named}")
     return "\n".join(lines)
@@ -863,7 +863,7 @@ class _Tools:
         self.declared: list[JsonObject] = []
         self.searches: set[str] = set()
         """The names under which a web search at the backend is declared."""
-        self._choice = _object(body, "tool_choice")
+        self._choice = get_object(body, "tool_choice")
         value = body.get("tools")
         if value is not None and not isinstance(value, list):
             raise _wrong("tools", "a list", value)
@@ -878,18 +878,18 @@ class _Tools:
     def _add(self, tool: Any, path: str) -> None:
         if not isinstance(tool, dict):
             raise _wrong(path, "an object", tool)
-        kind = _string(tool, "type", f"{path}.type") or "custom"
+        kind = get_string(tool, "type", f"{path}.type") or "custom"
         if kind == "custom":
             name = _needed(tool, "name", path)
             if name != PLACEHOLDER:
-                description = _string(tool, "description", f"{path}.description")
-                schema = _object(tool, "input_schema", f"{path}.input_schema")
+                description = get_string(tool, "description", f"{path}.description")
+                schema = get_object(tool, "input_schema", f"{path}.input_schema")
                 self._declare(tool, path, name, description, schema)
         elif kind.startswith("web_search_"):
             self._add_search(tool, path)
         elif (match := _DEFINED.fullmatch(kind)) is not None:
             name, about, parameters = _defined(match[1], int(match[2]), tool)
-            self._declare(tool, path, _string(tool, "name", f"{path}.name") or name, about, parameters)
+            self._declare(tool, path, get_string(tool, "name", f"{path}.name") or name, about, parameters)
         elif not kind.startswith("tool_search_tool_"):
             # A search for tools is not needed: all of them are sent.
             raise RequestError(
@@ -929,15 +929,15 @@ class _Tools:
             raise _wrong(f"{path}.allowed_domains", "a list of strings", domains)
         if domains:
             search["filters"] = {"allowed_domains": domains}
-        where = _object(tool, "user_location", f"{path}.user_location")
+        where = get_object(tool, "user_location", f"{path}.user_location")
         if where is not None:
             search["user_location"] = {"type": "approximate"} | {
                 key: value
                 for key in ("city", "region", "country", "timezone")
-                if (value := _string(where, key, f"{path}.user_location.{key}"))
+                if (value := get_string(where, key, f"{path}.user_location.{key}"))
             }
         self.declared.append(search)
-        self.searches.add(_string(tool, "name", f"{path}.name") or "web_search")
+        self.searches.add(get_string(tool, "name", f"{path}.name") or "web_search")
 
     def choice(self) -> JsonObject:
         """Return the fields that say how tools are to be called."""
@@ -1031,24 +1031,10 @@ def _is_strict(schema: JsonObject) -> bool:
 # Reading fields of a body that may hold anything.
 
 
-def _string(fields: JsonObject, key: str, path: str = "") -> str | None:
-    value = fields.get(key)
-    if value is not None and not isinstance(value, str):
-        raise _wrong(path or key, "a string", value)
-    return value
-
-
 def _needed(fields: JsonObject, key: str, path: str) -> str:
-    value = _string(fields, key, f"{path}.{key}")
+    value = get_string(fields, key, f"{path}.{key}")
     if not value:
         raise _missing(f"{path}.{key}")
-    return value
-
-
-def _object(fields: JsonObject, key: str, path: str = "") -> JsonObject | None:
-    value = fields.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise _wrong(path or key, "an object", value)
     return value
 
 
@@ -1081,18 +1067,7 @@ def _too_deep(path: str) -> RequestError:
     return RequestError(f"{path} is nested too deeply", param=path, code="invalid_value")
 
 
-_KINDS: tuple[tuple[type, str], ...] = (
-    (bool, "a boolean"),
-    (int, "a number"),
-    (float, "a number"),
-    (str, "a string"),
-    (list, "a list"),
-    (dict, "an object"),
-)
-
-
 def _wrong(path: str, expected: str, value: Any) -> RequestError:
     if value is None:
         return _missing(path)
-    found = next(name for kind, name in _KINDS if isinstance(value, kind))
-    return RequestError(f"{path} must be {expected}, not {found}", param=path, code="invalid_type")
+    return wrong(path, expected, value)

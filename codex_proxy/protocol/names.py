@@ -128,3 +128,14 @@ def fit_call_id(call_id: str) -> str:
     if len(call_id) <= MAX_ID_LENGTH and _UNFIT.search(call_id) is None:
         return call_id
     return shorten(call_id, "call")
+
+
+_SEAL = re.compile(r"gAAAA[A-Za-z0-9_-]*={0,2}")
+
+
+def is_sealed(content: str) -> bool:
+    """Tell whether *content* looks like encrypted reasoning of the backend's; another provider's it refuses.
+
+    What the backend seals is a Fernet token, which begins like this because of its version byte.
+    """
+    return _SEAL.fullmatch(content) is not None

@@ -58,6 +58,7 @@ __all__ = [
     "read_reset",
     "read_usage",
     "render_error",
+    "stream_error",
     "visible_headers",
 ]
 
@@ -817,6 +818,16 @@ def _terminal_words(error: ProxyError) -> tuple[str, str]:
     if isinstance(error, RequestError):
         return error.code or "invalid_prompt", error.message
     return error.code or "server_error", error.message
+
+
+def stream_error(error: ProxyError) -> bytes:
+    """Render *error* for a stream of OpenAI's older dialects, in the words of `response.failed`."""
+    code, message = _terminal_words(error)
+    is_callers = isinstance(error, RequestError) or (
+        isinstance(error, UpstreamError) and error.verdict is Verdict.CALLER
+    )
+    kind = "invalid_request_error" if is_callers else code
+    return dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
 # Past this wait an SDK that retries would sleep for hours; it is told not to.

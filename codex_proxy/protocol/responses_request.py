@@ -8,11 +8,12 @@ Fields and item types that we do not know pass; the backend is strict and says s
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.catalog import AUTO, PRIORITY, Catalog, Resolved, on_the_wire
+from codex_proxy.protocol.fields import get_boolean, get_list, get_object, get_string, wrong
 from codex_proxy.protocol.names import MAX_ID_LENGTH, ItemIds, shorten
 from codex_proxy.protocol.request import (
     LITE_HEADER,
@@ -151,16 +152,16 @@ def _prepare(
     fields = body.fields
     asked = model_of(fields)
     resolved = catalog.resolve(asked)
-    stream = _boolean(fields, "stream")
+    stream = get_boolean(fields, "stream")
     _check(fields)
     items = _items(body)
-    metadata = _object(fields, "client_metadata") or {}
+    metadata = get_object(fields, "client_metadata") or {}
     takes_lite = catalog.profile(resolved.model) == "lite"
     lite = _is_true(headers.get(LITE_HEADER)) or _is_true(metadata.get(LITE_METADATA))
     if not lite and not is_codex and takes_lite:
         # The shape without its flag: a relay may have lost the header.
         lite = any(item.get("type") == "additional_tools" for item in items)
-    session = session_of(headers, _string(fields, "prompt_cache_key"))
+    session = session_of(headers, get_string(fields, "prompt_cache_key"))
     is_opening = False
     if session is None and derives_session:
         session = conversation_of(fields)
@@ -230,7 +231,7 @@ def conversation_of(fields: JsonObject) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(dumps([fields.get("model"), fields.get("instructions")]))
     for item in fields["input"]:
-        digest.update(dumps(item))
+        digest.update(render_body(item))
         if item.get("role") == "user":
             break
     return f"conv_{digest.hexdigest()}"
@@ -292,22 +293,22 @@ def _check(fields: JsonObject) -> None:
     ):
         if _given(fields, key):
             raise RequestError(why, param=key, code="unsupported_parameter")
-    if _boolean(fields, "background"):
+    if get_boolean(fields, "background"):
         raise RequestError(
             "answers are not stored here, so none can be fetched later; use stream",
             param="background",
             code="unsupported_parameter",
         )
-    _string(fields, "instructions")
-    _string(fields, "service_tier")
-    _object(fields, "reasoning")
-    _object(fields, "text")
-    for index, tool in enumerate(_list(fields, "tools")):
+    get_string(fields, "instructions")
+    get_string(fields, "service_tier")
+    get_object(fields, "reasoning")
+    get_object(fields, "text")
+    for index, tool in enumerate(get_list(fields, "tools")):
         if not isinstance(tool, dict):
-            raise _wrong(f"tools.{index}", "an object", tool)
-    for index, value in enumerate(_list(fields, "include")):
+            raise wrong(f"tools.{index}", "an object", tool)
+    for index, value in enumerate(get_list(fields, "include")):
         if not isinstance(value, str):
-            raise _wrong(f"include.{index}", "a string", value)
+            raise wrong(f"include.{index}", "a string", value)
 
 
 def check_countable(fields: JsonObject) -> None:
@@ -337,7 +338,7 @@ def _items(body: _Body) -> list[JsonObject]:
     if value is None:
         raise RequestError("input is missing", param="input", code="missing_required_parameter")
     if not isinstance(value, list):
-        raise _wrong("input", "a string or a list", value)
+        raise wrong("input", "a string or a list", value)
     for index, item in enumerate(value):
         _check_item(item, f"input.{index}")
     return value
@@ -345,13 +346,13 @@ def _items(body: _Body) -> list[JsonObject]:
 
 def _check_item(item: Any, path: str) -> None:
     if not isinstance(item, dict):
-        raise _wrong(path, "an object", item)
+        raise wrong(path, "an object", item)
     kind = item.get("type")
     if kind is None:
         if "role" not in item and isinstance(item.get("id"), str):
             kind = "item_reference"
     elif not isinstance(kind, str):
-        raise _wrong(f"{path}.type", "a string", kind)
+        raise wrong(f"{path}.type", "a string", kind)
     if kind == "item_reference":
         raise RequestError(
             "items are not stored here, so none can be referred to; send the item itself",
@@ -363,9 +364,9 @@ def _check_item(item: Any, path: str) -> None:
         if isinstance(value, list):
             for index, part in enumerate(value):
                 if not isinstance(part, dict):
-                    raise _wrong(f"{path}.{key}.{index}", "an object", part)
+                    raise wrong(f"{path}.{key}.{index}", "an object", part)
         elif key == "content" and value is not None and not isinstance(value, str):
-            raise _wrong(f"{path}.content", "a string or a list", value)
+            raise wrong(f"{path}.content", "a string or a list", value)
 
 
 def _take_limit(body: _Body) -> int | None:
@@ -376,7 +377,7 @@ def _take_limit(body: _Body) -> int | None:
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            raise _wrong(key, "an integer", value)
+            raise wrong(key, "an integer", value)
         if value < 1:
             raise RequestError(f"{key} is {value}; it must be at least 1", param=key, code="invalid_value")
         if limit is None:
@@ -405,12 +406,12 @@ def _set_effort(
     A Codex client knows its model's efforts, so only `ultra` and `auto` are changed there.
     """
     fields = body.fields
-    reasoning = _object(fields, "reasoning") or {}
-    given = _string(reasoning, "effort", "reasoning.effort")
+    reasoning = get_object(fields, "reasoning") or {}
+    given = get_string(reasoning, "effort", "reasoning.effort")
     wanted = given
     if not is_codex:
         for key in ("reasoning_effort", "variant"):
-            wanted = wanted or _string(fields, key)
+            wanted = wanted or get_string(fields, key)
             body.drop(key)
         wanted = wanted.lower() if wanted else None
     if resolved.effort is not None:
@@ -461,7 +462,7 @@ def _align_updates(body: _Body, items: list[JsonObject], effort: str | None, *, 
 
 
 def _set_include(body: _Body, is_codex: bool) -> None:
-    given = _list(body.fields, "include")
+    given = get_list(body.fields, "include")
     wanted = given if is_codex else [value for value in given if value in KEPT_INCLUDES]
     body.set("include", wanted if REASONING in wanted else [*wanted, REASONING])
 
@@ -471,7 +472,7 @@ def _set_include(body: _Body, is_codex: bool) -> None:
 
 def _normalise(body: _Body, items: list[JsonObject], stream: bool, lite: bool) -> None:
     fields = body.fields
-    delivery = (_object(fields, "stream_options") or {}).get("reasoning_summary_delivery")
+    delivery = (get_object(fields, "stream_options") or {}).get("reasoning_summary_delivery")
     if delivery is not None and stream:
         body.set("stream_options", {"reasoning_summary_delivery": delivery})
     else:
@@ -506,17 +507,17 @@ def _normalise_reasoning(body: _Body) -> None:
 
 def _normalise_tools(body: _Body, lite: bool) -> None:
     fields = body.fields
-    tools = _list(fields, "tools")
+    tools = get_list(fields, "tools")
     for index, tool in enumerate(tools):
         kind = tool.get("type")
         if not isinstance(kind, str):
-            raise _wrong(f"tools.{index}.type", "a string", kind)
+            raise wrong(f"tools.{index}.type", "a string", kind)
         if kind in _PLAIN_TOOLS and not isinstance(tool.get("name"), str):
-            raise _wrong(f"tools.{index}.name", "a string", tool.get("name"))
+            raise wrong(f"tools.{index}.name", "a string", tool.get("name"))
         if kind == "namespace" and not isinstance(tool.get("tools"), list):
-            raise _wrong(f"tools.{index}.tools", "a list", tool.get("tools"))
+            raise wrong(f"tools.{index}.tools", "a list", tool.get("tools"))
         _rename_search(body, tool)
-    parallel = _boolean(fields, "parallel_tool_calls", default=True)
+    parallel = get_boolean(fields, "parallel_tool_calls", default=True)
     if lite:
         body.set("parallel_tool_calls", False)
     elif tools:
@@ -528,11 +529,11 @@ def _normalise_tools(body: _Body, lite: bool) -> None:
     if choice is None or isinstance(choice, str):
         return
     if not isinstance(choice, dict):
-        raise _wrong("tool_choice", "a string or an object", choice)
+        raise wrong("tool_choice", "a string or an object", choice)
     _rename_search(body, choice)
-    for index, tool in enumerate(_list(choice, "tools", "tool_choice.tools")):
+    for index, tool in enumerate(get_list(choice, "tools", "tool_choice.tools")):
         if not isinstance(tool, dict):
-            raise _wrong(f"tool_choice.tools.{index}", "an object", tool)
+            raise wrong(f"tool_choice.tools.{index}", "an object", tool)
         _rename_search(body, tool)
 
 
@@ -559,14 +560,14 @@ def _normalise_items(body: _Body, items: list[JsonObject]) -> None:
             _normalise_message(body, item, path)
         for key in _STRINGS.get(kind, ()):
             if not isinstance(item.get(key), str):
-                raise _wrong(f"{path}.{key}", "a string", item.get(key))
+                raise wrong(f"{path}.{key}", "a string", item.get(key))
         call_id = item.get("call_id")
         if isinstance(call_id, str) and len(call_id) > MAX_ID_LENGTH:
             # The same text gives the same id, so a call and its output still meet.
             item["call_id"] = shorten(call_id, "call")
             body.changed = True
         if kind in _OUTPUTS and not isinstance(item.get("output"), str | list):
-            raise _wrong(f"{path}.output", "a string or a list", item.get("output"))
+            raise wrong(f"{path}.output", "a string or a list", item.get("output"))
         for part in _parts(item):
             if "prompt_cache_breakpoint" in part:
                 del part["prompt_cache_breakpoint"]
@@ -583,15 +584,15 @@ def _normalise_items(body: _Body, items: list[JsonObject]) -> None:
 def _normalise_message(body: _Body, item: JsonObject, path: str) -> None:
     role = item.get("role")
     if not isinstance(role, str) or not role:
-        raise _wrong(f"{path}.role", "a string", role)
+        raise wrong(f"{path}.role", "a string", role)
     if item.get("content") is None:
-        raise _wrong(f"{path}.content", "a string or a list", None)
+        raise wrong(f"{path}.content", "a string or a list", None)
     if role == "system":
         item["role"] = "developer"
         body.changed = True
     for index, part in enumerate(_parts(item)):
         if not isinstance(part.get("type"), str):
-            raise _wrong(f"{path}.content.{index}.type", "a string", part.get("type"))
+            raise wrong(f"{path}.content.{index}.type", "a string", part.get("type"))
 
 
 def _normalise_thought(body: _Body, item: JsonObject, path: str) -> bool:
@@ -613,7 +614,7 @@ def _normalise_thought(body: _Body, item: JsonObject, path: str) -> bool:
         item["summary"] = []
         body.changed = True
     elif not isinstance(summary, list):
-        raise _wrong(f"{path}.summary", "a list", summary)
+        raise wrong(f"{path}.summary", "a list", summary)
     return True
 
 
@@ -626,7 +627,7 @@ def _normalise_id(body: _Body, item: JsonObject, kind: str, path: str, ids: Item
         body.changed = True
         return
     if not isinstance(value, str):
-        raise _wrong(f"{path}.id", "a string", value)
+        raise wrong(f"{path}.id", "a string", value)
     if len(value) > MAX_ID_LENGTH and "encrypted_content" in item:
         # The content knows its id, so another one would not fit; none does.
         del item["id"]
@@ -643,7 +644,7 @@ def _normalise_id(body: _Body, item: JsonObject, kind: str, path: str, ids: Item
 
 def _fits_lite(fields: JsonObject) -> bool:
     """Tell whether the lite shape can carry the tools: hosted ones, it cannot."""
-    tools = _list(fields, "tools")
+    tools = get_list(fields, "tools")
     # The caller's own namespace of that name could not be told apart in the answer.
     return all(
         _kind(tool) in _LITE_TOOLS and not (_kind(tool) == "namespace" and tool.get("name") == FUNCTIONS)
@@ -658,7 +659,7 @@ def encode_lite(fields: JsonObject) -> None:
     are a developer's message after them; calls are made one by one; the reasoning of all
     turns counts. The answer's calls carry the namespace, and the encoder takes it out again.
     """
-    tools = _list(fields, "tools")
+    tools = get_list(fields, "tools")
     fields.pop("tools", None)
     head: list[JsonObject] = []
     if tools:
@@ -679,7 +680,7 @@ def encode_lite(fields: JsonObject) -> None:
     fields["parallel_tool_calls"] = False
     choice = fields.get("tool_choice")
     if isinstance(choice, dict):
-        for tool in (choice, *_list(choice, "tools")):
+        for tool in (choice, *get_list(choice, "tools")):
             if isinstance(tool, dict) and _kind(tool) in _PLAIN_TOOLS and not tool.get("namespace"):
                 tool["namespace"] = FUNCTIONS
 
@@ -704,54 +705,3 @@ def _parts(item: JsonObject) -> Iterator[JsonObject]:
             for part in value:
                 if isinstance(part, dict):
                     yield part
-
-
-def _boolean(fields: JsonObject, key: str, *, default: bool = False) -> bool:
-    value = fields.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise _wrong(key, "a boolean", value)
-    return value
-
-
-def _string(fields: JsonObject, key: str, path: str = "") -> str | None:
-    value = fields.get(key)
-    if value is not None and not isinstance(value, str):
-        raise _wrong(path or key, "a string", value)
-    return value
-
-
-def _object(fields: JsonObject, key: str) -> JsonObject | None:
-    value = fields.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise _wrong(key, "an object", value)
-    return value
-
-
-def _list(fields: JsonObject, key: str, path: str = "") -> list[Any]:
-    value = fields.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _wrong(path or key, "a list", value)
-    return value
-
-
-_KINDS: Iterable[tuple[type, str]] = (
-    (bool, "a boolean"),
-    (int, "a number"),
-    (float, "a number"),
-    (str, "a string"),
-    (list, "a list"),
-    (dict, "an object"),
-)
-
-
-def _wrong(path: str, expected: str, value: Any) -> RequestError:
-    if value is None:
-        return RequestError(
-            f"{path} must be {expected}, and is missing or null", param=path, code="invalid_type"
-        )
-    found = next(name for kind, name in _KINDS if isinstance(value, kind))
-    return RequestError(f"{path} must be {expected}, not {found}", param=path, code="invalid_type")

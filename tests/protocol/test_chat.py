@@ -562,7 +562,7 @@ def test_the_tier_is_the_one_that_served() -> None:
 FAILURES: list[ProxyError] = [
     UpstreamError(Verdict.CUT, BackendFault("cut")),
     UpstreamError(Verdict.SILENT, BackendFault("silent")),
-    UpstreamError(Verdict.SERVER, BackendFault("account 7 broke", code="server_error")),
+    UpstreamError(Verdict.SERVER, BackendFault("account 7 broke", code="account_broke")),
     UpstreamError(Verdict.EXHAUSTED, BackendFault("account 7 is used up", code="usage_limit_reached")),
     UpstreamError(Verdict.UNAUTHORIZED, BackendFault("account 7 must log in"), status=401),
     UpstreamError(Verdict.CALLER, BackendFault("too long", code="context_length_exceeded"), in_stream=True),

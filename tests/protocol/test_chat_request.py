@@ -10,7 +10,8 @@ import pytest
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.catalog import Catalog
-from codex_proxy.protocol.chat_request import LEFT_OUT, MAX_STOP_LENGTH, MAX_STOPS, Ask, read
+from codex_proxy.protocol.chat_request import LEFT_OUT, Ask, read
+from codex_proxy.protocol.fields import MAX_STOP_LENGTH, MAX_STOPS
 from codex_proxy.simulator.checks import check_shape
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "chat_request").glob("*.json"))

@@ -26,12 +26,11 @@ from codex_proxy.protocol.completions import (
     COMPLETIONS,
     EDITS,
     LEFT_OUT,
-    MAX_STOP_LENGTH,
-    MAX_STOPS,
     decode_completion,
     with_engine,
 )
 from codex_proxy.protocol.dialect import Decoded, Encoder, Surroundings
+from codex_proxy.protocol.fields import MAX_STOP_LENGTH, MAX_STOPS
 from codex_proxy.protocol.sse import Batch, Event, Parser
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.simulator.checks import check_shape

@@ -1,0 +1,108 @@
+"""Reads the fields of a body that may hold anything: the value, or an error that names its place.
+
+Names with `get_` look a key up and let it be missing or null; the others take a value that has to be there.
+"""
+
+from typing import Any
+
+from codex_proxy.errors import RequestError
+from codex_proxy.protocol.wire import JsonObject
+
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 4096
+"""Every piece of an answer is searched for every stop sequence: more than anybody needs, no way to stall us."""
+
+_KINDS: tuple[tuple[type, str], ...] = (
+    (bool, "a boolean"),
+    (int, "a number"),
+    (float, "a number"),
+    (str, "a string"),
+    (list, "a list"),
+    (dict, "an object"),
+)
+
+
+def wrong(path: str, expected: str, value: Any) -> RequestError:
+    """Return the error for a value of another kind than *expected* at *path*."""
+    if value is None:
+        text = f"{path} must be {expected}, and is missing or null"
+    else:
+        found = next((name for kind, name in _KINDS if isinstance(value, kind)), "something else")
+        text = f"{path} must be {expected}, not {found}"
+    return RequestError(text, param=path, code="invalid_type")
+
+
+def a_string(value: Any, path: str) -> str:
+    """Return *value*, which must be a string."""
+    if not isinstance(value, str):
+        raise wrong(path, "a string", value)
+    return value
+
+
+def a_boolean(value: Any, path: str) -> bool:
+    """Return *value*, which must be true or false."""
+    if not isinstance(value, bool):
+        raise wrong(path, "a boolean", value)
+    return value
+
+
+def an_object(value: Any, path: str) -> JsonObject:
+    """Return *value*, which must be an object."""
+    if not isinstance(value, dict):
+        raise wrong(path, "an object", value)
+    return value
+
+
+def a_list(value: Any, path: str) -> list[Any]:
+    """Return *value*, which must be a list."""
+    if not isinstance(value, list):
+        raise wrong(path, "a list", value)
+    return value
+
+
+def get_string(fields: JsonObject, key: str, path: str = "") -> str | None:
+    """Return a string, None when there is none; *path* is where it stands, if not at the top."""
+    value = fields.get(key)
+    return None if value is None else a_string(value, path or key)
+
+
+def get_boolean(fields: JsonObject, key: str, path: str = "", *, default: bool = False) -> bool:
+    """Return true or false, *default* when neither is said."""
+    value = fields.get(key)
+    return default if value is None else a_boolean(value, path or key)
+
+
+def get_object(fields: JsonObject, key: str, path: str = "") -> JsonObject | None:
+    """Return an object, None when there is none."""
+    value = fields.get(key)
+    return None if value is None else an_object(value, path or key)
+
+
+def get_list(fields: JsonObject, key: str, path: str = "") -> list[Any]:
+    """Return a list, an empty one when there is none."""
+    value = fields.get(key)
+    return [] if value is None else a_list(value, path or key)
+
+
+def stop_sequences(value: Any) -> tuple[str, ...]:
+    """Return what OpenAI's `stop` holds: one string or several; an empty one stands nowhere."""
+    if value is None:
+        return ()
+    if not isinstance(value, str | list):
+        raise wrong("stop", "a string or a list of strings", value)
+    given = [value] if isinstance(value, str) else value
+    if len(given) > MAX_STOPS:
+        raise RequestError(f"more than {MAX_STOPS} stop sequences", param="stop", code="invalid_value")
+    for index, one in enumerate(given):
+        path = "stop" if isinstance(value, str) else f"stop.{index}"
+        if len(a_string(one, path)) > MAX_STOP_LENGTH:
+            raise RequestError(
+                f"{path} is longer than {MAX_STOP_LENGTH} characters", param=path, code="invalid_value"
+            )
+    return tuple(one for one in given if one)
+
+
+def wants_usage(fields: JsonObject) -> bool:
+    """Tell whether a stream of OpenAI's older dialects shall end with its usage."""
+    options = get_object(fields, "stream_options") or {}
+    return get_boolean(options, "include_usage", "stream_options.include_usage")
