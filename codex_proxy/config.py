@@ -151,6 +151,17 @@ def _choice(*words: str, aliases: Mapping[str, str] | None = None) -> Callable[[
     return parse
 
 
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    # The environment has only texts.
+    words = {"true": True, "yes": True, "on": True, "1": True}
+    words |= {"false": False, "no": False, "off": False, "0": False}
+    if not isinstance(value, str) or value.strip().lower() not in words:
+        raise _Unfit("not a switch")
+    return words[value.strip().lower()]
+
+
 def _folder(value: object) -> Path:
     text = _string(value)
     if not text or "\0" in text:
@@ -520,6 +531,11 @@ KEYS: dict[str, Key] = {
             "bytes or a size such as 64MiB, from 1KiB to 4GiB", _size(2**10, 2**32),
         ),
         Key(
+            "enable-websocket", True, True,
+            "Serve Responses over WebSocket; false where something in front of the proxy breaks them, and clients use HTTP.",
+            "true or false", _switch,
+        ),
+        Key(
             "drain-timeout", 120, True,
             "How long a stopping daemon lets running streams end.",
             "seconds from 0, or a time such as 90s, 5m, 1h", _seconds(zero=True),
@@ -591,6 +607,7 @@ class Settings:
     keep_alive_after: float = _default("keep-alive-after")
     hold_created: float = _default("hold-created")
     max_body_bytes: int = _default("max-body-bytes")
+    enable_websocket: bool = _default("enable-websocket")
     drain_timeout: float = _default("drain-timeout")
     originator: str = _default("originator")
     user_agent: str = _default("user-agent")
@@ -730,7 +747,6 @@ _GO_KEYS: tuple[tuple[str, str], ...] = (
     ("enable-model-suffix-fast", "the -fast suffix is always on"),
     ("enable-model-suffix-1m", "the -1m suffix changed nothing in the Go daemon"),
     ("enable-model-suffix-image", "use /v1/images/generations, or the image_generation tool"),
-    ("enable-websocket", "clients are told to use HTTP, which they do by themselves"),
     (
         "oauth-callback-port oauth-no-browser enable-codex-login",
         "log in with the Codex CLI and put its auth.json into auth-dir",
@@ -1248,6 +1264,8 @@ def render_keys() -> str:
     lines = ["| key | default | what fits | an edit counts | what it is |", "|---|---|---|---|---|"]
     for key in KEYS.values():
         default = "empty" if key.default in ("", [], {}) else f"`{key.default}`"
+        if isinstance(key.default, bool):
+            default = f"`{str(key.default).lower()}`"
         if key.name == "user-agent":
             default = "`codex-proxy/<version>`"
         lines.append(f"| `{key.name}` | {default} | {key.range} | {key.takes_effect} | {key.doc} |")

@@ -27,6 +27,7 @@ from codex_proxy.server import keyfile
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.admin import admin_handlers
 from codex_proxy.server.app import ROUTES, Route, build_app
+from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.listener import Listener
 from codex_proxy.server.middleware import Handler
 from codex_proxy.server.public import Public, log_turn
@@ -77,6 +78,7 @@ class Daemon:
         self.executor.listen(lambda trace: count_turn(self.pool, trace))
         self._phase: Phase = "starting"
         self._listener = Listener()
+        self._counter = TokenCounter()
         self.port = 0
         """Where it listens; known once started."""
 
@@ -114,14 +116,21 @@ class Daemon:
             phase=lambda: self._phase,
         )
         owner = admin_handlers(admin, self.clock.monotonic)
-        public = Public(self.executor, self.pool, live=self.live, clock=self.clock)
+        public = Public(
+            self.executor,
+            self.pool,
+            live=self.live,
+            clock=self.clock,
+            counter=self._counter,
+            resolve=access.resolve,
+        )
         app = build_app(access, {**public.handlers(), **owner}, _RENDERERS)
         self.port = await self._listener.open_port(app, settings.listen_host, settings.listen_port)
         control = build_app(access, owner, _RENDERERS, self._control_routes(owner))
         await self._listener.open_unix(control, settings.data_dir / CONTROL_SOCKET)
 
         self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
-        for job in (*self.keeper.jobs(), *self.executor.jobs()):
+        for job in (*self.keeper.jobs(), *self.executor.jobs(), *public.jobs()):
             _ = self.background.start(job)
         _ = self.background.spawn(
             config.watch(self.live, self._loaded.path, self._environ, since=self._loaded), name="config"
@@ -156,6 +165,7 @@ class Daemon:
                 # A terminal event in our buffer is none yet.
                 await self._listener.flush()
         await self._listener.aclose()
+        await self._counter.aclose()
         self.keeper.end()
         try:
             async with asyncio.timeout(EXCHANGE_SECONDS + 5.0):

@@ -480,6 +480,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "keep-alive-after": ("5", 5.0),
     "hold-created": ("6", 6.0),
     "max-body-bytes": ("1MiB", 2**20),
+    "enable-websocket": ("off", False),
     "drain-timeout": ("8", 8.0),
     "originator": ("me", "me"),
     "user-agent": ("me/1", "me/1"),

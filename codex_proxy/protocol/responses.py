@@ -821,12 +821,12 @@ def _terminal_words(error: ProxyError) -> tuple[str, str]:
 
 
 def stream_error(error: ProxyError) -> bytes:
-    """Render *error* for a stream of OpenAI's older dialects, in the words of `response.failed`."""
+    """Render *error* for a stream of OpenAI's older dialects: a failed attempt in the words of `response.failed`."""
+    if not isinstance(error, UpstreamError):
+        # The state of the pool, for one: only the Codex CLI has to be told another.
+        return render_error(error, request_id="")[2]
     code, message = _terminal_words(error)
-    is_callers = isinstance(error, RequestError) or (
-        isinstance(error, UpstreamError) and error.verdict is Verdict.CALLER
-    )
-    kind = "invalid_request_error" if is_callers else code
+    kind = "invalid_request_error" if error.verdict is Verdict.CALLER else code
     return dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 

@@ -17,6 +17,8 @@ from codex_proxy.protocol.wire import JsonObject, dumps, loads_lenient
 
 PREVIOUS = "previous_response_id"
 
+_TRIGGER = "compaction_trigger"
+
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Transcript:
@@ -56,7 +58,8 @@ class Transcript:
             sent = loads_lenient(turn.sent)
             items += _listed(sent.get("input") if isinstance(sent, dict) else sent)
             items += loads_lenient(turn.answered)
-        return items
+        # It asks for something and is no part of a conversation; the backend takes it in the last place only.
+        return [item for item in items if not (isinstance(item, dict) and item.get("type") == _TRIGGER)]
 
 
 def go_on(

@@ -5,7 +5,8 @@ Kept are the conversations of callers who neither are Codex clients (they send e
 """
 
 import functools
-import uuid
+import itertools
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,10 @@ _SWEEP_SECONDS = 60.0
 
 # What an entry costs beside its text.
 _ENTRY_BYTES = 512
+
+# Bindings live as long as this process, so that a number is name enough; nobody else guesses the rest.
+_OURS = f"chain-{os.urandom(8).hex()}-"
+_NUMBERS = itertools.count(1)
 
 _MENTIONED = f'"{PREVIOUS}"'.encode()
 
@@ -208,7 +213,7 @@ class Continuations:
 def bind(request: BackendRequest) -> None:
     """Give a conversation that names nothing a name of its own, so that its next turn finds its account."""
     if request.session is None:
-        request.session = f"chain-{uuid.uuid4().hex}"
+        request.session = f"{_OURS}{next(_NUMBERS)}"
 
 
 def answering(request: BackendRequest, answered: Callable[[JsonObject], None]) -> Decoded:

@@ -155,6 +155,7 @@ class TokenCounter:
         self._process: _Process | None = None
         self._release: Callable[[], object] | None = None
         self._is_estimating = False
+        self._is_closed = False
         self._in_work = 0
         self._rest: asyncio.TimerHandle | None = None
 
@@ -176,16 +177,20 @@ class TokenCounter:
         return await self._run(lambda: self._count([text]))
 
     async def aclose(self) -> None:
-        """End the process; what still waits is estimated."""
+        """End the process; what still waits is estimated, and so is all that comes later."""
         self._is_estimating = True
         if self._rest is not None:
             self._rest.cancel()
         if self._process is not None:
             self._process.kill()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
-        self._thread.shutdown(wait=False)
+        if not self._is_closed:
+            self._is_closed = True
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
+            self._thread.shutdown(wait=False)
 
     async def _run(self, work: Callable[[], int]) -> int:
+        if self._is_closed:
+            return await asyncio.to_thread(work)
         loop = asyncio.get_running_loop()
         if self._rest is not None:
             self._rest.cancel()

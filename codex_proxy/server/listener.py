@@ -96,7 +96,7 @@ class Listener:
     async def refuse(self) -> None:
         """Take no new connections; idle ones close now, busy ones after their answer."""
         for place in self._places:
-            place.in_work.is_closing = True
+            place.in_work.close()
             if place.site is not None:
                 await place.site.stop()
                 place.site = None

@@ -54,6 +54,7 @@ class InWork:
         self._idle.set()
         self.is_closing = False
         """Every answer from now on is the last one of its connection."""
+        self._endings: set[Callable[[], None]] = set()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -71,6 +72,20 @@ class InWork:
         self._connections.discard(connection)
         if not self._connections:
             self._idle.set()
+
+    def on_closing(self, end: Callable[[], None]) -> None:
+        """Have *end* called when everything closes: a WebSocket is in work for as long as it is open."""
+        self._endings.add(end)
+
+    def forget(self, end: Callable[[], None]) -> None:
+        """Call *end* no more."""
+        self._endings.discard(end)
+
+    def close(self) -> None:
+        """Let what is in work be the last."""
+        self.is_closing = True
+        for end in list(self._endings):
+            end()
 
     async def wait_idle(self) -> None:
         """Wait until no request is in work."""
@@ -99,6 +114,9 @@ async def on_prepare(request: web.Request, response: web.StreamResponse) -> None
     request[ANSWER] = response
     headers = response.headers
     headers["x-request-id"] = request[REQUEST_ID]
+    if request.get(DIALECT) == "anthropic":
+        # Where the SDKs of that API look for it.
+        headers["request-id"] = request[REQUEST_ID]
     headers["Server"] = "codex-proxy"
     if request.app[IN_WORK].is_closing:
         # The header has been decided on before this is called.

@@ -24,11 +24,14 @@ from codex_proxy.protocol.responses import RESPONSES
 from codex_proxy.protocol.wire import dumps
 from codex_proxy.server.app import IS_CODEX_PATH
 from codex_proxy.server.body import read_body
+from codex_proxy.server.continuations import Continuations
 from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.delivery import CollectSink, StreamSink, Terms, UnarySink
 from codex_proxy.server.middleware import CALLER, REQUEST_ID, Handler
-from codex_proxy.trace import LOCAL, End, Trace
-from codex_proxy.upstream.executor import Executor
+from codex_proxy.server.websocket import Sockets, SocketSink
+from codex_proxy.tasks import Job
+from codex_proxy.trace import LOCAL, Caller, End, Trace
+from codex_proxy.upstream.executor import Exchange, Executor, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +83,7 @@ class Public:
         clock: Clock,
         listed: Models | None = None,
         counter: TokenCounter | None = None,
+        resolve: Callable[[web.Request], Caller] | None = None,
     ) -> None:
         self._executor = executor
         self._pool = pool
@@ -87,11 +91,24 @@ class Public:
         self._clock = clock
         self._models = listed if listed is not None else Models(pool, live)
         self._counter = counter if counter is not None else TokenCounter()
+        self._continuations = Continuations(clock)
+        self._sockets = Sockets(
+            _SocketTurns(self),
+            resolve if resolve is not None else _as_resolved,
+            self._continuations,
+            live=live,
+            clock=clock,
+            background=executor.background,
+        )
+
+    def jobs(self) -> list[Job]:
+        """Return what runs by itself: sockets end, conversations are forgotten."""
+        return [*self._sockets.jobs(), *self._continuations.jobs()]
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by the names in `app.ROUTES`."""
         return {
-            "responses": self._answering("responses", RESPONSES),
+            "responses": self.responses,
             "chat": self._answering("chat", CHAT),
             "completions": self._answering("completions", COMPLETIONS),
             "engine_completions": self.engine_completions,
@@ -100,7 +117,7 @@ class Public:
             "count_tokens": self.count_tokens,
             "embeddings": self.embeddings,
             "hello": self.hello,
-            "responses_socket": self.responses_socket,
+            "responses_socket": self._sockets.serve,
             "compact": self._passthrough("responses/compact"),
             "input_tokens": self.input_tokens,
             "alpha_search": self._passthrough("alpha/search"),
@@ -111,6 +128,21 @@ class Public:
         }
 
     # -- turns ----------------------------------------------------------------------------
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        """Serve one turn of the Responses dialect, which may go on from an answer that was given."""
+
+        def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+            decoded = self._continuations.decode(
+                raw,
+                headers,
+                catalog=self._models.catalog,
+                caller=trace.caller,
+                limit=self._live.current.max_body_bytes,
+            )
+            return self._begin(http, decoded, trace, RESPONSES)
+
+        return await self._turn(request, "responses", RESPONSES, begin)
 
     def _answering(self, route: str, dialect: Dialect) -> Handler:
         """Return the handler of a route whose turns are asked and answered in *dialect*."""
@@ -164,23 +196,23 @@ class Public:
             begun = begin(http, raw, headers, trace)
             del raw
         except ProxyError as exc:
-            trace.status = dialect.render_error(exc, request_id=trace.id)[0]
-            trace.error = exc.code or exc.type
-            trace.finish(End.FAILED, self._clock.monotonic())
-            log_turn(trace)
+            self._refused(trace, exc, dialect)
             raise
         request, sink = begun.request, begun.sink
-        trace.model = request.asked_model
-        trace.stream = request.stream
-        trace.client = client_of(request, headers)
-        exchange = self._executor.begin(request, sink, trace)
+        exchange = self._run(request, sink, trace, headers)
         del begun, request
-        try:
-            await exchange.wait()
-        except asyncio.CancelledError:
-            exchange.caller_gone()
-            raise
+        await _end_of(exchange)
         return sink.result()
+
+    def _refused(self, trace: Trace, error: ProxyError, dialect: Dialect) -> None:
+        trace.status = dialect.render_error(error, request_id=trace.id)[0]
+        trace.error = error.code or error.type
+        trace.finish(End.FAILED, self._clock.monotonic())
+        log_turn(trace)
+
+    def _run(self, request: BackendRequest, sink: Sink, trace: Trace, headers: Headers) -> Exchange:
+        _describe(trace, request, headers)
+        return self._executor.begin(request, sink, trace)
 
     def _terms(self, dialect: Dialect) -> Terms:
         return Terms(
@@ -189,14 +221,6 @@ class Public:
             limits=self._executor.route.limits,
             models_etag=self._models.codex[1],
             stall_seconds=self._live.current.idle_timeout,
-        )
-
-    async def responses_socket(self, request: web.Request) -> web.StreamResponse:
-        """Refuse the WebSocket: the Codex CLI then uses HTTP for the rest of its session."""
-        raise RequestError(
-            "responses over WebSocket are not served here; send POST to this path",
-            status=426,
-            code="websocket_not_supported",
         )
 
     # -- what needs no account ------------------------------------------------------------
@@ -271,6 +295,50 @@ class Begun:
 
 
 AnySink = StreamSink | CollectSink | UnarySink
+
+
+class _SocketTurns:
+    """The same machinery for turns on sockets."""
+
+    def __init__(self, public: Public) -> None:
+        self._public = public
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._public._models.catalog
+
+    def terms(self) -> Terms:
+        return self._public._terms(RESPONSES)
+
+    async def run(self, request: BackendRequest, sink: SocketSink, trace: Trace, headers: Headers) -> None:
+        await _end_of(self._public._run(request, sink, trace, headers))
+
+    def refused(self, trace: Trace, error: ProxyError) -> None:
+        self._public._refused(trace, error, RESPONSES)
+
+    def served_here(self, trace: Trace, request: BackendRequest, headers: Headers) -> None:
+        _describe(trace, request, headers)
+        trace.finish(End.COMPLETED, self._public._clock.monotonic())
+        log_turn(trace)
+
+
+async def _end_of(exchange: Exchange) -> None:
+    """Wait for the end of a turn; whoever stops waiting has lost its caller."""
+    try:
+        await exchange.wait()
+    except asyncio.CancelledError:
+        exchange.caller_gone()
+        raise
+
+
+def _describe(trace: Trace, request: BackendRequest, headers: Headers) -> None:
+    trace.model = request.asked_model
+    trace.stream = request.stream
+    trace.client = client_of(request, headers)
+
+
+def _as_resolved(request: web.Request) -> Caller:
+    return request[CALLER]
 
 
 def client_of(request: BackendRequest, headers: Headers) -> str:

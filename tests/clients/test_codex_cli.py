@@ -1,4 +1,4 @@
-"""The real Codex CLI as a caller, in both ways in which people put the proxy under it.
+"""The real Codex CLI as a caller over HTTP, in both ways in which people put the proxy under it.
 
 With a key: the CLI knows the proxy as a provider. With a login: the CLI has an account of its own,
 asks its workspaces and models, and compresses what it sends. Nothing leaves this machine: all
@@ -7,310 +7,33 @@ that is not loopback would go through a proxy that only notes who asked.
 
 import asyncio
 import base64
-import contextlib
 import json
-import os
-import re
-import shutil
-import signal
-import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from codex_proxy.simulator import Script, Simulator
-from codex_proxy.trace import End, Trace
-from tests.harness import LITE, STANDARD, Stand, standing
+from codex_proxy.simulator import Script
+from codex_proxy.trace import End
+from tests.clients import codex_desk
+from tests.clients.codex_desk import CALLS, KEY, PATIENCE, VERSION, WITH_KEY, WITH_LOGIN, Desk, sitting
+from tests.clients.fence import kill
+from tests.harness import LITE, STANDARD
 
 pytestmark = pytest.mark.clients
 
-VERSION = "0.169.0"
-KEY = "the-key-of-the-caller"
+codex = codex_desk.codex
+"""The installed CLI; a fixture is found where its name stands."""
 
-# Far more than a turn takes; a CLI that retries as it should not is seen by its requests.
-PATIENCE = 30.0
-
-EXPECTED = (
-    # Whatever follows a refused upgrade, the CLI notes it and goes on over HTTP.
-    "failed to connect to Responses WebSocket",
-    # Where the tests live.
-    "Refusing to create helper binaries under temporary dir",
-)
-"""What the CLI says about itself and not about us."""
-
-COMPLAINT = re.compile(r"(?i)\bWARN|ERROR|warning|flagged|cyber|reconnect|limit|capacity|retry|unexpected")
-
-# Arithmetic that only a shell can have done.
-COMMAND = "echo marker-$((40+2))"
-CALLS: dict[str, Script] = {
-    LITE: Script.custom_tool(
-        "exec", f"const r = await tools.exec_command({{cmd: {COMMAND!r}}}); text(JSON.stringify(r));"
-    ),
-    STANDARD: Script.tool("exec_command", {"cmd": COMMAND}),
-}
-"""How each kind of model runs a command."""
-
-
-@pytest.fixture(scope="session")
-def codex(request: pytest.FixtureRequest) -> Path:
-    """Install the CLI, once for as long as pytest's cache lives."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm to install the Codex CLI with")
-    assert request.config.cache is not None
-    cache = request.config.cache.mkdir("codex-cli")
-    folder = cache / VERSION
-    if not folder.exists():
-        # Renamed when it is whole: an install that was broken off is none.
-        with tempfile.TemporaryDirectory(dir=cache) as fresh:
-            made = Path(fresh) / "made"
-            asyncio.run(
-                _install(
-                    npm,
-                    "install",
-                    "--prefix",
-                    str(made),
-                    "--no-audit",
-                    "--no-fund",
-                    f"@openai/codex@{VERSION}",
-                )
-            )
-            with contextlib.suppress(OSError):
-                made.rename(folder)
-    return folder / "node_modules" / ".bin" / "codex"
-
-
-async def _install(*command: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()
-
-
-@dataclass(slots=True)
-class Head:
-    """The head of a request as the CLI sent it."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-
-
-class Tap:
-    """Stands between the CLI and the proxy, passes everything on and notes the heads of requests."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._to = (host, port)
-        self._server: asyncio.Server | None = None
-        self.heads: list[Head] = []
-
-    @property
-    def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    def sent(self, method: str, path: str) -> list[Head]:
-        return [h for h in self.heads if h.method == method and h.path.partition("?")[0].endswith(path)]
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_proxy, to_proxy = await asyncio.open_connection(*self._to)
-        with contextlib.suppress(ConnectionError):
-            await asyncio.gather(_pass(from_proxy, writer), self._requests(reader, to_proxy))
-        for end in (writer, to_proxy):
-            end.close()
-
-    async def _requests(self, reader: asyncio.StreamReader, to_proxy: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                first, *lines = head.decode("latin-1").rstrip().split("\r\n")
-                method, path, _ = first.split(" ")
-                headers = {
-                    name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
-                }
-                self.heads.append(Head(method, path, headers))
-                to_proxy.write(head + await reader.readexactly(int(headers.get("content-length", "0"))))
-                await to_proxy.drain()
-        # The CLI has left, and the proxy has to hear it.
-        to_proxy.close()
-
-
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-
-
-@dataclass(slots=True)
-class Ran:
-    """What a person saw of one run."""
-
-    code: int | None
-    out: str
-    err: str
-
-    @property
-    def complaints(self) -> list[str]:
-        return [
-            line
-            for line in self.err.splitlines()
-            if COMPLAINT.search(line) and not any(known in line for known in EXPECTED)
-        ]
-
-
-@dataclass(slots=True)
-class Desk:
-    """A CLI that is set up, the proxy it talks to, and all that was said."""
-
-    codex: Path
-    stand: Stand
-    tap: Tap
-    home: Path
-    environment: dict[str, str]
-    traces: list[Trace] = field(default_factory=list)
-
-    @property
-    def sim(self) -> Simulator:
-        return self.stand.sim
-
-    async def start(self, *arguments: str, model: str = LITE) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            self.codex,
-            "exec",
-            "--skip-git-repo-check",
-            "--dangerously-bypass-approvals-and-sandbox",
-            *("-m", model),
-            *arguments,
-            env=self.environment,
-            cwd=self.home,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            # What npm installs is a launcher: it and the CLI itself form a group.
-            start_new_session=True,
-        )
-
-    async def run(self, *arguments: str, model: str = LITE) -> Ran:
-        """Run the CLI to its end."""
-        process = await self.start(*(arguments or ("say hello",)), model=model)
-        try:
-            out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
-        finally:
-            if process.returncode is None:
-                await kill(process)
-        return Ran(process.returncode, out.decode(), err.decode())
-
-
-async def kill(process: asyncio.subprocess.Process) -> None:
-    """End the CLI without a chance to say goodbye."""
-    os.killpg(process.pid, signal.SIGKILL)
-    await process.communicate()
-
-
-@contextlib.asynccontextmanager
-async def no_way_out() -> AsyncIterator[dict[str, str]]:
-    """Yield the environment that sends every call to another host to a listener; fail if one came."""
-    asked: list[bytes] = []
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readline())
-        writer.close()
-
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    proxy = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    names = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
-    try:
-        yield {
-            **{name: proxy for upper in names for name in (upper, upper.lower())},
-            **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
-        }
-    finally:
-        server.close()
-    assert asked == []
-
-
-@contextlib.asynccontextmanager
-async def sitting(
-    codex: Path, folder: Path, config: str, *, login: str | None = None, **settings: Any
-) -> AsyncIterator[Desk]:
-    """Set everything up; *config* is the CLI's, with the places of proxy and backend left open."""
-    simulator = Simulator(accounts=3)
-    if login is not None:
-        simulator.add_account(login)
-
-    def auths(sim: Simulator, directory: Path) -> None:
-        sim.write_auth_files(directory)
-        if login is not None:
-            # This one is the person's own, and not one of the pool.
-            (directory / f"simulated-{login}.json").unlink()
-
-    home = folder / "home"
-    settled = home / "codex"
-    settled.mkdir(parents=True)
-    async with (
-        no_way_out() as environment,
-        standing(folder, simulator=simulator, auths=auths, **settings) as stand,
-        Tap("127.0.0.1", stand.daemon.port) as tap,
-    ):
-        if login is not None:
-            text = json.dumps(simulator.account(login).codex_file())
-            (settled / "auth.json").write_text(text, encoding="utf-8")
-        backend = simulator.url.replace("127.0.0.1", "localhost")
-        text = config.replace("PROXY", tap.url).replace("BACKEND", backend) + QUIET
-        (settled / "config.toml").write_text(text, encoding="utf-8")
-        environment |= {
-            "PATH": os.environ["PATH"],
-            "TZ": "UTC",
-            "HOME": str(home),
-            "CODEX_HOME": str(settled),
-            "POOL_KEY": KEY,
-            "CODEX_REFRESH_TOKEN_URL_OVERRIDE": f"{simulator.issuer}/oauth/token",
-        }
-        desk = Desk(codex, stand, tap, home, environment)
-        stand.daemon.executor.listen(desk.traces.append)
-        yield desk
-
-
-QUIET = """
-check_for_update_on_startup = false
-analytics.enabled = false
-features.plugins = false
-features.apps = false
-"""
-
-WITH_KEY = """
-model_provider = "pool"
-model_providers.pool.name = "OpenAI"
-model_providers.pool.base_url = "PROXY/backend-api/codex"
-model_providers.pool.wire_api = "responses"
-model_providers.pool.env_key = "POOL_KEY"
-model_providers.pool.supports_websockets = true
-"""
-
-WITH_LOGIN = """
-openai_base_url = "PROXY/backend-api/codex"
-chatgpt_base_url = "BACKEND/backend-api"
-"""
+# The CLI prefers a WebSocket; test_codex_cli_websocket.py has the rest.
+OVER_HTTP: dict[str, Any] = {"enable_websocket": False}
 
 
 @pytest.fixture
 async def desk(codex: Path, tmp_path: Path) -> AsyncIterator[Desk]:
-    async with sitting(codex, tmp_path, WITH_KEY, api_keys=[KEY]) as desk:
+    async with sitting(codex, tmp_path, WITH_KEY, api_keys=[KEY], **OVER_HTTP) as desk:
         yield desk
 
 
@@ -524,7 +247,7 @@ async def test_a_stream_that_breaks_off_is_taken_up_again(desk: Desk) -> None:
 
 
 async def test_a_passing_shortage_is_waited_for(codex: Path, tmp_path: Path) -> None:
-    async with sitting(codex, tmp_path, WITH_KEY, api_keys=[KEY], max_retry=0) as desk:
+    async with sitting(codex, tmp_path, WITH_KEY, api_keys=[KEY], max_retry=0, **OVER_HTTP) as desk:
         desk.sim.script(Script.state("overloaded"), "There was room.")
         ran = await desk.run()
         assert (ran.code, ran.out) == (0, "There was room.\n")
@@ -569,7 +292,7 @@ async def test_a_cli_that_is_killed_frees_its_account(desk: Desk) -> None:
 
 @pytest.fixture
 async def owner(codex: Path, tmp_path: Path) -> AsyncIterator[Desk]:
-    async with sitting(codex, tmp_path, WITH_LOGIN, login="person") as desk:
+    async with sitting(codex, tmp_path, WITH_LOGIN, login="person", **OVER_HTTP) as desk:
         yield desk
 
 

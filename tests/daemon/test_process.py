@@ -356,12 +356,13 @@ async def test_a_hundred_kills_leave_every_account_file_whole(
 # --- the demo
 
 
-async def test_the_demo_answers_both_requests_and_ends() -> None:
+async def test_the_demo_answers_in_every_dialect_and_ends() -> None:
     code, out, err = await run("demo", "--once")
     assert (code, err) == (0, "")
     assert "last event response.completed" in out
-    assert "status completed" in out
-    assert out.count("HTTP 200") == 2
+    assert out.count("HTTP 200") == 4
+    for words in ("demo.", "Hello from Chat.", "Hello from Claude Code."):
+        assert f"pong: Say hello from the {words}" in out or f"pong: {words}" in out
     assert "curl -N http://127.0.0.1:" in out
 
 

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from codex_proxy import config
 from codex_proxy.config import KEYS
 from codex_proxy.net import http as net
 from codex_proxy.simulator import Simulator
+from tests.daemon.sockets import line
 from tests.harness import LITE, STANDARD, Stand, standing
 from tests.process import client, running, write_config
 
@@ -289,6 +291,21 @@ async def _(stand: Stand, edits: Edits) -> None:
     assert (await stand.post(body=body)).status == 413
     await edits.edit(max_body_bytes="1MiB")
     assert (await stand.post(body=body)).status == 200
+
+
+@checks("enable-websocket")
+async def _(stand: Stand, edits: Edits) -> None:
+    async with line(stand) as caller:
+        await caller.complete("hi")
+        await edits.edit(enable_websocket=False)
+        # Who is there may stay.
+        await caller.complete("hi")
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="426"):
+        async with line(stand):
+            raise AssertionError("it opened")
+    await edits.edit(enable_websocket=True)
+    async with line(stand) as caller:
+        await caller.complete("hi")
 
 
 @checks("drain-timeout")

@@ -94,6 +94,16 @@ def test_a_turn_adds_its_own_items_and_copies_nothing() -> None:
     assert told(dumps([user("other")]), one).items() == [user("one"), ANSWER, user("other"), ANSWER]
 
 
+def test_a_request_for_compaction_is_no_part_of_the_conversation() -> None:
+    sealed = {"type": "compaction", "id": "cmp_1", "encrypted_content": "gAAAAA"}
+    sent = dumps([user("one"), {"type": "compaction_trigger"}])
+    gone = go_on(request(), sent, None, {"id": "resp_1", "output": [sealed]})
+    assert gone is not None
+    assert gone[1].items() == [user("one"), sealed]
+    made = decode(gone[1], input="two")
+    assert made.compacted == ("gAAAAA",)
+
+
 def test_items_are_new_each_time() -> None:
     transcript = told(dumps([user("one")]))
     transcript.items()[0]["role"] = "changed"

@@ -88,7 +88,9 @@ async def served(
     found = dict(handlers or {})
     for route in routes:
         found.setdefault(route.handler, tell)
-    app = build_app(Access(Live(settings)), found, {"openai": render_error, "anthropic": other, "other": other}, routes)
+    app = build_app(
+        Access(Live(settings)), found, {"openai": render_error, "anthropic": other, "other": other}, routes
+    )
     runner = web.AppRunner(app, **{**SERVER_OPTIONS, "lingering_time": 0.02, **options})
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

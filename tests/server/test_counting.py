@@ -292,3 +292,10 @@ async def test_a_count_that_kills_or_hangs_the_process_is_an_estimate(
         assert counter.pid is None
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "secret" not in caplog.text
+
+
+async def test_ending_twice_is_ending_and_what_comes_later_is_estimated() -> None:
+    counter = TokenCounter()
+    await counter.aclose()
+    await counter.aclose()
+    assert await counter.count_text("hello there") == tokens.estimate("hello there")
