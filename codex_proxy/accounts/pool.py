@@ -6,6 +6,7 @@ lock. What a failure does to an account is one `match` over its verdict (`Pool.f
 
 import dataclasses
 import logging
+import math
 import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -377,7 +378,8 @@ class Pool:
             )
         resets_at = min(limits)
         return PoolExhausted(
-            "the usage limit of every account that could serve this has been reached",
+            "the usage limit of every account that could serve this has been reached; "
+            f"the first is free again in {_in_words(resets_at - now)}",
             resets_at=resets_at,
             retry_after=max(0.0, resets_at - now),
         )
@@ -657,3 +659,15 @@ def _mean(windows: list[Window], now: float) -> JsonObject | None:
 
 def _same_tokens(one: Credential, other: Credential) -> bool:
     return one.access == other.access and one.refresh == other.refresh
+
+
+def _in_words(seconds: float) -> str:
+    """Return a time as people say it, rounded up; clients show it, and not all of them know the headers."""
+    minutes = max(1, math.ceil(seconds / 60))
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h" if hours else f"{days} d"
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes} min"

@@ -920,3 +920,16 @@ def test_an_account_is_found_by_the_name_that_it_has_now() -> None:
     pool.apply(Scan([credential("b", alias="x")], []))
     assert pool.by_alias("x") is second
     assert pool.by_alias("x-2") is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "1 min"), (59, "1 min"), (61, "2 min"), (3600, "1 h"), (3601, "1 h 1 min"), (7 * 3600 + 1800, "7 h 30 min"),
+     (86_400, "1 d"), (6 * 86_400 + 5 * 3600, "6 d 5 h")],
+)  # fmt: skip
+def test_a_pool_at_its_limit_says_in_words_when_it_is_free(seconds: float, words: str) -> None:
+    pool, _ = make_pool("a")
+    fail(pool, "a", Verdict.EXHAUSTED, resets_at=NOW + seconds)
+    with pytest.raises(PoolExhausted) as caught:
+        pool.pick(WANT)
+    assert caught.value.message.endswith(f"the first is free again in {words}")
