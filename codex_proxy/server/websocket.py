@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
@@ -46,6 +46,9 @@ from codex_proxy.upstream.executor import Head
 
 logger = logging.getLogger(__name__)
 
+# It warns of subprotocols that nobody here speaks by writing them down, and some clients put their key there.
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+
 # What the public API gives a connection.
 MAX_AGE_SECONDS = 3600.0
 
@@ -61,6 +64,9 @@ MAX_LANES = 32
 
 # A peer that has gone does not answer a close frame, and a stopping daemon waits for it.
 _CLOSE_SECONDS = 2.0
+
+# One that is there and does not read takes no close frame at all.
+_GIVE_UP_SECONDS = 10.0
 
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 
@@ -82,6 +88,9 @@ _ONLY_HEADERS = {
     "ws_request_header_tracestate": "tracestate",
 }
 """What over HTTP only a header says."""
+
+# What servers take of one header at most; a frame can say more, and no account is to be asked in vain.
+_MAX_HEADER_BYTES = 8_000
 
 _SOCKET_ONLY = "ws_request_header_"
 _STARTED = "x-codex-ws-stream-request-start-ms"
@@ -204,7 +213,9 @@ class Sockets:
                 status=426,
                 code="websocket_not_supported",
             )
-        if http.headers.get("Upgrade", "").strip().lower() != "websocket":
+        is_upgrade = http.headers.get("Upgrade", "").strip().lower() == "websocket"
+        # HEAD is served where GET is, and HTTP/1.0 knows no upgrade.
+        if not is_upgrade or http.method != "GET" or http.version < HttpVersion11:
             raise RequestError(
                 "GET opens a WebSocket here; for an answer over HTTP send POST to this path",
                 status=426,
@@ -251,9 +262,28 @@ class Wire:
                     await self._ws.send_frame(frame, WSMsgType.TEXT)
         except TimeoutError as exc:
             # A close frame would not be read either.
-            if self._http.transport is not None:
-                self._http.transport.abort()
+            self.abort()
             raise ConnectionResetError("the caller stopped reading") from exc
+
+    async def close(self, code: int, reason: bytes) -> None:
+        """Close in order; break off a caller who does not even read what comes before the close frame."""
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            async with asyncio.timeout(_GIVE_UP_SECONDS):
+                await self._ws.close(code=code, message=reason)
+        except TimeoutError:
+            self.abort()
+        except asyncio.CancelledError:
+            # A pong that waited for the caller to read was cancelled, and all who wait with it are.
+            if task.cancelling():
+                raise
+            self.abort()
+
+    def abort(self) -> None:
+        """Break the connection off, with all that is not written yet."""
+        if self._http.transport is not None:
+            self._http.transport.abort()
 
 
 class Socket:
@@ -302,7 +332,7 @@ class Socket:
         if goodbye.error is not None:
             with contextlib.suppress(ConnectionError):
                 await self._wire.write([error_frame(goodbye.error, self._http[REQUEST_ID])], _CLOSE_SECONDS)
-        await self._ws.close(code=goodbye.code, message=goodbye.reason)
+        await self._wire.close(goodbye.code, goodbye.reason)
 
     def end(self) -> None:
         """Close as soon as no turn is under way: the daemon ends."""
@@ -326,7 +356,11 @@ class Socket:
     async def _read(self) -> None:
         """Take requests, also while a turn runs, until the caller leaves or must."""
         while self._goodbye is None or self._is_busy:
-            message = await self._ws.receive()
+            try:
+                message = await self._ws.receive()
+            except ConnectionError:
+                # It pinged and left before the pong.
+                return
             if message.type is WSMsgType.TEXT:
                 data: Any = message.data
                 limit = self._sockets.live.current.max_body_bytes
@@ -392,8 +426,10 @@ class Socket:
             if is_generated:
                 await sockets.turns.run(request, sink, trace, headers)
             else:
-                await sink.answer_nothing()
-                sockets.turns.served_here(trace, request, headers)
+                try:
+                    await sink.answer_nothing()
+                finally:
+                    sockets.turns.served_here(trace, request, headers)
         except ProxyError as exc:
             sockets.turns.refused(trace, exc)
             if isinstance(exc, KeyRefused):
@@ -548,7 +584,7 @@ class SocketSink(EncodedSink):
         """Write a frame that says nothing but that we are here; pings do not reset a client's timer."""
         async with self._writing:
             if not self._is_over:
-                await self._write([_KEEPALIVE])
+                await self._write([_frame(_KEEPALIVE, self._lane)])
 
     async def end(self) -> None:
         """Do nothing: the terminal event is the end, and the socket stays."""
@@ -576,7 +612,7 @@ class SocketSink(EncodedSink):
         await self._wire.write(frames, self._terms.stall_seconds)
 
 
-_KEEPALIVE = b'{"type":"keepalive"}'
+_KEEPALIVE = Event.of({"type": "keepalive"})
 
 
 def _frame(event: Event, lane: str | None) -> bytes:
@@ -640,8 +676,13 @@ def turn_headers(upgrade: Mapping[str, str], fields: JsonObject) -> dict[str, st
         return headers
     for name, header in (*_ALSO_HEADERS.items(), *_ONLY_HEADERS.items()):
         value = metadata.get(name)
-        if isinstance(value, str) and value:
+        if not isinstance(value, str) or not value:
+            continue
+        if len(value.encode("utf-8", "replace")) <= _MAX_HEADER_BYTES:
             headers[header] = value
+        else:
+            # What the upgrade said holds no longer.
+            headers.pop(header, None)
     kept = {
         name: value
         for name, value in metadata.items()

@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import json
+import logging
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -53,6 +55,34 @@ def transport_of(caller: Line) -> asyncio.Transport:
     transport = connection.transport
     assert isinstance(transport, asyncio.Transport)
     return transport
+
+
+async def knock(
+    stand: Stand, *, request: str = "GET /v1/responses HTTP/1.1", buffer: int = 65_536
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """Ask for an upgrade as no client library would; return the connection and the answer's head."""
+    caller = socket.socket()
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    caller.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(caller, ("127.0.0.1", stand.daemon.port))
+    reader, writer = await asyncio.open_connection(sock=caller)
+    writer.write(
+        f"{request}\r\nHost: 127.0.0.1:{stand.daemon.port}\r\nConnection: Upgrade\r\n"
+        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    return reader, writer, await reader.readuntil(b"\r\n\r\n")
+
+
+# With a mask of zeros, as any mask will do.
+PING = bytes([0x89, 0x80 | 100, 0, 0, 0, 0]) + b"x" * 100
+
+
+def connections_of(stand: Stand) -> list[Any]:
+    """Return the daemon's own connections to its callers."""
+    server = stand.daemon._listener._places[0].runner.server
+    assert server is not None
+    return server.connections
 
 
 def sent(stand: Stand, turn: int = -1) -> list[Any]:
@@ -510,6 +540,18 @@ async def test_metadata_of_any_kind_harms_nobody(stand: Stand) -> None:
         assert (await caller.frames())[-1]["type"] == "response.completed"
 
 
+async def test_metadata_that_no_header_holds_stays_in_the_body(stand: Stand) -> None:
+    async with line(stand, codex=True) as caller:
+        long = {"x-codex-turn-metadata": "ä" * 5000, "session_id": "y" * 9000}
+        fields = codex_fields(STANDARD, **long, ws_request_header_traceparent="z" * 9000)
+        await caller.complete("hi", **fields)
+    (turn,) = stand.sim.turns
+    assert turn.json["client_metadata"].items() >= long.items()
+    # Nor does what the upgrade said of them hold on.
+    for name in ("x-codex-turn-metadata", "session-id", "traceparent"):
+        assert name not in turn.headers
+
+
 async def test_odd_characters_pass_as_they_came(stand: Stand) -> None:
     async with line(stand) as caller:
         first = await caller.complete("NUL \0 and 🎉", store=False)
@@ -659,9 +701,11 @@ async def test_a_caller_who_waits_gets_signs_of_life_before_and_in_an_answer(tmp
 
         stand.sim.script(Script.state("stall", where="middle", seconds=0.4))
         async with line(stand) as caller:
-            kinds = types_of(await caller.ask("hi"))
+            frames = await caller.ask("hi", stream_id="planner")
+        kinds = types_of(frames)
         assert kinds[0] == "response.created"
         assert "keepalive" in kinds[2:]
+        assert {frame.get("stream_id") for frame in frames} == {"planner"}
 
 
 async def test_failover_goes_on_behind_a_sign_of_life(tmp_path: Path) -> None:
@@ -705,6 +749,31 @@ async def test_a_caller_who_leaves_frees_the_account_at_once(stand: Stand, how: 
     assert traces[0].end is End.CALLER_GONE
     assert traces[0].usage.output_tokens > 0
     assert stand.known(stand.sim.account(str(turn.account))).in_flight == 0
+
+
+async def test_a_caller_who_pings_and_leaves_is_nothing_to_write_home_about(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        _, writer, _ = await knock(stand)
+        writer.write(PING * 200)
+        writer.transport.abort()
+    await stand.until(lambda: not connections_of(stand))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_prewarm_whose_caller_has_left_has_its_story_too(
+    stand: Stand, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write(*_: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(websocket.Wire, "write", write)
+    with caplog.at_level(logging.INFO, "codex_proxy.server.public"):
+        async with line(stand) as caller:
+            await caller.create("hi", generate=False)
+            await stand.until(lambda: "turn id=" in caplog.text)
+    assert "end=completed" in caplog.text
 
 
 async def test_what_waits_is_dropped_with_its_caller(stand: Stand) -> None:
@@ -850,6 +919,29 @@ async def test_a_turn_under_way_is_not_idleness(hasty: Stand, monkeypatch: pytes
         await caller.complete("hi")
 
 
+@pytest.mark.parametrize("is_pong_waiting", [False, True])
+async def test_a_caller_who_reads_nothing_does_not_hold_an_end_up(
+    hasty: Stand, monkeypatch: pytest.MonkeyPatch, is_pong_waiting: bool
+) -> None:
+    monkeypatch.setattr(websocket, "_GIVE_UP_SECONDS", 0.1)
+    _, writer, _ = await knock(hasty, buffer=4096)
+    (connection,) = connections_of(hasty)
+    transport = writer.transport
+    assert isinstance(transport, asyncio.Transport)
+    transport.pause_reading()
+    async with asyncio.timeout(20):
+        while not connection._paused:
+            writer.write(PING * 4)
+            await asyncio.sleep(0)
+        if is_pong_waiting:
+            while connection._drain_waiter is None:
+                writer.write(PING * 40)
+                await asyncio.sleep(0)
+    later(hasty, monkeypatch, websocket.IDLE_SECONDS + 5)
+    await hasty.until(lambda: connection not in connections_of(hasty))
+    transport.abort()
+
+
 # Who may ask -------------------------------------------------------------------------------
 
 
@@ -919,6 +1011,23 @@ async def test_what_is_no_upgrade_is_told_what_to_send(stand: Stand) -> None:
     assert answer.status == 400
 
 
+@pytest.mark.parametrize("request_line", ["HEAD /v1/responses HTTP/1.1", "GET /v1/responses HTTP/1.0"])
+async def test_only_get_of_http_1_1_is_an_upgrade(stand: Stand, request_line: str) -> None:
+    _, writer, head = await knock(stand, request=request_line)
+    assert b" 426 " in head
+    writer.close()
+
+
+async def test_what_is_offered_as_a_subprotocol_is_not_written_down(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clients of another of OpenAI's APIs send their key there."""
+    async with line(stand, protocols=["realtime", "openai-insecure-api-key.some-client-key"]) as caller:
+        assert caller.ws.protocol is None
+        await caller.complete("hi")
+    assert "some-client-key" not in caplog.text
+
+
 async def test_websocket_can_be_switched_off(tmp_path: Path) -> None:
     async with standing(tmp_path, enable_websocket=False) as stand:
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
@@ -956,13 +1065,8 @@ async def test_an_idle_socket_does_not_keep_a_daemon_that_ends(tmp_path: Path) -
 
 async def test_a_peer_that_does_not_answer_the_close_keeps_it_for_a_moment_only(tmp_path: Path) -> None:
     async with standing(tmp_path, drain_timeout=60) as stand:
-        reader, writer = await asyncio.open_connection("127.0.0.1", stand.daemon.port)
-        writer.write(
-            f"GET /v1/responses HTTP/1.1\r\nHost: 127.0.0.1:{stand.daemon.port}\r\nConnection: Upgrade\r\n"
-            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
-        )
-        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        _, writer, head = await knock(stand)
+        assert b" 101 " in head
         started = time.monotonic()
         await stop(stand)
         assert time.monotonic() - started < 10
