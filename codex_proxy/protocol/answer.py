@@ -13,8 +13,10 @@ text, and the number of output tokens.
 """
 
 import hashlib
+import heapq
 import math
-from collections import Counter
+import re
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,48 +47,83 @@ Act = Callable[..., None]
 class StopSequences:
     """Finds the first stop sequence in a text that comes in pieces.
 
-    The longest end of the text that could still become a sequence is held back, never more.
+    The longest end of the text that could still become a sequence is held back, never more. All
+    sequences are looked for at once (the automaton of Aho and Corasick), so that the time depends on nothing but
+    the text: the caller chooses the sequences, and can have the model write what nearly is one, again and again.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:
-        self._sequences = tuple(sequences)
+        # A node stands for a beginning of some sequences; 0 is the empty one.
+        self._next: list[dict[str, int]] = [{}]
+        self._depth = [0]
+        self._hit: list[str | None] = [None]
+        """The longest sequence that is complete at a node."""
+        for sequence in sequences:
+            node = 0
+            for char in sequence:
+                node = self._next[node].get(char) or self._grow(node, char)
+            self._hit[node] = sequence
+        self._fallback = [0] * len(self._next)
+        """For each node the longest end of it that is another one."""
+        self._connect()
+        self._first = re.compile("|".join(map(re.escape, self._next[0])))
+        self._node = 0
         self._held = ""
         self.hit: str | None = None
         """The sequence that was found."""
 
+    def _grow(self, node: int, char: str) -> int:
+        self._next[node][char] = new = len(self._next)
+        self._next.append({})
+        self._depth.append(self._depth[node] + 1)
+        self._hit.append(None)
+        return new
+
+    def _connect(self) -> None:
+        """Find the fallbacks, from the short beginnings to the long ones."""
+        waiting = deque(self._next[0].values())
+        while waiting:
+            node = waiting.popleft()
+            shorter = self._fallback[node]
+            self._hit[node] = self._hit[node] or self._hit[shorter]
+            for char, child in self._next[node].items():
+                self._fallback[child] = self._follow(shorter, char)
+                waiting.append(child)
+
+    def _follow(self, node: int, char: str) -> int:
+        """Return the node for the longest end, of what *node* stands for and *char*, that there is one for."""
+        while node and char not in self._next[node]:
+            node = self._fallback[node]
+        return self._next[node].get(char, 0)
+
     def feed(self, text: str) -> str:
         """Return what may go out of the text so far; all before the sequence once one is found."""
+        place = len(self._held)
         text = self._held + text
-        self._held = ""
-        # The one that is complete first, so that it does not matter how the text was cut.
-        found = min(
-            ((place + len(one), place, one) for one in self._sequences if (place := text.find(one)) >= 0),
-            default=None,
-        )
-        if found is not None:
-            _, place, self.hit = found
-            return text[:place]
-        keep = max((self._overlap(text, one) for one in self._sequences), default=0)
-        if keep:
-            self._held = text[-keep:]
-            return text[:-keep]
-        return text
+        node = self._node
+        while place < len(text):
+            if not node:
+                start = self._first.search(text, place)
+                if start is None:
+                    break
+                place = start.start()
+            node = self._follow(node, text[place])
+            place += 1
+            # The one that is complete first, so that it does not matter how the text was cut.
+            hit = self._hit[node]
+            if hit is not None:
+                self.hit = hit
+                self.flush()
+                return text[: place - len(hit)]
+        self._node = node
+        end = len(text) - self._depth[node]
+        self._held = text[end:]
+        return text[:end]
 
     def flush(self) -> str:
         """Return what was held back: no sequence came of it."""
-        held, self._held = self._held, ""
+        held, self._held, self._node = self._held, "", 0
         return held
-
-    @staticmethod
-    def _overlap(text: str, sequence: str) -> int:
-        """Return the length of the longest end of *text* that begins *sequence*."""
-        start = max(0, len(text) - len(sequence) + 1)
-        place = text.find(sequence[0], start)
-        while place >= 0:
-            if sequence.startswith(text[place:]):
-                return len(text) - place
-            place = text.find(sequence[0], place + 1)
-        return 0
 
 
 class OutputRoom:
@@ -123,6 +160,8 @@ class Slot:
     """Its `output_index`; by arrival when the backend gives none."""
     kind: str
     """The item's type."""
+    arrival: int
+    """How many items came before it."""
     id: str | None = None
     call_id: str | None = None
     name: str | None = None
@@ -200,6 +239,8 @@ class AnswerEncoder:
         self._by_index: dict[int, Slot] = {}
         self._by_id: dict[str, Slot] = {}
         self._current: Slot | None = None
+        self._waiting: list[int] = []
+        """A heap of the slots that wait for their turn, by their arrival."""
         self._is_catching_up = False
         self._handlers: dict[str, Callable[[Event], None]] = {
             "response.created": self._on_progress,
@@ -497,7 +538,19 @@ class AnswerEncoder:
 
     def _annotate(self, slot: Slot, index: int, annotation: JsonObject) -> None:
         slot.pieces.setdefault(("annotations", index), []).append("")
-        self._do(slot, self._note, annotation)
+        # Its place is said within its part, and told within its item.
+        before = sum(
+            len(piece)
+            for (key, part), pieces in slot.pieces.items()
+            if key == "text" and part < index
+            for piece in pieces
+        )
+        places = {
+            key: annotation[key] + before
+            for key in ("start_index", "end_index")
+            if isinstance(annotation.get(key), int)
+        }
+        self._do(slot, self._note, {**annotation, **places} if before else annotation)
 
     def _on_summary_delta(self, event: Event) -> None:
         key = ("summary", _number(event.json.get("summary_index")))
@@ -605,7 +658,8 @@ class AnswerEncoder:
         of its kind as long as there are enough of them.
         """
         slots = [self._known(item) for item in output]
-        free = sorted((slot for slot in self._slots if slot not in slots), key=lambda slot: slot.index)
+        known = set(slots)
+        free = sorted((slot for slot in self._slots if slot not in known), key=lambda slot: slot.index)
         kinds = [_word(item.get("type")) for item in output]
         missing = Counter(kind for kind, slot in zip(kinds, slots, strict=True) if slot is None)
         for place, kind in enumerate(kinds):
@@ -632,7 +686,7 @@ class AnswerEncoder:
         if not self._started:
             self._start({})
         place = index if isinstance(index, int) and not isinstance(index, bool) else len(self._slots)
-        slot = Slot(place, _word(item.get("type")) or "unknown", item=item)
+        slot = Slot(place, _word(item.get("type")) or "unknown", len(self._slots), item=item)
         self._slots.append(slot)
         self._by_index[place] = slot
         self._learn(slot, item)
@@ -671,6 +725,8 @@ class AnswerEncoder:
                     slot.waiting.append((act, args))
                 return
             if current is not None and current.is_call:
+                if not slot.waiting:
+                    heapq.heappush(self._waiting, slot.arrival)
                 slot.waiting.append((act, args))
                 return
             self._leave()
@@ -713,9 +769,7 @@ class AnswerEncoder:
     def _next_waiting(self) -> Slot | None:
         if self.ended is not None or (self._current is not None and self._current.is_call):
             return None
-        return next(
-            (slot for slot in self._slots if slot.waiting and not (slot.is_call and slot.name is None)), None
-        )
+        return self._slots[heapq.heappop(self._waiting)] if self._waiting else None
 
     def _flush(self, slot: Slot) -> None:
         if self._stops is not None:

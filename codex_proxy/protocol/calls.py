@@ -71,7 +71,10 @@ class _Matcher:
         self._used.add(fitting)
         self._taken.add(fitting)
         item["call_id"] = fitting
-        if (number, given) not in self._ambiguous:
+        if (number, given) in self._ambiguous:
+            # No output of that name can be matched from here on, with an earlier call neither.
+            self._by_id.pop(given, None)
+        else:
             self._by_id.setdefault(given, []).append((number, item))
             self._open.setdefault(number, OrderedDict())[fitting] = item
 

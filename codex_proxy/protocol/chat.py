@@ -166,7 +166,8 @@ class ChatEncoder(AnswerEncoder):
         name = self._ask.names.asked(slot.name or "")
         # The older form has room for one call; should there be more, they are told in the newer one.
         is_legacy = self._ask.uses_functions and not self._calls
-        index = sum(not call.is_legacy for call in self._calls)
+        # The older form stands beside the list.
+        index = len(self._calls) - (self._ask.uses_functions and not is_legacy)
         is_custom = slot.kind == "custom_tool_call" and name in self._ask.customs
         form, key = ("custom", "input") if is_custom and not is_legacy else ("function", "arguments")
         identity = slot.call_id or slot.id or f"call_{self.around.unique}_{index}"

@@ -28,6 +28,7 @@ from codex_proxy.protocol.fields import (
     a_list,
     a_string,
     an_object,
+    quoted,
     stop_sequences,
     wants_usage,
     wrong,
@@ -209,7 +210,7 @@ def _format(given: JsonObject, path: str) -> JsonObject:
     if kind in ("text", "json_object"):
         return {"type": kind}
     if kind != "json_schema":
-        raise RequestError(f"unknown format {kind!r}", param=f"{path}.type", code="unsupported_value")
+        raise RequestError(f"unknown format {quoted(kind)}", param=f"{path}.type", code="unsupported_value")
     source = given
     if given.get("json_schema") is not None:
         path = f"{path}.json_schema"
@@ -378,7 +379,7 @@ class _Conversation:
         elif role in ("tool", "function"):
             items = [_output(message, path)]
         else:
-            raise RequestError(f"unknown role {role!r}", param=f"{path}.role", code="invalid_value")
+            raise RequestError(f"unknown role {quoted(role)}", param=f"{path}.role", code="invalid_value")
         self.items += items
         self.rounds += [index] * len(items)
 
@@ -394,7 +395,9 @@ class _Conversation:
     def _call(self, call: JsonObject, path: str) -> JsonObject:
         kind = _kind(call, path)
         if kind not in _PLAIN:
-            raise RequestError(f"unknown type of call {kind!r}", param=f"{path}.type", code="invalid_value")
+            raise RequestError(
+                f"unknown type of call {quoted(kind)}", param=f"{path}.type", code="invalid_value"
+            )
         source, inner = _inside(call, kind, path)
         name = _name(source.get("name"), f"{inner}.name")
         key = "arguments" if kind == "function" else "input"
@@ -535,9 +538,9 @@ def _parts(message: JsonObject, path: str, readers: Mapping[str, _Reader]) -> li
         reader = readers.get(kind)
         if reader is None:
             why = (
-                f"a part of type {kind!r} may stand in a user's message only"
+                f"a part of type {quoted(kind)} may stand in a user's message only"
                 if kind in _USER_PARTS
-                else f"unknown type of content {kind!r}"
+                else f"unknown type of content {quoted(kind)}"
             )
             raise RequestError(why, param=f"{where}.type", code="invalid_value")
         made.append(reader(part, where))

@@ -9,8 +9,12 @@ from codex_proxy.errors import RequestError
 from codex_proxy.protocol.wire import JsonObject
 
 MAX_STOPS = 64
-MAX_STOP_LENGTH = 4096
-"""Every piece of an answer is searched for every stop sequence: more than anybody needs, no way to stall us."""
+MAX_STOP_CHARACTERS = 16 * 1024
+"""How many stop sequences there may be, and how long they may be together: more than anybody needs, and little
+enough to be kept for each answer."""
+
+MAX_QUOTED = 64
+"""How much of a caller's word an error repeats: it may have megabytes."""
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "a boolean"),
@@ -30,6 +34,11 @@ def wrong(path: str, expected: str, value: Any) -> RequestError:
         found = next((name for kind, name in _KINDS if isinstance(value, kind)), "something else")
         text = f"{path} must be {expected}, not {found}"
     return RequestError(text, param=path, code="invalid_type")
+
+
+def quoted(word: str) -> str:
+    """Return *word* as an error repeats it."""
+    return repr(word if len(word) <= MAX_QUOTED else f"{word[:MAX_QUOTED]}...")
 
 
 def a_string(value: Any, path: str) -> str:
@@ -91,15 +100,17 @@ def stop_sequences(value: Any) -> tuple[str, ...]:
     if not isinstance(value, str | list):
         raise wrong("stop", "a string or a list of strings", value)
     given = [value] if isinstance(value, str) else value
-    if len(given) > MAX_STOPS:
-        raise RequestError(f"more than {MAX_STOPS} stop sequences", param="stop", code="invalid_value")
     for index, one in enumerate(given):
-        path = "stop" if isinstance(value, str) else f"stop.{index}"
-        if len(a_string(one, path)) > MAX_STOP_LENGTH:
-            raise RequestError(
-                f"{path} is longer than {MAX_STOP_LENGTH} characters", param=path, code="invalid_value"
-            )
-    return tuple(one for one in given if one)
+        a_string(one, f"stop.{index}")
+    return check_stops(tuple(one for one in given if one), "stop")
+
+
+def check_stops(stops: tuple[str, ...], path: str) -> tuple[str, ...]:
+    """Return *stops* when they are not too many."""
+    if len(stops) > MAX_STOPS or sum(map(len, stops)) > MAX_STOP_CHARACTERS:
+        text = f"there may be {MAX_STOPS} stop sequences, with {MAX_STOP_CHARACTERS} characters in all"
+        raise RequestError(text, param=path, code="invalid_value")
+    return stops
 
 
 def wants_usage(fields: JsonObject) -> bool:

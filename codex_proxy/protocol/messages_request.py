@@ -29,7 +29,7 @@ from typing import Any
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.calls import repair_calls
 from codex_proxy.protocol.catalog import BUDGETS, PRIORITY, Catalog
-from codex_proxy.protocol.fields import get_object, get_string, wrong
+from codex_proxy.protocol.fields import check_stops, get_object, get_string, quoted, wrong
 from codex_proxy.protocol.names import ToolNames, is_sealed
 from codex_proxy.protocol.request import BackendRequest, model_of, parse_body
 from codex_proxy.protocol.responses_request import prepare
@@ -63,10 +63,6 @@ NO_THREADS = "thread_unsupported_request"
 
 PLACEHOLDER = "DeferredToolPlaceholder"
 """A tool of Claude Code's that nobody can call: it stands for those that are loaded later."""
-
-# Every piece of text is searched for each of them.
-MAX_STOPS = 64
-MAX_STOP_CHARACTERS = 16 * 1024
 
 # Deeper than anything a tool was ever given.
 MAX_DEPTH = 64
@@ -262,11 +258,7 @@ def _stops(value: Any) -> tuple[str, ...]:
             raise RequestError(
                 "a stop sequence cannot be empty", param=f"{path}.{index}", code="invalid_value"
             )
-    stops = tuple(dict.fromkeys(value))
-    if len(stops) > MAX_STOPS or sum(map(len, stops)) > MAX_STOP_CHARACTERS:
-        text = f"there may be {MAX_STOPS} of them, with {MAX_STOP_CHARACTERS} characters in all"
-        raise RequestError(text, param=path, code="invalid_value")
-    return stops
+    return check_stops(tuple(dict.fromkeys(value)), path)
 
 
 def _cache_key(body: JsonObject, headers: Mapping[str, str]) -> str | None:
@@ -893,7 +885,7 @@ class _Tools:
         elif not kind.startswith("tool_search_tool_"):
             # A search for tools is not needed: all of them are sent.
             raise RequestError(
-                f"tools of the type {_quoted(kind)} run at Anthropic's servers only",
+                f"tools of the type {quoted(kind)} run at Anthropic's servers only",
                 param=f"{path}.type",
                 code="unsupported_value",
             )
@@ -973,7 +965,7 @@ class _Tools:
         if name in self.searches:
             return {"type": "web_search"}
         raise RequestError(
-            f"tool_choice.name is {_quoted(name)}, which is none of the tools",
+            f"tool_choice.name is {quoted(name)}, which is none of the tools",
             param="tool_choice.name",
             code="invalid_value",
         )
@@ -1045,11 +1037,6 @@ def _json(value: Any, path: str) -> str:
         raise _too_deep(path) from exc
 
 
-def _quoted(value: str) -> str:
-    # A caller's word may have megabytes.
-    return repr(value if len(value) <= 64 else value[:64] + "...")
-
-
 def _missing(path: str) -> RequestError:
     # In the API's own words: clients know them.
     return RequestError("Field required", param=path, code="missing_required_parameter")
@@ -1057,7 +1044,7 @@ def _missing(path: str) -> RequestError:
 
 def _unknown(path: str, value: str | None) -> RequestError:
     return RequestError(
-        f"{path} is {_quoted(value or '')}, for which there is no place here",
+        f"{path} is {quoted(value or '')}, for which there is no place here",
         param=path,
         code="unsupported_value",
     )

@@ -7,6 +7,7 @@ long stream holds no second copy of a long conversation.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -232,7 +233,7 @@ def parse_body(raw: bytes) -> JsonObject:
 
 def _parse_odd(raw: bytes, cause: BadJson) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as exc:
         raise RequestError("the body is not UTF-8") from exc
     except RecursionError as exc:
@@ -243,6 +244,14 @@ def _parse_odd(raw: bytes, cause: BadJson) -> Any:
 
 def _refuse_constant(word: str) -> Any:
     raise ValueError(f"{word} is no JSON")
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if math.isinf(value):
+        # It would go on as null.
+        raise ValueError("a number is too large")
+    return value
 
 
 def render_body(body: JsonObject) -> bytes:

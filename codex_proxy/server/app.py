@@ -162,6 +162,7 @@ def build_app(
             )
         found = methods.get(request.method)
         if found is None:
+            request[DIALECT] = next(iter(methods.values()))[0].dialect
             allow = ", ".join(sorted(methods))
             raise RequestError(
                 f"method {request.method} is not served at {path[:200]!r}; use {allow}",

@@ -196,6 +196,18 @@ async def test_a_body_that_cannot_be_served_names_the_place(way: Way, tmp_path: 
         assert not stand.sim.requests
 
 
+@every_way
+async def test_a_wrong_method_is_refused_in_the_dialects_words(way: Way, tmp_path: Path) -> None:
+    async with standing(tmp_path, accounts=1) as stand:
+        async with stand.session.delete(way.path) as response:
+            answer = Answer(
+                response.status, {k.lower(): v for k, v in response.headers.items()}, await response.read()
+            )
+        assert answer.status == 405
+        assert "POST" in answer.headers["allow"]
+        check_shape(way, answer)
+
+
 def _deep(levels: int) -> bytes:
     return b'{"a":' * levels + b"1" + b"}" * levels
 

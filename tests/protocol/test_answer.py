@@ -1,5 +1,6 @@
 """The reader of answers that all translated dialects share: each thing once, in order, one item at a time."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from codex_proxy.protocol.answer import (
     StopSequences,
 )
 from codex_proxy.protocol.dialect import Surroundings
+from codex_proxy.protocol.fields import MAX_STOPS
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.sse import Event
 from codex_proxy.protocol.wire import JsonObject
@@ -474,6 +476,17 @@ def test_a_stop_sequence_is_found_however_the_text_is_cut(
         assert shown + stops.flush() == text
 
 
+def test_words_that_nearly_are_a_stop_sequence_cost_no_more_than_others() -> None:
+    # The caller chooses the sequences, and what the model is to repeat.
+    stops = StopSequences(["a" * 250 + str(number) for number in range(MAX_STOPS)])
+    text = ("a" * 249 + "c") * 2000
+    started = time.process_time()
+    shown = [stops.feed(text[place : place + 100]) for place in range(0, len(text), 100)]
+    assert time.process_time() - started < 2
+    assert "".join(shown) + stops.flush() == text
+    assert stops.hit is None
+
+
 def test_the_room_is_counted_in_bytes_and_cut_between_characters() -> None:
     room = OutputRoom(2)
     assert room.fit("ab") == "ab"
@@ -486,6 +499,18 @@ def test_the_room_is_counted_in_bytes_and_cut_between_characters() -> None:
 
 
 # Single stories -----------------------------------------------------------------------------------
+
+
+def test_thousands_of_interleaved_calls_take_linear_time() -> None:
+    numbers = range(10_000)
+    calls = [added(n, "function_call", call_id=f"c{n}", name="f") for n in numbers]
+    pieces = [delta(n, text, ARGUMENTS) for text in ('{"a":', "1}") for n in numbers]
+    ends = [done(n, "function_call", call_id=f"c{n}", name="f", arguments='{"a":1}') for n in numbers]
+    out = Recorder()
+    started = time.process_time()
+    run(out, [*calls, *pieces, *reversed(ends), completed(*(end["item"] for end in ends))])
+    assert time.process_time() - started < 4
+    assert out.contents() == Counter({("call", "f", f"c{n}", '{"a":1}'): 1 for n in numbers})
 
 
 def added(index: int, kind: str, identity: str | None = None, **fields: Any) -> JsonObject:

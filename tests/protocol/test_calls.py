@@ -131,6 +131,20 @@ def test_an_id_given_twice_in_one_round_says_nothing() -> None:
     ]
 
 
+def test_an_id_given_twice_in_the_newest_round_means_no_earlier_call_either() -> None:
+    items = repair([call("a")], [said()], [call("a"), call("a")], [output("a", "1")])
+    assert shown(items) == [
+        "call a",
+        "call_output a (no output)",
+        "said hi",
+        "call a_2",
+        "call a_3",
+        "call_output a_2 (no output)",
+        "call_output a_3 (no output)",
+        "said [output of an unknown tool call a]\n1",
+    ]
+
+
 @pytest.mark.parametrize("identity", ["lost", "", None])
 def test_an_orphan_becomes_labelled_words(identity: str | None) -> None:
     picture = {"type": "input_image", "image_url": "u"}

@@ -313,6 +313,18 @@ def test_a_citation_counts_from_the_start_of_the_whole_text() -> None:
     ]
 
 
+def test_a_citation_of_a_later_part_counts_from_the_start_of_the_whole_text_too() -> None:
+    note = {"type": "url_citation", "start_index": 0, "end_index": 3, "title": "t", "url": "u"}
+    parts = [
+        {"type": "output_text", "text": "ab"},
+        {"type": "output_text", "text": "cde", "annotations": [note]},
+    ]
+    messages = [done(place, "message", content=parts) for place in range(2)]
+    (choice,) = collected(created(), *messages, end())["choices"]
+    told = [one["url_citation"] for one in choice["message"]["annotations"]]
+    assert [(one["start_index"], one["end_index"]) for one in told] == [(2, 5), (7, 10)]
+
+
 def test_notes_of_other_kinds_keep_their_kind() -> None:
     note = {"type": "file_citation", "file_id": "f", "index": 3}
     text = {"type": "output_text", "text": "abc", "annotations": [note]}

@@ -11,7 +11,7 @@ import pytest
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat_request import LEFT_OUT, Ask, read
-from codex_proxy.protocol.fields import MAX_STOP_LENGTH, MAX_STOPS
+from codex_proxy.protocol.fields import MAX_STOP_CHARACTERS, MAX_STOPS
 from codex_proxy.simulator.checks import check_shape
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "chat_request").glob("*.json"))
@@ -289,7 +289,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("stop", {"stop": 5}),
     ("stop.1", {"stop": ["x", 5]}),
     ("stop", {"stop": ["x"] * (MAX_STOPS + 1)}),
-    ("stop.0", {"stop": ["x" * (MAX_STOP_LENGTH + 1)]}),
+    ("stop", {"stop": ["x" * (MAX_STOP_CHARACTERS + 1)]}),
     ("max_tokens", {"max_tokens": 0}),
     ("max_tokens", {"max_tokens": "7"}),
     ("max_completion_tokens", {"max_completion_tokens": 1.5}),
@@ -376,6 +376,18 @@ def test_a_part_in_the_wrong_role_is_told_where_it_may_stand() -> None:
     part = {"type": "image_url", "image_url": {"url": "u"}}
     assert "user's message" in refused({"role": "system", "content": [part]}).message
     assert "unknown" in refused(user({"type": "hologram"})).message
+
+
+def test_an_error_repeats_no_megabytes() -> None:
+    word = "x" * 1_000_000
+    for error in (
+        refused({"role": word, "content": "x"}),
+        refused(user({"type": word})),
+        refused(calling({"type": word})),
+        refused(response_format={"type": word}),
+    ):
+        assert "xxx..." in error.message
+        assert len(error.message) < 200
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"5", b"{", b"\xff", b'{"messages":[NaN]}', b"null"])

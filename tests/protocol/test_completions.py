@@ -30,7 +30,7 @@ from codex_proxy.protocol.completions import (
     with_engine,
 )
 from codex_proxy.protocol.dialect import Decoded, Encoder, Surroundings
-from codex_proxy.protocol.fields import MAX_STOP_LENGTH, MAX_STOPS
+from codex_proxy.protocol.fields import MAX_STOP_CHARACTERS, MAX_STOPS
 from codex_proxy.protocol.sse import Batch, Event, Parser
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.simulator.checks import check_shape
@@ -214,11 +214,11 @@ COMPLETION_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": "9"}, "max_tokens", "an integer"),
     ({"max_tokens": 1.5}, "max_tokens", "an integer"),
     ({"stop": 5}, "stop", "a string"),
-    ({"stop": "a" * (MAX_STOP_LENGTH + 1)}, "stop", "longer"),
+    ({"stop": "a" * (MAX_STOP_CHARACTERS + 1)}, "stop", "characters in all"),
     ({"stop": {"a": 1}}, "stop", "a string"),
-    ({"stop": ["a", "b" * (MAX_STOP_LENGTH + 1)]}, "stop.1", "longer"),
+    ({"stop": ["a", "b" * MAX_STOP_CHARACTERS]}, "stop", "characters in all"),
     ({"stop": ["a", 1]}, "stop.1", "a string"),
-    ({"stop": ["a"] * (MAX_STOPS + 1)}, "stop", "more than"),
+    ({"stop": ["a"] * (MAX_STOPS + 1)}, "stop", "there may be"),
     ({"stream_options": True}, "stream_options", "an object"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "a boolean"),
     ({"reasoning_effort": 3}, "reasoning_effort", "a string"),

@@ -12,11 +12,10 @@ import pytest
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.catalog import Catalog
+from codex_proxy.protocol.fields import MAX_STOP_CHARACTERS, MAX_STOPS
 from codex_proxy.protocol.messages import render_error
 from codex_proxy.protocol.messages_request import (
     LEFT_OUT,
-    MAX_STOP_CHARACTERS,
-    MAX_STOPS,
     Asked,
     Thinking,
     countable,

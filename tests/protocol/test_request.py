@@ -187,6 +187,7 @@ def test_a_conversation_is_known_by_its_cache_key_then_by_its_headers() -> None:
         (b"[]", "no JSON object"),
         (b'"text"', "no JSON object"),
         (b'{"a":NaN}', "no JSON"),
+        (b'{"a":-1e999}', "no JSON"),
         (b'{"a":"\xff"}', "not UTF-8"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a":' + b"9" * 5000 + b"}", "no JSON"),
