@@ -224,6 +224,33 @@ class UpstreamError(ProxyError):
     def __str__(self) -> str:
         return f"{self.verdict.value} status={self.status} code={self.fault.code or self.fault.type}"
 
+    @property
+    def callers_status(self) -> int:
+        """The status for a caller whose request it was that failed: none that speaks of an account."""
+        is_own = 400 <= self.status < 500 and self.status not in _OF_ACCOUNTS
+        return self.status if is_own and not self.in_stream else 400
+
+    @property
+    def servers_words(self) -> str:
+        """What may be said of a broken backend: its own words if they are about itself."""
+        is_itself = (self.fault.code or self.fault.type) in _OF_ITSELF
+        return self.fault.message if is_itself else "the backend failed while it answered"
+
+
+_OF_ACCOUNTS = frozenset({401, 402, 403, 404, 407, 429})
+"""Statuses of the backend that speak of an account."""
+
+_OF_ITSELF = frozenset({
+    None,
+    "error",
+    "internal_error",
+    "internal_server_error",
+    "processing_error",
+    "server_error",
+    "timeout",
+})
+"""Codes with which the backend speaks of itself; under any other its words may be about an account."""
+
 
 _EXHAUSTED = frozenset({"usage_limit_reached", "usage_limit_exceeded", "billing_hard_cap_reached"})
 _MODEL = frozenset({"model_not_found", "usage_not_included", "model_not_supported"})

@@ -41,6 +41,7 @@ from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
 from codex_proxy.protocol.messages_request import NO_THREADS, Thinking, decode
 from codex_proxy.protocol.names import ToolNames, fit_call_id, shorten
 from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.protocol.responses import set_retry
 from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads_lenient
 from codex_proxy.trace import UsageSource
@@ -392,9 +393,6 @@ def _identity(slot: Slot, unique: str) -> str:
 
 _BUSY = "the backend has no room for this just now, please try again in a moment"
 
-# Past this wait an SDK that retries would sleep for hours; it is told not to.
-_LONGEST_RETRY = 60
-
 _TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -406,20 +404,6 @@ _TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-
-_UPSTREAM_HIDDEN = frozenset({401, 402, 403, 404, 407, 429})
-"""Statuses of the backend that speak of an account."""
-
-_SERVER_CODES: Final = frozenset({
-    None,
-    "error",
-    "internal_error",
-    "internal_server_error",
-    "processing_error",
-    "server_error",
-    "timeout",
-})
-"""Codes with which the backend speaks of itself; under any other its words may be about an account."""
 
 # What is said of a window that nobody knows.
 _WINDOW = 200_000
@@ -455,17 +439,17 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
             headers["x-should-retry"] = "false"
         case PoolExhausted():
             # An SDK obeys any wait, and would sleep until the limit ends.
-            _set_retry(headers, error.retry_after)
+            set_retry(headers, error.retry_after)
             headers["x-should-retry"] = "false"
         case PoolShortage():
             status = 529
-            _set_retry(headers, error.retry_after)
+            set_retry(headers, error.retry_after)
         case PoolEmpty():
             headers["x-should-retry"] = "false"
         case UpstreamError():
             status, message = _upstream_words(error)
             if status == 529:
-                _set_retry(headers, 1)
+                set_retry(headers, 1)
         case ConfigError():
             # It quotes the configuration, which is its owner's business.
             message = "the proxy has a wrong setting; its log says which"
@@ -492,8 +476,7 @@ def _upstream_words(error: UpstreamError) -> tuple[int, str]:
     if error.verdict is not Verdict.CALLER:
         # The trouble of one account, and no other was left.
         return 529, _BUSY
-    is_own = 400 <= error.status < 500 and error.status not in _UPSTREAM_HIDDEN
-    return error.status if is_own and not error.in_stream else 400, error.fault.message
+    return error.callers_status, error.fault.message
 
 
 def _stream_words(error: ProxyError) -> tuple[str, str]:
@@ -508,8 +491,7 @@ def _stream_words(error: ProxyError) -> tuple[str, str]:
                     # Our own words.
                     return "api_error", fault.message
                 case Verdict.SERVER:
-                    known = (fault.code or fault.type) in _SERVER_CODES
-                    return "api_error", fault.message if known else "the backend failed while it answered"
+                    return "api_error", error.servers_words
                 case _:
                     return "overloaded_error", _BUSY
         case RequestError():
@@ -522,13 +504,6 @@ def _stream_words(error: ProxyError) -> tuple[str, str]:
             return "api_error", "the proxy has a wrong setting; its log says which"
         case _:
             return _type_of(error.status), error.message
-
-
-def _set_retry(headers: dict[str, str], seconds: float) -> None:
-    wait = max(math.ceil(seconds), 1)
-    headers["retry-after"] = str(wait)
-    if wait > _LONGEST_RETRY:
-        headers["x-should-retry"] = "false"
 
 
 # The dialect ------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ __all__ = [
     "read_reset",
     "read_usage",
     "render_error",
+    "set_retry",
     "stream_error",
     "visible_headers",
 ]
@@ -780,17 +781,6 @@ _RETRY_SOON = "the backend has no room for this just now, please try again in 1s
 _OWN_WORDS: Final = frozenset({Verdict.CUT, Verdict.SILENT})
 """Verdicts of ours: their messages were written here and name no account."""
 
-_SERVER_CODES: Final = frozenset({
-    None,
-    "error",
-    "internal_error",
-    "internal_server_error",
-    "processing_error",
-    "server_error",
-    "timeout",
-})
-"""Codes with which the backend speaks of itself; under any other its words may be about an account."""
-
 
 def _terminal_words(error: ProxyError) -> tuple[str, str]:
     """Return code and message of a `response.failed`.
@@ -807,8 +797,7 @@ def _terminal_words(error: ProxyError) -> tuple[str, str]:
         if verdict in _OWN_WORDS:
             return "server_error", fault.message
         if verdict is Verdict.SERVER:
-            known = (fault.code or fault.type) in _SERVER_CODES
-            return "server_error", fault.message if known else "the backend failed while it answered"
+            return "server_error", error.servers_words
         return "rate_limit_exceeded", _RETRY_SOON
     if isinstance(error, PoolShortage) and error.retry_after > 1:
         wait = math.ceil(error.retry_after)
@@ -833,9 +822,6 @@ def stream_error(error: ProxyError) -> bytes:
 # Past this wait an SDK that retries would sleep for hours; it is told not to.
 _LONGEST_RETRY = 60.0
 
-_UPSTREAM_HIDDEN = frozenset({401, 402, 403, 404, 407, 429})
-"""Statuses of the backend that speak of an account."""
-
 
 def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, str], bytes]:
     """Render *error* as an HTTP answer in OpenAI's shape: status, headers, body."""
@@ -851,9 +837,9 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
     elif isinstance(error, PoolExhausted):
         wait = max(math.ceil(error.retry_after), 1)
         body |= {"resets_at": math.ceil(error.resets_at), "resets_in_seconds": wait}
-        _set_retry(headers, wait)
+        set_retry(headers, wait)
     elif isinstance(error, PoolShortage):
-        _set_retry(headers, max(math.ceil(error.retry_after), 1))
+        set_retry(headers, error.retry_after)
     elif isinstance(error, PoolEmpty):
         headers["x-should-retry"] = "false"
     elif isinstance(error, UpstreamError):
@@ -869,7 +855,7 @@ def _render_upstream(error: UpstreamError, headers: dict[str, str], body: JsonOb
     if error.verdict is not Verdict.CALLER:
         # The trouble of one account, and no other was left.
         body |= {"message": _RETRY_SOON, "type": "rate_limit_exceeded", "code": "rate_limit_exceeded"}
-        _set_retry(headers, 1)
+        set_retry(headers, 1)
         return 429
     body |= {
         "message": fault.message,
@@ -877,11 +863,12 @@ def _render_upstream(error: UpstreamError, headers: dict[str, str], body: JsonOb
         "param": fault.param,
         "code": fault.code,
     }
-    is_own = 400 <= error.status < 500 and error.status not in _UPSTREAM_HIDDEN
-    return error.status if is_own and not error.in_stream else 400
+    return error.callers_status
 
 
-def _set_retry(headers: dict[str, str], wait: int) -> None:
+def set_retry(headers: dict[str, str], seconds: float) -> None:
+    """Say in *headers* after which time another try is worth it, in whole seconds, at least one."""
+    wait = max(math.ceil(seconds), 1)
     headers["retry-after"] = str(wait)
     if wait > _LONGEST_RETRY:
         headers["x-should-retry"] = "false"
