@@ -1,7 +1,8 @@
 """What is known of the models, and what a caller's model name means.
 
 A name is a slug with up to two suffixes: `-fast`, and an effort (`-high`) or a token budget
-(`-8192`), in either order. A known slug always wins over reading its tail as a suffix
+(`-8192`), in either order; the effort or budget may stand in parentheses at the end instead
+(`gpt-5.5(high)`), as other proxies have it. A known slug always wins over reading its tail as a suffix
 (`gpt-5.1-codex-max`). Facts come from the accounts' own model lists; the built-in table
 stands in for what the lists do not say, and for all of it when there is no list.
 """
@@ -268,8 +269,7 @@ class Catalog:
         return Resolved(chosen.model, asked.effort, asked.fast or chosen.fast, chosen.effort)
 
     def _take_apart(self, name: str) -> Resolved:
-        base = name
-        effort: str | None = None
+        base, effort = _in_parentheses(name)
         fast = False
         while (slug := self._folded.get(base.lower())) is None:
             head, dash, tail = base.rpartition("-")
@@ -322,11 +322,24 @@ class Catalog:
         return head in self._folded or (not fast and head.removesuffix("-fast") in self._folded)
 
 
-def _budget(tail: str) -> str | None:
-    if not tail.isascii() or not tail.isdecimal() or len(tail) > 9 or int(tail) < MIN_BUDGET:
+def _budget(tail: str, least: int = MIN_BUDGET) -> str | None:
+    if not tail.isascii() or not tail.isdecimal() or len(tail) > 9 or int(tail) < least:
         return None
     tokens = int(tail)
     return next((effort for limit, effort in BUDGETS if tokens <= limit), "xhigh")
+
+
+_PARENTHESES = re.compile(r"(.+)\(([\w-]+)\)")
+
+
+def _in_parentheses(name: str) -> tuple[str, str | None]:
+    """Take an effort or a budget in parentheses off a name; there a small number cannot be a version."""
+    match = _PARENTHESES.fullmatch(name)
+    if match is None:
+        return name, None
+    word = match[2].lower()
+    effort = {"0": "none", "-1": AUTO}.get(word) or (word if word in _WORDS else _budget(word, 1))
+    return (match[1], effort) if effort is not None else (name, None)
 
 
 def _facts_of(slug: str, entry: JsonObject) -> ModelFacts:

@@ -269,3 +269,29 @@ def test_effort_is_what_was_typed_then_the_bodys_then_the_maps(
     fields = loads(request.body)
     assert (fields["model"], request.asked_model) == ("gpt-5.5", name)
     assert fields.get("reasoning", {}).get("effort") == sent
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "effort", "fast"),
+    [
+        ("gpt-5.5(high)", "gpt-5.5", "high", False),
+        ("gpt-5.5(HIGH)", "gpt-5.5", "high", False),
+        ("gpt-5.5-fast(xhigh)", "gpt-5.5", "xhigh", True),
+        ("gpt-5.5(8192)", "gpt-5.5", "medium", False),
+        ("gpt-5.5(50)", "gpt-5.5", "minimal", False),
+        ("gpt-5.5(0)", "gpt-5.5", "none", False),
+        ("gpt-5.5(-1)", "gpt-5.5", "auto", False),
+        ("gpt-5.5(auto)", "gpt-5.5", "auto", False),
+        ("claude-opus-4-8(low)", "gpt-6.1-sol", "low", False),
+        ("gpt-9-new(max)", "gpt-9-new", "max", False),
+        # What is neither stays part of the name.
+        ("gpt-5.5(fast)", "gpt-5.5(fast)", None, False),
+        ("gpt-5.5()", "gpt-5.5()", None, False),
+        ("(high)", "(high)", None, False),
+        # Only one effort is typed: the one in parentheses.
+        ("gpt-5.5-low(high)", "gpt-5.5-low", "high", False),
+    ],
+)
+def test_an_effort_may_stand_in_parentheses(name: str, model: str, effort: str | None, fast: bool) -> None:
+    resolved = Catalog().resolve(name)
+    assert (resolved.model, resolved.effort, resolved.fast) == (model, effort, fast)
