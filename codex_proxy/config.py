@@ -318,9 +318,15 @@ def _model_map(value: object) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise _Unfit("not a mapping")
     found: dict[str, tuple[str, ...]] = {}
+    lowered: set[str] = set()
     for name, models in value.items():
-        if not isinstance(name, str) or not _MODEL_NAME.fullmatch(name):
+        if not isinstance(name, str):
             raise _Unfit(f"{name!r} is no model name (put it in quotes)")
+        if not _MODEL_NAME.fullmatch(name):
+            raise _Unfit(f"{name!r} is no model name (no spaces, not empty)")
+        if name.lower() in lowered:
+            raise _Unfit(f"{name} is there twice: letters count the same in either case")
+        lowered.add(name.lower())
         listed = [models] if isinstance(models, str) else models
         if not isinstance(listed, list) or not listed:
             raise _Unfit(f"{name} has {models!r}, neither a model nor a list of models")

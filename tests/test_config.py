@@ -228,6 +228,8 @@ def test_where_we_listen(listen: str, host: str | None, port: int, is_loopback: 
         ("model-profiles", "{5: lite}", "no model id"),
         ("model-map", "[a]", "not a mapping"),
         ("model-map", "{5: a}", "no model name"),
+        ("model-map", "{'': a}", "not empty"),
+        ("model-map", "{a: b, A: c}", "there twice"),
         ("model-map", "{a: 5}", "neither a model nor a list"),
         ("model-map", "{a: []}", "neither a model nor a list"),
         ("model-map", "{a: [b, 5]}", "5, which is no model name"),

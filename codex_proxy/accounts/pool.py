@@ -326,7 +326,7 @@ class Pool:
 
     def _nobody(self, want: Want, now: float) -> PoolError | RequestError:
         if not self._accounts:
-            return PoolEmpty("no account is loaded: put account files into the auth-dir, or log in")
+            return PoolEmpty("no account is loaded: put account files into the auth-dir")
         usable = [a for a in self._accounts.values() if a.state in _SERVING]
         if not usable:
             counts: dict[str, int] = {}

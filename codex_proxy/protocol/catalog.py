@@ -244,23 +244,37 @@ class Catalog:
     def resolve(self, name: str) -> Resolved:
         """Take a caller's model name apart.
 
-        An entry of the model map for the whole name wins, then a slug that is known, then the
-        map's patterns. A name that nobody knows is passed on, less a suffix that is a word: new models
-        come before their facts. A number is a suffix of known models only, because dated names
-        end in one.
+        First comes an entry of the model map for the name, with its suffixes or without them, then a
+        model that is served, by its own name or as `claude-...`, then the map's patterns, then a model that
+        only the table knows, and at last what is built in for Claude's names. A name that nobody knows is
+        passed on, less a suffix that is a word: new models come before their facts. A number is a suffix of
+        known models only, because dated names end in one.
         """
         own, built_in = self._maps
         if (names := own.exactly(name)) is not None:
             return self._stand_in(names, Resolved(name))
         plain = self._take_apart(name)
-        if plain.model in self._facts:
-            return plain
-        if plain.model.lower().startswith(ALIAS):
-            aliased = self._take_apart(plain.model[len(ALIAS) :])
-            if aliased.model in self._facts:
-                return dataclasses.replace(plain, model=aliased.model)
-        names = own.find(plain.model) or built_in.find(plain.model)
+        if (names := own.exactly(plain.model)) is not None:
+            return self._stand_in(names, plain)
+        known = plain if plain.model in self._facts else self._aliased(plain)
+        if known is not None and known.model in self._served:
+            return known
+        if (names := own.find(plain.model)) is not None:
+            return self._stand_in(names, plain)
+        if known is not None:
+            # Whoever asks for it learns that nobody has it, instead of getting another model.
+            return known
+        names = built_in.find(plain.model)
         return self._stand_in(names, plain) if names is not None else plain
+
+    def _aliased(self, plain: Resolved) -> Resolved | None:
+        """Return the model that a name means as an alias; None when it is none."""
+        if not plain.model.lower().startswith(ALIAS):
+            return None
+        own = self._take_apart(plain.model[len(ALIAS) :])
+        if own.model not in self._facts and not own.model.lower().startswith("gpt-"):
+            return None
+        return dataclasses.replace(plain, model=own.model)
 
     def _stand_in(self, names: Sequence[str], asked: Resolved) -> Resolved:
         """Return the first of *names* that is served, with what the caller typed on top."""

@@ -20,7 +20,17 @@ MAX_LIMIT = 1000
 
 
 def _entries(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
-    """Return every listed name with its model: each visible model, plain and with each suffix that it has."""
+    """Return every listed name with its model.
+
+    Each visible model, plain and with each suffix that it has, then the names of the configured map.
+    """
+    own = _own_entries(catalog)
+    listed = {name for name, _ in own}
+    mapped = [name for name in catalog.mapped_names if name not in listed and _is_found(catalog, name)]
+    return [*own, *((name, _find(catalog, name)) for name in mapped)]
+
+
+def _own_entries(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
     return [
         (facts.slug + suffix, facts)
         for facts in catalog.models
@@ -32,8 +42,9 @@ def _entries(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
 def _entries_for_claude(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
     """Return the listing with names that Claude Code shows too: it leaves out all without `claude` in them."""
     entries = _entries(catalog)
-    mapped = [(name, _find(catalog, name)) for name in catalog.mapped_names if _is_found(catalog, name)]
-    return [*entries, *mapped, *((ALIAS + name, facts) for name, facts in entries)]
+    listed = {name for name, _ in entries}
+    aliases = [(ALIAS + name, facts) for name, facts in _own_entries(catalog)]
+    return [*entries, *(entry for entry in aliases if entry[0] not in listed)]
 
 
 def _is_found(catalog: Catalog, name: str) -> bool:

@@ -155,8 +155,8 @@ def build_app(
         methods, rest = table.find(path)
         if methods is None:
             raise RequestError(
-                f"unknown path: {request.method} {path[:200]!r}; requests go to /v1/responses, the list of "
-                "models is at /v1/models",
+                f"unknown path: {request.method} {path[:200]!r}; requests go to /v1/responses, "
+                "/v1/chat/completions or /v1/messages, the list of models is at /v1/models",
                 status=404,
                 code="unknown_url",
             )

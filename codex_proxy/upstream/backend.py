@@ -15,7 +15,7 @@ from codex_proxy.accounts.tokens import Secret
 from codex_proxy.accounts.upkeep import Keeper
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
-from codex_proxy.errors import BackendFault, UpstreamError, Verdict, classify, fault_of
+from codex_proxy.errors import BackendFault, RequestError, UpstreamError, Verdict, classify, fault_of
 from codex_proxy.net import Answer, Deadlines, NetError, NetKind, Outbound
 from codex_proxy.protocol.request import TURN_STATE, BackendRequest, never
 from codex_proxy.protocol.responses import limit_family, read_reset
@@ -56,7 +56,14 @@ class AccountRoute:
             request.encrypted,
             is_opening=request.is_opening,
         )
-        return AccountLease(self, self._pool.pick(want, tried))
+        try:
+            return AccountLease(self, self._pool.pick(want, tried))
+        except RequestError as exc:
+            asked = request.asked_model
+            if exc.param == "model" and not asked.lower().startswith(request.model.lower()):
+                # The caller never wrote that name, and would look for it in vain.
+                exc.message = f"{asked[:100]!r} stands for {request.model!r} here; {exc.message}"
+            raise
 
     def limits(self) -> JsonObject | None:
         """Return the pool's own view of its quota."""

@@ -192,3 +192,15 @@ async def test_counting_needs_no_account(tmp_path: Path) -> None:
         assert answer.json.keys() == {"input_tokens"}
         assert 2 <= answer.json["input_tokens"] <= 20
         assert not stand.sim.requests
+
+
+async def test_a_name_that_stands_for_what_nobody_has_is_told_so(tmp_path: Path) -> None:
+    async with standing(tmp_path, accounts=1, model_map="{my-model: gpt-9}") as stand:
+        body = {"model": "my-model-high", "messages": [{"role": "user", "content": "hi"}]}
+        answer = await stand.post(CHAT, body)
+        assert answer.status == 400
+        assert answer.json["error"]["message"].startswith(
+            "'my-model-high' stands for 'gpt-9' here; the model 'gpt-9'"
+        )
+        answer = await stand.post(CHAT, {**body, "model": "gpt-9-high"})
+        assert answer.json["error"]["message"].startswith("the model 'gpt-9'")

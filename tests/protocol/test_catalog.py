@@ -212,7 +212,10 @@ LIVE = [[{"slug": "gpt-5.5"}, {"slug": "gpt-6-luna"}]]
         # An alias is the model itself.
         ("claude-gpt-5.5", "gpt-5.5", None, None, False),
         ("claude-gpt-5.5-high-fast", "gpt-5.5", "high", None, True),
+        # Also one that nobody has: to get another model for it would be a surprise.
         ("claude-gpt-6.1-sol", "gpt-6.1-sol", None, None, False),
+        ("claude-gpt-5.5-hihg", "gpt-5.5-hihg", None, None, False),
+        ("claude-gpt-9", "gpt-9", None, None, False),
         # The rest is untouched.
         ("gpt-5.5-high", "gpt-5.5", "high", None, False),
         ("gemini-9", "gemini-9", None, None, False),
@@ -236,6 +239,7 @@ def test_the_configured_map_goes_before_all_that_is_built_in() -> None:
         "gpt-5.5": ("gpt-6-luna",),
         "My-Name": ("gpt-5.5-fast",),
         "nowhere": ("gpt-9-nowhere", "gpt-8-nowhere"),
+        "gpt-5.2*": ("gpt-5.5-fast",),
     }
     catalog = Catalog(lists=LIVE, model_map=own)
     for name, expected in {
@@ -243,7 +247,14 @@ def test_the_configured_map_goes_before_all_that_is_built_in() -> None:
         "claude-opus-4-8": Resolved("gpt-6-luna", None, False, "max"),
         "claude-opus-4-8-low": Resolved("gpt-6-luna", "low", False, "max"),
         "gpt-5.5": Resolved("gpt-6-luna"),
-        "gpt-5.5-high": Resolved("gpt-5.5", "high"),
+        "gpt-5.5-high": Resolved("gpt-6-luna", "high"),
+        "gpt-5.5(low)": Resolved("gpt-6-luna", "low"),
+        # What only the table knows does not stand in the way of a pattern, what is served does.
+        "gpt-5.2-high": Resolved("gpt-5.5", "high", True),
+        "gpt-6-luna-high": Resolved("gpt-6-luna", "high"),
+        "gpt-5.1": Resolved("gpt-5.1"),
+        "claude-gpt-5.5": Resolved("gpt-5.5"),
+        "claude-gpt-5.4": Resolved("gpt-5.5", None, False, "high"),
         "my-name": Resolved("gpt-5.5", None, True),
         "my-name-high": Resolved("gpt-5.5", "high", True),
         "nowhere": Resolved("gpt-9-nowhere"),

@@ -141,7 +141,16 @@ def test_names_of_the_configured_map_are_listed_for_claude_and_patterns_are_not(
     assert {entry["id"] for entry in page["data"]} == {"tiny", "claude-tiny", "my-opus"}
     assert anthropic_one(catalog, "my-opus")["id"] == "my-opus"
     assert anthropic_one(catalog, "claude-tiny")["display_name"] == "tiny"
-    assert [entry["id"] for entry in openai_list(catalog)["data"]] == ["tiny"]
+    assert [entry["id"] for entry in openai_list(catalog)["data"]] == ["tiny", "my-opus"]
+
+
+def test_a_name_that_is_mapped_and_listed_is_listed_once() -> None:
+    own = {"tiny": ("other",), "claude-tiny": ("other",)}
+    catalog = Catalog(
+        lists=[[{"slug": slug, "service_tiers": []} for slug in ("tiny", "other")]], model_map=own
+    )
+    names = [entry["id"] for entry in anthropic_list(catalog, limit="1000")["data"]]
+    assert sorted(names) == ["claude-other", "claude-tiny", "other", "tiny"]
 
 
 def test_codex_clients_get_the_backends_objects_untouched() -> None:
