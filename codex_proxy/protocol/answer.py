@@ -654,13 +654,14 @@ class AnswerEncoder:
     def _slots_of(self, output: list[JsonObject]) -> list[Slot | None]:
         """Return for each item of the whole answer its slot; None for one that nobody has heard of.
 
-        Some backends give items other ids at the end: then it is the one in its place, or the next
-        of its kind as long as there are enough of them.
+        Some backends give items other ids at the end: then it is the one that has said the same, or the
+        one in its place, or the next of its kind as long as there are enough of them.
         """
         slots = [self._known(item) for item in output]
+        kinds = [_word(item.get("type")) for item in output]
+        self._match_words(output, kinds, slots)
         known = set(slots)
         free = sorted((slot for slot in self._slots if slot not in known), key=lambda slot: slot.index)
-        kinds = [_word(item.get("type")) for item in output]
         missing = Counter(kind for kind, slot in zip(kinds, slots, strict=True) if slot is None)
         for place, kind in enumerate(kinds):
             if slots[place] is not None:
@@ -674,6 +675,22 @@ class AnswerEncoder:
                 free.remove(slot)
                 slots[place] = slot
         return slots
+
+    def _match_words(self, output: list[JsonObject], kinds: list[str], slots: list[Slot | None]) -> None:
+        """Find the slots of items that say what one of their kind has said, in place."""
+        if None not in slots:
+            return
+        known = set(slots)
+        said: dict[tuple[str, tuple[str, ...]], list[Slot]] = {}
+        for slot in reversed(self._slots):
+            if slot not in known:
+                said.setdefault((slot.kind, _words_told(slot)), []).append(slot)
+        for place, item in enumerate(output):
+            words = _words_of(item)
+            if slots[place] is None and words:
+                alike = said.get((kinds[place], words))
+                if alike:
+                    slots[place] = alike.pop()
 
     def _known(self, item: JsonObject) -> Slot | None:
         for key in ("id", "call_id"):
@@ -857,6 +874,20 @@ class AnswerEncoder:
 def _join_halves(text: str) -> str:
     """Return *text* with the halves of characters that meet in it put together."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+def _words_told(slot: Slot) -> tuple[str, ...]:
+    """Return all that was said of an item, part by part; in which order does not matter."""
+    texts = ("".join(parts) for (key, _), parts in slot.pieces.items() if key != "annotations")
+    return tuple(sorted(filter(None, texts)))
+
+
+def _words_of(item: JsonObject) -> tuple[str, ...]:
+    """Return the same of a whole item."""
+    texts = [item.get("arguments"), item.get("input")]
+    for key in ("content", "summary"):
+        texts += [part.get("text") or part.get("refusal") for part in _objects(item.get(key))]
+    return tuple(sorted(text for text in texts if isinstance(text, str) and text))
 
 
 def _objects(value: Any) -> list[JsonObject]:

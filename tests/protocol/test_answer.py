@@ -778,3 +778,23 @@ def test_odd_events_are_passed_over() -> None:
             )
     run(out, [{"type": "response.completed", "response": {"output": [None, 5], "usage": 5}}])
     assert out.end == "completed"
+
+
+def test_an_end_that_renames_its_items_and_leaves_some_out_tells_no_word_again() -> None:
+    out = Recorder()
+    run(
+        out,
+        [
+            added(0, "message"),
+            added(1, "message"),
+            added(2, "message"),
+            delta(2, "once"),
+            # In the place of another one, under a name that nobody has heard.
+            completed(
+                {"id": "x", "type": "web_search_call"},
+                {"id": "y", "type": "message", "content": content("once")},
+            ),
+        ],
+    )
+    assert [one for one in told(out) if one[0] == "text"] == [("text", "message", "once")]
+    assert out.end == "completed"
