@@ -853,7 +853,7 @@ class AnswerEncoder:
         self._end_if_shorter(fitting, text)
 
     def _show(self, slot: Slot, data: str, media: str) -> None:
-        digest = hashlib.sha256(data.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(data)
         if digest != slot.picture:
             # The last of the partial ones is often the final one again.
             slot.picture = digest
@@ -876,10 +876,14 @@ def _join_halves(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
+def _digest(data: str) -> bytes:
+    return hashlib.sha256(data.encode("utf-8", "surrogatepass")).digest()
+
+
 def _words_told(slot: Slot) -> tuple[str, ...]:
     """Return all that was said of an item, part by part; in which order does not matter."""
-    texts = ("".join(parts) for (key, _), parts in slot.pieces.items() if key != "annotations")
-    return tuple(sorted(filter(None, texts)))
+    texts = ["".join(parts) for (key, _), parts in slot.pieces.items() if key != "annotations"]
+    return tuple(sorted(filter(None, [*texts, slot.picture.hex()])))
 
 
 def _words_of(item: JsonObject) -> tuple[str, ...]:
@@ -887,6 +891,9 @@ def _words_of(item: JsonObject) -> tuple[str, ...]:
     texts = [item.get("arguments"), item.get("input")]
     for key in ("content", "summary"):
         texts += [part.get("text") or part.get("refusal") for part in _objects(item.get(key))]
+    picture = item.get("result")
+    if item.get("type") == "image_generation_call" and isinstance(picture, str) and picture:
+        texts.append(_digest(picture).hex())
     return tuple(sorted(text for text in texts if isinstance(text, str) and text))
 
 

@@ -798,3 +798,20 @@ def test_an_end_that_renames_its_items_and_leaves_some_out_tells_no_word_again()
     )
     assert [one for one in told(out) if one[0] == "text"] == [("text", "message", "once")]
     assert out.end == "completed"
+
+
+def test_a_picture_under_another_name_at_the_end_is_no_second_one() -> None:
+    out = Recorder()
+    partial = {"type": "response.image_generation_call.partial_image", "partial_image_b64": "aGk="}
+    run(
+        out,
+        [
+            added(0, "web_search_call"),
+            added(1, "image_generation_call"),
+            {**partial, "output_index": 1, "item_id": "i1", "partial_image_b64": "Zmlyc3Q="},
+            added(2, "image_generation_call"),
+            {**partial, "output_index": 2, "item_id": "i2"},
+            completed({"id": "x", "type": "image_generation_call", "result": "aGk="}),
+        ],
+    )
+    assert [one[2] for one in told(out) if one[0] == "picture"] == ["Zmlyc3Q=", "aGk="]
