@@ -22,7 +22,6 @@ from codex_proxy.protocol.request import (
     set_routing_hint,
 )
 from codex_proxy.protocol.responses_request import Survey, check_countable
-from codex_proxy.protocol.tokens import Count, count_request, estimate
 from codex_proxy.protocol.wire import JsonObject
 
 COMPACT = "responses/compact"
@@ -154,12 +153,3 @@ def decode_count(raw: bytes) -> JsonObject:
 def render_count(tokens: int) -> JsonObject:
     """Return the answer to it."""
     return {"object": "response.input_tokens", "input_tokens": tokens}
-
-
-def input_tokens(raw: bytes, count: Count = estimate) -> JsonObject:
-    """Answer it with a count that needs no waiting.
-
-    Raises:
-        RequestError: If the body is not what the API says.
-    """
-    return render_count(count_request(decode_count(raw), count))

@@ -18,7 +18,6 @@ What each verdict means for the loop:
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import random
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -387,8 +386,8 @@ class Exchange:
                 return error
             # The answer had begun: it ends here, and says so.
             if isinstance(exc, NetError):
-                fault = BackendFault("the connection to the backend was lost while it answered")
-                error = UpstreamError(error.verdict, dataclasses.replace(fault, code=error.fault.code))
+                words = "the connection to the backend was lost while it answered"
+                error = UpstreamError(error.verdict, BackendFault(words, code=error.fault.code))
             lease.failed(error)
             trace.error = error.fault.code or error.verdict.value
             await self._sink.fail(error)

@@ -14,10 +14,19 @@ from codex_proxy.protocol.compact import (
     IMAGES,
     PASSTHROUGH,
     SEARCH,
+    decode_count,
     decode_passthrough,
-    input_tokens,
+    render_count,
 )
 from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.protocol.tokens import Count, count_request, estimate
+from codex_proxy.protocol.wire import JsonObject
+
+
+def input_tokens(raw: bytes, count: Count = estimate) -> JsonObject:
+    """Read a request, count it and render the answer, as the server does with a counter between."""
+    return render_count(count_request(decode_count(raw), count))
+
 
 CATALOG = Catalog()
 CODEX = {"originator": "codex_exec", "session-id": "s-1"}
