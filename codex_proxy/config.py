@@ -380,6 +380,9 @@ def _named_keys(value: object) -> Iterator[tuple[str, object]]:
 
 # --- the table
 
+STRATEGIES = ("horizon", "quota-balance", "round-robin", "fill-first", "weighted")
+"""What `strategy` may be; `accounts.scheduler` has one class for each."""
+
 
 @dataclass(slots=True, frozen=True)
 class Key:
@@ -542,6 +545,41 @@ KEYS: dict[str, Key] = {
             "true or false", _switch,
         ),
         Key(
+            "strategy", "horizon", True,
+            "Which account serves a new conversation; `horizon` spends first what expires first, see docs/scheduling.md.",
+            "horizon, quota-balance, round-robin, fill-first or weighted", _choice(*STRATEGIES),
+        ),
+        Key(
+            "max-concurrency", 0, True,
+            "How many requests one account carries at a time, unless its file says it; 0 is any number.",
+            "a whole number from 0 to 10000; 0 is any number", _whole(0, 10_000),
+        ),
+        Key(
+            "queue-timeout", 30, True,
+            "How long a request waits while every account that could serve it carries its `max-concurrency`; 0 refuses at once.",
+            "seconds from 0, or a time such as 90s, 5m, 1h", _seconds(zero=True),
+        ),
+        Key(
+            "session-affinity", True, True,
+            "Keep a conversation on its account, so that its prompt cache is hit; false spreads every request anew.",
+            "true or false", _switch,
+        ),
+        Key(
+            "session-affinity-ttl", "6h", True,
+            "How long after its last turn a conversation's account is remembered.",
+            _POSITIVE, _seconds(zero=False),
+        ),
+        Key(
+            "pool-limits", "show", True,
+            "Whether Codex clients see the pool's quota in headers and events, or no quota at all.",
+            "show or hide", _choice("show", "hide"),
+        ),
+        Key(
+            "keepalive-interval", 60, True,
+            "How often a connection to the backend is kept warm, so that the next request need not wait for one; 0 switches it off.",
+            _ZERO_OFF, _seconds(zero=True),
+        ),
+        Key(
             "drain-timeout", 120, True,
             "How long a stopping daemon lets running streams end.",
             "seconds from 0, or a time such as 90s, 5m, 1h", _seconds(zero=True),
@@ -614,6 +652,15 @@ class Settings:
     hold_created: float = _default("hold-created")
     max_body_bytes: int = _default("max-body-bytes")
     enable_websocket: bool = _default("enable-websocket")
+    strategy: str = _default("strategy")
+    """One of `STRATEGIES`."""
+    max_concurrency: int = _default("max-concurrency")
+    queue_timeout: float = _default("queue-timeout")
+    session_affinity: bool = _default("session-affinity")
+    session_affinity_ttl: float = _default("session-affinity-ttl")
+    pool_limits: str = _default("pool-limits")
+    """`show` or `hide`."""
+    keepalive_interval: float = _default("keepalive-interval")
     drain_timeout: float = _default("drain-timeout")
     originator: str = _default("originator")
     user_agent: str = _default("user-agent")
@@ -707,7 +754,7 @@ _GO_KEYS: tuple[tuple[str, str], ...] = (
         "enable-healthy-retry empty-retry-max",
         "another account is tried until something of an answer came; see max-retry",
     ),
-    ("selector", "the account with the most quota left is taken, which is what quota-first meant"),
+    ("selector", "use strategy: round-robin, or quota-balance for what quota-first meant"),
     (
         "enable-429-concurrent-retry concurrent-retry-429-timeout-sec",
         "a used-up account is left at once for the next one, without racing them",
@@ -736,7 +783,7 @@ _GO_KEYS: tuple[tuple[str, str], ...] = (
     ("shutdown-timeout", "it had no effect in the Go daemon; ours is drain-timeout"),
     (
         "max-conns-per-host max-idle-conns max-idle-conns-per-host enable-http2 http2-max-conns-per-host-cap "
-        "keepalive-interval upstream-idle-conn-timeout-sec upstream-pool-auto-scale upstream-pool-max-cap",
+        "upstream-idle-conn-timeout-sec upstream-pool-auto-scale upstream-pool-max-cap",
         _POOL,
     ),
     ("upstream-tls-handshake-timeout-sec", "it is part of connect-timeout"),

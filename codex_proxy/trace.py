@@ -59,6 +59,46 @@ class Attempt:
     seconds: float = 0.0
 
 
+@dataclass(slots=True, frozen=True)
+class Candidate:
+    """One account that could have served, and what spoke for it."""
+
+    alias: str
+    score: float
+    """Higher is better; its scale is the strategy's own."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """What the score is made of."""
+
+
+@dataclass(slots=True, frozen=True)
+class Exclusion:
+    """One account that could not serve: the rule, and the evidence for it."""
+
+    alias: str
+    rule: str
+    evidence: str
+
+
+@dataclass(slots=True, frozen=True)
+class Decision:
+    """Why an attempt went where it went. Bounded: the best candidates, some exclusions, counts of all."""
+
+    alias: str
+    """The account; empty when none could serve."""
+    rule: str
+    """The rule that picked it."""
+    strategy: str
+    at: float
+    """Wall clock."""
+    candidates: tuple[Candidate, ...] = ()
+    """The best few, the best first; empty when the rule needed no comparison."""
+    compared: int = 0
+    """How many accounts could have served."""
+    excluded: tuple[Exclusion, ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
+    """How many accounts each rule excluded."""
+
+
 class End(enum.Enum):
     """How a turn ended, seen from the caller."""
 
@@ -89,6 +129,10 @@ class Trace:
     """The account that served, if one did."""
     decision: str = ""
     """Why this account: the rule that picked it."""
+    decisions: list[Decision] = field(default_factory=list)
+    """One per attempt, and one for a choice that found nobody."""
+    binding: str = ""
+    """What the conversation was known by, such as `prompt_cache_key`; empty when by nothing."""
     status: int = 0
     """The HTTP status that the caller saw."""
     error: str = ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from codex_proxy.accounts.account import BACKOFF, REPROBE, Account, Cause, Strikes
 from codex_proxy.accounts.affinity import Affinity, Origins
 from codex_proxy.accounts.quota import MAIN_FAMILY, Window, reset_time
-from codex_proxy.accounts.scheduler import MostQuotaLeft, Strategy
+from codex_proxy.accounts.scheduler import Ask, QuotaBalance, Strategy
 from codex_proxy.accounts.state import Signal, State
 from codex_proxy.accounts.store import Credential, Problem, Scan
 from codex_proxy.clock import Clock
@@ -68,6 +68,8 @@ class Want:
     """Encrypted history, which only the account that wrote it can read."""
     encrypted: tuple[str, ...] = ()
     """Encrypted reasoning, which others can do without."""
+    tokens: int = 0
+    """About how many input tokens it carries."""
     is_opening: bool = False
     """Whether `session` is only to be remembered: many conversations may begin alike."""
 
@@ -132,7 +134,7 @@ class Pool:
     ) -> None:
         self._clock = clock
         self._rng = rng if rng is not None else random.Random()
-        self._strategy: Strategy = strategy if strategy is not None else MostQuotaLeft()
+        self._strategy: Strategy = strategy if strategy is not None else QuotaBalance()
         self._accounts: dict[str, Account] = {}
         self._aliases: dict[str, Account] = {}
         self._affinity = Affinity()
@@ -283,7 +285,8 @@ class Pool:
             raise self._nobody(want, now)
         # A caller need not wait for an exchange while another account's token is good.
         fresh = [account for account in ready if account.access_is_valid(now)]
-        return self._strategy.choose(fresh or ready, self._families.get(want.counted), now)
+        choice = self._strategy.choose(fresh or ready, Ask(self._families.get(want.counted)), now)
+        return choice.account, choice.rule
 
     def _bonds(self, want: Want, now: float) -> Iterator[tuple[str | None, str]]:
         """Name the accounts that a request belongs to, the strongest bond first."""
@@ -410,6 +413,10 @@ class Pool:
         for content in lease.want.compacted:
             # It could read that, so it wrote it, also before we were started.
             self.origins.issued(content, account.key, now)
+
+    def spent(self, account: Account, cost: float) -> None:
+        """Note what a turn on *account* cost, in uncached input tokens' worth."""
+        self._strategy.spent(account, cost, self._clock.now())
 
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         """Draw the consequences of a failure for its account, and for nobody else."""

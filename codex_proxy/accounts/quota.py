@@ -17,6 +17,9 @@ MAIN_FAMILY = "codex"
 # No window of any plan is longer than a month; a later reset is a wrong unit or a broken clock.
 MAX_RESET_SECONDS = 32 * 86_400.0
 
+SHORT_MINUTES = 24 * 60
+"""A plan has a window of hours and one of days; up to this length one is of hours."""
+
 _PRIMARY = "-primary-used-percent"
 _PLACES: tuple[Place, Place] = ("primary", "secondary")
 
@@ -55,6 +58,16 @@ class Family:
         if self.secondary is not None:
             found.append(("secondary", self.secondary))
         return found
+
+    @property
+    def short(self) -> Window | None:
+        """The window of hours, by its length; by its place only where nobody told the length."""
+        return next((w for place, w in self.windows() if not _is_long(place, w)), None)
+
+    @property
+    def long(self) -> Window | None:
+        """The window of days: a week for most plans, in either place."""
+        return next((w for place, w in self.windows() if _is_long(place, w)), None)
 
     def left(self, now: float) -> float | None:
         """Return the percent left in the scarcest running window; None when nothing is known."""
@@ -226,6 +239,10 @@ class Quota:
         if window is not None:
             self.seen_at = now
             self.source = source
+
+
+def _is_long(place: Place, window: Window) -> bool:
+    return window.minutes > SHORT_MINUTES if window.minutes is not None else place == "secondary"
 
 
 def reset_time(resets_at: Any, after_seconds: Any, now: float) -> float | None:

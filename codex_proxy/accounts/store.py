@@ -81,6 +81,16 @@ class Credential:
     disabled: bool
     proxy_url: Secret | None
     """Its own way out, None where its file names none; secret, because it may carry a password."""
+    priority: int = 0
+    """Smaller serves first; others only while none of a smaller number can."""
+    weight: float = 1.0
+    """Its share under the `weighted` strategy, against the others of its priority."""
+    models_allowed: tuple[str, ...] = ()
+    """Patterns of the only models it serves; empty is every model."""
+    models_denied: tuple[str, ...] = ()
+    """Patterns of models it does not serve."""
+    max_concurrency: int | None = None
+    """How many requests it carries at a time; None: what the configuration says; 0: any number."""
     mtime_ns: int = 0
     interrupted: float | None = None
     """When an exchange of this very refresh token began whose end was never written down.

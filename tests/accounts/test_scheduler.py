@@ -4,7 +4,7 @@ from collections import Counter
 
 from codex_proxy.accounts.account import Account
 from codex_proxy.accounts.quota import Window
-from codex_proxy.accounts.scheduler import MostQuotaLeft
+from codex_proxy.accounts.scheduler import Ask, QuotaBalance
 from tests.accounts.making import NOW, account
 
 
@@ -17,14 +17,14 @@ def with_left(user: str, left: float | None, *, in_flight: int = 0) -> Account:
 
 
 def choose(*accounts: Account, times: int = 1) -> list[str]:
-    strategy = MostQuotaLeft()
-    return [strategy.choose(accounts, None, NOW)[0].alias for _ in range(times)]
+    strategy = QuotaBalance()
+    return [strategy.choose(accounts, Ask(), NOW).account.alias for _ in range(times)]
 
 
 def test_the_account_with_the_most_quota_left_serves() -> None:
     accounts = [with_left("a", 20), with_left("b", 80, in_flight=9), with_left("c", 79)]
     assert choose(*accounts, times=3) == ["b", "b", "b"]
-    assert MostQuotaLeft().choose(accounts, None, NOW)[1] == "most quota left"
+    assert QuotaBalance().choose(accounts, Ask(), NOW).rule == "most quota left"
 
 
 def test_the_idlest_serves_on_a_tie() -> None:
@@ -48,11 +48,11 @@ def test_each_has_its_turn_when_all_are_alike() -> None:
 
 
 def test_turns_are_fair_when_the_candidates_change() -> None:
-    strategy = MostQuotaLeft()
+    strategy = QuotaBalance()
     accounts = [with_left(user, 50) for user in "abc"]
     count: Counter[str] = Counter()
     for i in range(300):
-        count[strategy.choose(accounts[: 2 + i % 2], None, NOW)[0].alias] += 1
+        count[strategy.choose(accounts[: 2 + i % 2], Ask(), NOW).account.alias] += 1
     assert min(count.values()) >= 50
 
 
@@ -72,6 +72,6 @@ def test_a_model_of_another_family_counts_on_that_family() -> None:
     one, other = with_left("a", 10), with_left("b", 90)
     one.quota.family("codex_x").primary = Window(5.0, 300, NOW + 100, NOW, "headers")
     other.quota.family("codex_x").primary = Window(99.0, 300, NOW + 100, NOW, "headers")
-    strategy = MostQuotaLeft()
-    assert strategy.choose([one, other], "codex_x", NOW)[0] is one
-    assert strategy.choose([one, other], None, NOW)[0] is other
+    strategy = QuotaBalance()
+    assert strategy.choose([one, other], Ask("codex_x"), NOW).account is one
+    assert strategy.choose([one, other], Ask(), NOW).account is other
