@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
 from codex_proxy import __version__, config
+from codex_proxy.commands import options
 from codex_proxy.errors import ConfigError, ProxyError
 from codex_proxy.server import keyfile
 
@@ -74,14 +74,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"codex-proxy {__version__}")
-    parser.add_argument(
-        "-config",
-        "--config",
-        metavar="FILE",
-        type=Path,
-        default=None,
-        help="configuration file (default: ./config.yaml if there, else the defaults)",
-    )
+    options.add_config(parser, is_top=True)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     for command in COMMANDS:
         sub = commands.add_parser(
@@ -89,15 +82,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         )
         sub.set_defaults(run=command.run)
         if command.takes_config:
-            # Suppressed, because a default here would undo a -config before the command.
-            sub.add_argument(
-                "-config",
-                "--config",
-                metavar="FILE",
-                type=Path,
-                default=argparse.SUPPRESS,
-                help="configuration file",
-            )
+            options.add_config(sub)
         if command.add_arguments is not None and command.name in arguments:
             command.add_arguments(sub)
     return parser
@@ -107,18 +92,14 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _load(args: argparse.Namespace) -> config.Loaded:
-    return config.load(args.config, os.environ)
-
-
 def _run_daemon(args: argparse.Namespace) -> int:
-    loaded = _load(args)
+    loaded = options.load(args)
     code: int = importlib.import_module("codex_proxy.daemon").run(loaded)
     return code
 
 
 def _check(args: argparse.Namespace) -> int:
-    loaded = _load(args)
+    loaded = options.load(args)
     print(
         f"# {loaded.path if loaded.path is not None else 'no configuration file'}: valid; these settings count"
     )
@@ -137,7 +118,7 @@ def _version(_: argparse.Namespace) -> int:
 
 
 def _key(args: argparse.Namespace) -> int:
-    settings = _load(args).settings
+    settings = options.load(args).settings
     key = keyfile.read_client_key(settings.data_dir)
     if key is None:
         _complain(
@@ -171,6 +152,36 @@ def _from_module(
 COMMANDS: list[Command] = [
     Command(
         "check", "validate the configuration and print the settings that count", _check, takes_config=True
+    ),
+    Command(
+        "login",
+        "log a ChatGPT account in, with a browser or a device code",
+        *_from_module("codex_proxy.commands.login"),
+        takes_config=True,
+    ),
+    Command(
+        "import",
+        "bring account files from elsewhere into the auth-dir",
+        *_from_module("codex_proxy.commands.importing"),
+        takes_config=True,
+    ),
+    Command(
+        "accounts",
+        "show the accounts; disable, enable, remove, refresh, reset, check or relogin one",
+        *_from_module("codex_proxy.commands.accounts"),
+        takes_config=True,
+    ),
+    Command(
+        "logout",
+        "end an account's login and take it out of the pool",
+        *_from_module("codex_proxy.commands.logout"),
+        takes_config=True,
+    ),
+    Command(
+        "why",
+        "tell why a request went to the account it went to",
+        *_from_module("codex_proxy.commands.why"),
+        takes_config=True,
     ),
     Command("key", "print the client key that the daemon generated", _key, takes_config=True),
     Command(

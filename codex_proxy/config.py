@@ -802,7 +802,7 @@ _GO_KEYS: tuple[tuple[str, str], ...] = (
     ("enable-model-suffix-image", "use /v1/images/generations, or the image_generation tool"),
     (
         "oauth-callback-port oauth-no-browser enable-codex-login",
-        "log in with the Codex CLI and put its auth.json into auth-dir",
+        "use codex-proxy login; its callback ports are those that the issuer knows",
     ),
     (
         "cache-spoof-enabled prompt-cache-optimize-enabled prompt-cache-tag prompt-cache-normalize-whitespace "

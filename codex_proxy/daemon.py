@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 
 from codex_proxy import __version__, config, logs
+from codex_proxy.accounts.actions import Actions
+from codex_proxy.accounts.memory import OWNERS_FILE, Memory, Owners
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.upkeep import EXCHANGE_SECONDS, Keeper
 from codex_proxy.clock import Clock, SystemClock
@@ -25,13 +27,15 @@ from codex_proxy.protocol.messages import MESSAGES
 from codex_proxy.protocol.responses import RESPONSES
 from codex_proxy.server import keyfile
 from codex_proxy.server.access import Access, Level
-from codex_proxy.server.admin import admin_handlers
-from codex_proxy.server.app import ROUTES, Route, build_app
+from codex_proxy.server.admin import admin_handlers, control_handlers
+from codex_proxy.server.app import CONTROL_ROUTES, ROUTES, Route, build_app
 from codex_proxy.server.counting import TokenCounter
+from codex_proxy.server.decisions import Decisions
 from codex_proxy.server.listener import Listener
 from codex_proxy.server.middleware import Handler
 from codex_proxy.server.public import Public, log_turn
-from codex_proxy.server.views import Phase, PoolAdmin, count_turn
+from codex_proxy.server.usage import PoolUsage
+from codex_proxy.server.views import Phase, PoolAdmin
 from codex_proxy.tasks import Background
 from codex_proxy.upstream.backend import AccountRoute
 from codex_proxy.upstream.executor import Executor
@@ -64,7 +68,13 @@ class Daemon:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.background = Background(self.clock.sleep)
         self.outbound = Outbound(self.live)
-        self.pool = Pool(self.clock)
+        owners = Owners(loaded.settings.data_dir / OWNERS_FILE)
+        self.pool = Pool(self.clock, owners=owners)
+        self.memory = Memory(
+            self.pool, live=self.live, clock=self.clock, background=self.background, owners=owners
+        )
+        self.pool.on_added = self.memory.recall
+        self.pool.apply_settings(loaded.settings)
         self.keeper = Keeper(
             self.pool,
             live=self.live,
@@ -75,7 +85,9 @@ class Daemon:
         route = AccountRoute(self.pool, self.keeper, live=self.live, clock=self.clock, outbound=self.outbound)
         self.executor = Executor(route, live=self.live, clock=self.clock, background=self.background)
         self.executor.listen(log_turn)
-        self.executor.listen(lambda trace: count_turn(self.pool, trace))
+        self.executor.listen(self.pool.count_turn)
+        self.decisions = Decisions()
+        self.executor.listen(self.decisions.note)
         self._phase: Phase = "starting"
         self._listener = Listener()
         self._counter = TokenCounter()
@@ -105,17 +117,19 @@ class Daemon:
         await asyncio.to_thread(_make_folders, settings)
         access = Access(self.live, self._client_key(settings))
         await self.keeper.load()
+        await self.memory.load()
         if not len(self.pool):
             logger.warning("no account loaded yet: put account files into %s", settings.auth_dir)
 
         admin = PoolAdmin(
             self.pool,
             self.keeper,
+            Actions(self.pool, self.keeper, live=self.live, clock=self.clock, outbound=self.outbound),
             clock=self.clock,
             background=self.background,
             phase=lambda: self._phase,
         )
-        owner = admin_handlers(admin, self.clock.monotonic)
+        owner = admin_handlers(admin, self.decisions, self.clock.monotonic)
         public = Public(
             self.executor,
             self.pool,
@@ -124,13 +138,16 @@ class Daemon:
             counter=self._counter,
             resolve=access.resolve,
         )
-        app = build_app(access, {**public.handlers(), **owner}, _RENDERERS)
+        usage = PoolUsage(self.pool, live=self.live, clock=self.clock)
+        app = build_app(access, {**public.handlers(), **usage.handlers(), **owner}, _RENDERERS)
         self.port = await self._listener.open_port(app, settings.listen_host, settings.listen_port)
+        owner |= control_handlers(admin)
         control = build_app(access, owner, _RENDERERS, self._control_routes(owner))
         await self._listener.open_unix(control, settings.data_dir / CONTROL_SOCKET)
 
         self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
-        for job in (*self.keeper.jobs(), *self.executor.jobs(), *public.jobs()):
+        self.live.subscribe(lambda _, new: self.pool.apply_settings(new))
+        for job in (*self.keeper.jobs(), *self.memory.jobs(), *self.executor.jobs(), *public.jobs()):
             _ = self.background.start(job)
         _ = self.background.spawn(
             config.watch(self.live, self._loaded.path, self._environ, since=self._loaded), name="config"
@@ -148,7 +165,9 @@ class Daemon:
     def _control_routes(self, handlers: Mapping[str, Handler]) -> list[Route]:
         """Return the owner's routes without a key: only the owner can open the control socket."""
         return [
-            dataclasses.replace(route, level=Level.PUBLIC) for route in ROUTES if route.handler in handlers
+            dataclasses.replace(route, level=Level.PUBLIC)
+            for route in (*ROUTES, *CONTROL_ROUTES)
+            if route.handler in handlers
         ]
 
     # -- end ------------------------------------------------------------------------------
@@ -174,6 +193,7 @@ class Daemon:
         except TimeoutError:
             logger.error("a token exchange did not end in time")
         await self.keeper.save_unsaved()
+        await self.memory.save()
         await self.outbound.aclose()
         logger.info("stopped")
 

@@ -143,6 +143,8 @@ class PoolError(ProxyError):
     status = 429
     is_for_history = False
     """Whether the one account is meant that can read the request's compacted history, and rests."""
+    decision: object = None
+    """The pool's own account of the choice that found nobody, for the turn's story."""
 
 
 class PoolExhausted(PoolError):
@@ -168,6 +170,10 @@ class PoolShortage(PoolError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class PoolBusy(PoolShortage):
+    """Every account that could serve carries all that it may at a time; a place is waited for."""
 
 
 class PoolEmpty(PoolError):

@@ -45,6 +45,14 @@ class Usage:
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
+    def add(self, turn: "Usage") -> None:
+        """Add another turn's tokens; the source stays."""
+        self.input_tokens += turn.input_tokens
+        self.cached_tokens += turn.cached_tokens
+        self.cache_write_tokens += turn.cache_write_tokens
+        self.output_tokens += turn.output_tokens
+        self.reasoning_tokens += turn.reasoning_tokens
+
 
 @dataclass(slots=True)
 class Attempt:

@@ -159,7 +159,13 @@ class Stand:
         self.in_order_of(*self.accounts)
 
     def in_order_of(self, *accounts: SimAccount) -> None:
-        """Let the pool prefer these accounts, one after the other, to all others."""
+        """Let the pool prefer these accounts, one after the other, to all others.
+
+        By the strategy whose order is that of the numbers alone.
+        """
+        self.daemon.pool.apply_settings(
+            dataclasses.replace(self.daemon.live.current, strategy="quota-balance")
+        )
         for place, account in enumerate([*accounts, *(a for a in self.accounts if a not in accounts)]):
             account.use(primary=10 * place, secondary=0)
             known = self.known(account)

@@ -24,7 +24,7 @@ SERVER = BASE | {
     "upstream",
 }
 DAEMON = SERVER | {"server", "forwarder"}
-ALL = DAEMON | {"daemon", "demo", "cli", "simulator"}
+ALL = DAEMON | {"daemon", "demo", "commands", "cli", "simulator"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": SERVER,
     "simulator": {"tasks", "protocol.wire", "protocol.sse"},
     "daemon": DAEMON,
+    # A command does what the daemon does, or asks it; nothing of the simulator is in it.
+    "commands": DAEMON | {"daemon"},
     "demo": ALL,
     "cli": ALL,
     "__main__": ALL,
@@ -57,6 +59,7 @@ PURE_MODULES = (
     "accounts.account",
     "accounts.state",
     "accounts.quota",
+    "accounts.poolview",
     "accounts.affinity",
     "accounts.scheduler",
 )

@@ -1,6 +1,8 @@
 """One account: its credential, its state, its quota, what it carries now. Pure; times come in."""
 
 import enum
+import functools
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,19 @@ if TYPE_CHECKING:
 
 # A token is exchanged this long before it ends, as the Codex CLI does (contract, section 1.5).
 REFRESH_BEFORE = 300.0
+
+
+# How long one request may try an account that has rested, before others follow it unasked.
+TRIAL_SECONDS = 10.0
+
+
+class Login(enum.Enum):
+    """Whether an account's refresh token is of use."""
+
+    OK = "ok"
+    UNCERTAIN = "uncertain"
+    """An exchange of it was cut off before its answer was saved: it may be spent, and is tried once."""
+    LOST = "lost"
 
 
 class Cause(enum.Enum):
@@ -122,6 +137,10 @@ class Account:
     """Its new tokens could not be written to its file yet."""
     removed: bool = False
     """Its file is gone: no new requests, running ones may end."""
+    on_trial: bool = False
+    """It has rested, and no request has been answered since: one goes ahead, the others wait for its word."""
+    trial_since: float | None = None
+    """Monotonic time at which a request went ahead; None while none has."""
 
     in_flight: int = 0
     total_requests: int = 0
@@ -134,6 +153,19 @@ class Account:
     def key(self) -> str:
         """Its identity: the same in every file and after every login."""
         return self.credential.key
+
+    @property
+    def workspace(self) -> str:
+        """A name for the workspace it belongs to: what one of its accounts encrypts, the others may read."""
+        account_id = self.credential.identity.account_id
+        return hashlib.sha256(account_id.encode()).hexdigest()[:24] if account_id else self.key
+
+    @property
+    def login(self) -> Login:
+        """Whether its refresh token is of use."""
+        if self.login_lost:
+            return Login.LOST
+        return Login.UNCERTAIN if self.credential.interrupted is not None else Login.OK
 
     @property
     def proxy_url(self) -> str | None:
@@ -173,6 +205,9 @@ class Account:
         """
         if not self.can_refresh():
             return None
+        if self.credential.interrupted is not None:
+            # Whether it is spent is found out at once, while the access token may still serve.
+            return self.refresh_after
         if not self.credential.access or (self.rejected and self.rejected == self.credential.access.digest()):
             return self.refresh_after
         ends_at, issued_at = self.ends_at, self.credential.last_refresh
@@ -225,6 +260,7 @@ class Account:
             self.signal(Signal.RESTED)
         if self.state is State.COOLING and not self.holds:
             self.signal(Signal.RESTED)
+            self.begin_trial()
         if self.state is State.READY and self.unavailable_until > now:
             self.signal(Signal.UNENTITLED)
         if self.state is State.READY and self.holds:
@@ -245,6 +281,37 @@ class Account:
             return False
         return not self.holds and self.signal(Signal.ABSOLVED)
 
+    def begin_trial(self) -> None:
+        """Let one request find out whether it serves again, before many do."""
+        self.on_trial = True
+        self.trial_since = None
+
+    def end_trial(self) -> None:
+        """Open it to all."""
+        self.on_trial = False
+        self.trial_since = None
+
+    def awaits_trial(self, now: float) -> bool:
+        """Tell whether a request is finding out just now; *now* is monotonic."""
+        return self.on_trial and self.trial_since is not None and now - self.trial_since < TRIAL_SECONDS
+
+    def reset(self) -> None:
+        """Forget everything that keeps it from serving but its owner's wish and its login."""
+        self.holds.clear()
+        self.family_holds.clear()
+        self.refusals.clear()
+        self.strikes.clear()
+        self.unavailable_until = 0.0
+        self.unavailable_reason = ""
+        self.unavailable_count = 0
+        self.check_failures = 0
+        self.last_error = ""
+        self.refresh_after = 0.0
+        self.end_trial()
+        plan = self.quota.plan
+        self.quota = Quota()
+        self.quota.plan = plan
+
     def cooling_until(self) -> float | None:
         """Return when the last cooldown ends."""
         return max(self.holds.values()) if self.holds else None
@@ -258,6 +325,8 @@ class Account:
         self.signal(Signal.OK)
         for cause in [c for c, s in self.strikes.items() if s.last <= started]:
             del self.strikes[cause]
+        if self.trial_since is not None and started >= self.trial_since:
+            self.end_trial()
         if self.state is State.READY:
             self.unavailable_count = 0
             self.unavailable_reason = ""
@@ -277,6 +346,13 @@ class Account:
             case State.DISABLED:
                 return "disabled in its file"
 
+    def serves(self, model: str) -> bool:
+        """Tell whether its owner lets it serve *model*."""
+        credential = self.credential
+        if not (credential.models_allowed or credential.models_denied):
+            return True
+        return _is_allowed(credential.models_allowed, credential.models_denied, model)
+
     # -- quota ----------------------------------------------------------------------------
 
     def left(self, now: float, family: str | None) -> float | None:
@@ -286,3 +362,28 @@ class Account:
             return main
         own = self.quota.left(now, family)
         return own if own is not None else main
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_allowed(allowed: tuple[str, ...], denied: tuple[str, ...], model: str) -> bool:
+    if any(fits(pattern, model) for pattern in denied):
+        return False
+    return not allowed or any(fits(pattern, model) for pattern in allowed)
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Tell whether *name* fits *pattern*, in which `*` stands for anything, whatever the case of letters."""
+    first, *rest = pattern.lower().split("*")
+    name = name.lower()
+    if not rest:
+        return name == first
+    if not name.startswith(first):
+        return False
+    place = len(first)
+    *middle, last = rest
+    for part in middle:
+        found = name.find(part, place)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return len(name) - place >= len(last) and name.endswith(last)

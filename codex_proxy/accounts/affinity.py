@@ -7,7 +7,8 @@ read only by the account that issued it (contract, section 2.4). Bounded, in mem
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 V = TypeVar("V")
 
@@ -17,12 +18,12 @@ class Recent(Generic[V]):
 
     def __init__(self, size: int, ttl: float) -> None:
         self._size = size
-        self._ttl = ttl
+        self.ttl = ttl
         self._entries: OrderedDict[str, tuple[float, V]] = OrderedDict()
 
     def put(self, key: str, value: V, now: float) -> None:
         """Remember *value*; an entry that is there starts a new life."""
-        self._entries[key] = (now + self._ttl, value)
+        self._entries[key] = (now, value)
         self._entries.move_to_end(key)
         while len(self._entries) > self._size:
             self._entries.popitem(last=False)
@@ -32,11 +33,16 @@ class Recent(Generic[V]):
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry[0] <= now:
+        if entry[0] + self.ttl <= now:
             del self._entries[key]
             return None
         self._entries.move_to_end(key)
         return entry[1]
+
+    def entries(self) -> Iterator[tuple[str, float, V]]:
+        """Yield keys, times and values, the least recently used first."""
+        for key, (at, value) in self._entries.items():
+            yield key, at, value
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -46,21 +52,86 @@ class Recent(Generic[V]):
 
 
 class Affinity:
-    """Which account a conversation lives on."""
+    """Which accounts a conversation has lived on, the last one first.
+
+    An account that could not serve is left without being forgotten: the conversation has moved,
+    and where it was before is the next best place.
+    """
+
+    PLACES = 3
+    """How many places are remembered of one conversation."""
 
     def __init__(self, size: int = 20_000, ttl: float = 6 * 3600.0) -> None:
-        self._sessions: Recent[str] = Recent(size, ttl)
+        self._sessions: Recent[tuple[str, ...]] = Recent(size, ttl)
+
+    @property
+    def ttl(self) -> float:
+        """How long after its last turn a conversation is remembered; may be changed."""
+        return self._sessions.ttl
+
+    @ttl.setter
+    def ttl(self, seconds: float) -> None:
+        self._sessions.ttl = seconds
 
     def bind(self, session: str, account: str, now: float) -> None:
         """Note that *account* served *session*."""
-        self._sessions.put(session, account, now)
+        before = self._sessions.get(session, now) or ()
+        if before[:1] != (account,):
+            before = (account, *(one for one in before if one != account))[: self.PLACES]
+        self._sessions.put(session, before, now)
 
-    def find(self, session: str | None, now: float) -> str | None:
-        """Return the key of the account that served *session* last."""
-        return self._sessions.get(session, now) if session is not None else None
+    def homes(self, session: str | None, now: float) -> tuple[str, ...]:
+        """Return the keys of the accounts that served *session*, the last one first."""
+        return (self._sessions.get(session, now) or ()) if session is not None else ()
+
+    def dump(self) -> list[list[object]]:
+        """Return all of it as JSON: `[session, time, [accounts]]`, the least recent first."""
+        return [[session, at, list(homes)] for session, at, homes in self._sessions.entries()]
+
+    def restore(self, entries: list[object], now: float) -> None:
+        """Take up what `dump` returned; whatever else stands there is left out."""
+        for entry in entries:
+            match entry:
+                case [str(session), float() | int() as at, [*homes]] if at <= now:
+                    places = tuple(home for home in homes if isinstance(home, str))[: self.PLACES]
+                    if places:
+                        self._sessions.put(session, places, float(at))
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+
+@dataclass(slots=True, frozen=True)
+class Owner:
+    """Who wrote a piece of compacted history."""
+
+    account: str
+    workspace: str
+
+
+class Ownership(Protocol):
+    """Who wrote which compacted history; it cannot be left out of a conversation, nor be read by others."""
+
+    def get(self, digest: str) -> Owner | None:
+        """Return the owner of the item with that digest, when it is known."""
+        ...
+
+    def add(self, digest: str, account: str, workspace: str, now: float) -> None:
+        """Note an owner."""
+        ...
+
+
+class OwnersInMemory:
+    """Ownership for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, Owner] = {}
+
+    def get(self, digest: str) -> Owner | None:
+        return self._owners.get(digest)
+
+    def add(self, digest: str, account: str, workspace: str, now: float) -> None:
+        self._owners[digest] = Owner(account, workspace)
 
 
 class Origins:
@@ -76,15 +147,15 @@ class Origins:
 
     def issued(self, content: str, account: str, now: float) -> None:
         """Note that *account* issued an item."""
-        self._issued.put(_digest(content), account, now)
+        self._issued.put(digest(content), account, now)
 
     def of(self, content: str, now: float) -> str | None:
         """Return the key of the account that issued an item, when that is known."""
-        return self._issued.get(_digest(content), now)
+        return self._issued.get(digest(content), now)
 
     def refused(self, content: str, account: str, now: float) -> None:
         """Note that *account* could not read an item."""
-        self._refused.put(f"{account}:{_digest(content)}", True, now)
+        self._refused.put(f"{account}:{digest(content)}", True, now)
 
     def is_foreign(self, content: str, account: str, now: float) -> bool:
         """Tell whether an item is not known to come from *account*."""
@@ -94,7 +165,7 @@ class Origins:
         """Tell whether *account* has refused this item before."""
         if not self._refused:
             return False
-        return self._refused.get(f"{account}:{_digest(content)}", now) is not None
+        return self._refused.get(f"{account}:{digest(content)}", now) is not None
 
     @property
     def any_refused(self) -> bool:
@@ -102,5 +173,6 @@ class Origins:
         return len(self._refused) > 0
 
 
-def _digest(content: str) -> str:
+def digest(content: str) -> str:
+    """Return the name of an encrypted item: short, and nothing of what is in it."""
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -4,30 +4,41 @@ Every decision is synchronous: nothing else runs between looking and taking, so 
 lock. What a failure does to an account is one `match` over its verdict (`Pool.failed`).
 """
 
+import asyncio
+import contextlib
 import dataclasses
+import enum
+import heapq
+import itertools
 import logging
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from codex_proxy.accounts.account import BACKOFF, REPROBE, Account, Cause, Strikes
-from codex_proxy.accounts.affinity import Affinity, Origins
-from codex_proxy.accounts.quota import MAIN_FAMILY, Window, reset_time
-from codex_proxy.accounts.scheduler import Ask, QuotaBalance, Strategy
+from codex_proxy.accounts.affinity import Affinity, Origins, Owner, Ownership, OwnersInMemory, digest
+from codex_proxy.accounts.poolview import PoolView
+from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
+from codex_proxy.accounts.scheduler import Ask, Choice, Strategy, cost_of, make_strategy
 from codex_proxy.accounts.state import Signal, State
 from codex_proxy.accounts.store import Credential, Problem, Scan
 from codex_proxy.clock import Clock
+from codex_proxy.config import Settings
 from codex_proxy.errors import (
+    PoolBusy,
     PoolEmpty,
     PoolError,
     PoolExhausted,
     PoolShortage,
+    ProxyError,
     RequestError,
     UpstreamError,
     Verdict,
 )
 from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.trace import Candidate, Decision, Exclusion, Trace, Usage, UsageSource
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +48,6 @@ REFUSAL_SECONDS = 3_600.0
 # Failures that speak of the way to the backend, seen on several accounts within this time,
 # are the way's fault.
 EGRESS_WINDOW = 30.0
-
-_DAY_MINUTES = 24 * 60
-"""Which windows are the short ones: a plan has one of hours and one of days."""
 
 _SERVING = frozenset({State.READY, State.COOLING})
 """The states of accounts that serve, now or after a rest."""
@@ -55,6 +63,43 @@ _CAUSES: dict[Verdict, Cause] = {
 }
 
 
+# What a decision tells: the best candidates, and some of those left out. The counts are of all.
+_CANDIDATES_TOLD = 5
+_EXCLUSIONS_TOLD = 12
+
+# The names of the ways in which conversations are known are the protocol's, and few; whatever
+# else comes is counted together.
+_MAX_SOURCES = 32
+
+
+class Rule(enum.Enum):
+    """Why an account cannot serve a request."""
+
+    DISABLED = "disabled"
+    NEEDS_LOGIN = "needs login"
+    UNAVAILABLE = "unavailable"
+    COOLING = "cooling"
+    TRIED = "tried for this request"
+    LACKS_MODEL = "lacks the model"
+    NOT_ALLOWED = "its file does not allow the model"
+    FAMILY_LIMIT = "limit of the model's family"
+    BUSY = "carries all it may"
+    ON_TRIAL = "is being tried after its rest"
+    LESSER_PRIORITY = "of lesser priority"
+    RENEWING = "its token is being renewed"
+
+
+_OF_STATE: dict[State, Rule] = {
+    State.COOLING: Rule.COOLING,
+    State.UNAVAILABLE: Rule.UNAVAILABLE,
+    State.NEEDS_LOGIN: Rule.NEEDS_LOGIN,
+    State.DISABLED: Rule.DISABLED,
+}
+
+_PASSING_RULES = frozenset({Rule.COOLING, Rule.TRIED, Rule.FAMILY_LIMIT, Rule.BUSY, Rule.ON_TRIAL})
+"""Those that time alone undoes."""
+
+
 @dataclass(slots=True, frozen=True)
 class Want:
     """What a request needs of an account."""
@@ -62,6 +107,7 @@ class Want:
     model: str
     endpoint: str = "responses"
     session: str | None = None
+    """What its conversation is known by, salted with its caller."""
     prefer: str | None = None
     """The key of the account that the caller's turn is bound to."""
     compacted: tuple[str, ...] = ()
@@ -72,6 +118,8 @@ class Want:
     """About how many input tokens it carries."""
     is_opening: bool = False
     """Whether `session` is only to be remembered: many conversations may begin alike."""
+    also: str | None = None
+    """Another name under which the account is remembered."""
 
     @property
     def refusal(self) -> str:
@@ -87,17 +135,33 @@ class Want:
 class Lease:
     """The right to send one request with one account; reported once, released once."""
 
-    __slots__ = ("_pool", "_released", "_reported", "account", "started", "want", "why")
+    __slots__ = ("_pool", "_released", "_reported", "account", "decision", "has_moved", "started", "want")
 
-    def __init__(self, pool: "Pool", account: Account, want: Want, why: str, started: float) -> None:
+    def __init__(
+        self,
+        pool: "Pool",
+        account: Account,
+        want: Want,
+        decision: Decision,
+        *,
+        has_moved: bool,
+        started: float,
+    ) -> None:
         self._pool = pool
         self._released = False
         self._reported = False
         self.account = account
         self.want = want
-        self.why = why
+        self.decision = decision
+        self.has_moved = has_moved
+        """Whether its conversation may hold what another account has encrypted."""
         self.started = started
         """Monotonic seconds."""
+
+    @property
+    def why(self) -> str:
+        """The rule that picked the account."""
+        return self.decision.rule
 
     def ok(self) -> None:
         """Report that the account answered."""
@@ -117,7 +181,15 @@ class Lease:
         """Give the account back; only the first call counts."""
         if not self._released:
             self._released = True
-            self.account.in_flight -= 1
+            self._pool.released(self)
+
+
+@dataclass(slots=True)
+class Bindings:
+    """What the turns had whose conversations were known by one kind of name."""
+
+    turns: int = 0
+    usage: Usage = field(default_factory=Usage)
 
 
 class Pool:
@@ -130,21 +202,37 @@ class Pool:
     """
 
     def __init__(
-        self, clock: Clock, *, rng: random.Random | None = None, strategy: Strategy | None = None
+        self,
+        clock: Clock,
+        *,
+        rng: random.Random | None = None,
+        strategy: Strategy | None = None,
+        owners: Ownership | None = None,
     ) -> None:
         self._clock = clock
         self._rng = rng if rng is not None else random.Random()
-        self._strategy: Strategy = strategy if strategy is not None else QuotaBalance()
+        defaults = Settings()
+        self._strategy: Strategy = strategy if strategy is not None else make_strategy(defaults.strategy)
+        self._max_concurrency = defaults.max_concurrency
+        self._keeps_sessions = defaults.session_affinity
         self._accounts: dict[str, Account] = {}
         self._aliases: dict[str, Account] = {}
-        self._affinity = Affinity()
+        self.affinity = Affinity()
         self.origins = Origins()
-        self._families: dict[str, str] = {}
+        self.owners: Ownership = owners if owners is not None else OwnersInMemory()
+        self.bindings: dict[str, Bindings] = {}
+        """By the kind of name that conversations were known by; '' for those known by none."""
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._tickets = itertools.count()
+        self.learned_families: dict[str, str] = {}
         """Which limit a model (or an endpoint without one) counts on, learned from refusals."""
         self._listed: frozenset[str] = frozenset()
         self._lists: list[list[JsonObject]] = []
         self._path_faults: dict[str, float] = {}
         self._egress_told = float("-inf")
+        self._view = PoolView()
+        self.on_added: Callable[[Account], object] = _do_nothing
+        """Told of each account that comes, before it can serve: what was known of it may be put back."""
         self.problems: list[Problem] = []
         self.lists_version = 0
         """Moves when any account's model list does."""
@@ -174,6 +262,20 @@ class Pool:
         """Return the account whose identity starts with *tag*."""
         return next((a for a in self._accounts.values() if a.key.startswith(tag)), None) if tag else None
 
+    def apply_settings(self, settings: Settings) -> None:
+        """Follow the settings; a strategy that stays keeps what it has learned."""
+        if settings.strategy != self._strategy.name:
+            self._strategy = make_strategy(settings.strategy)
+        self._max_concurrency = settings.max_concurrency
+        self._keeps_sessions = settings.session_affinity
+        self.affinity.ttl = settings.session_affinity_ttl
+        self._wake()
+
+    @property
+    def strategy_name(self) -> str:
+        """The name of the strategy that chooses."""
+        return self._strategy.name
+
     # -- loading --------------------------------------------------------------------------
 
     def apply(self, scan: Scan) -> None:
@@ -200,12 +302,14 @@ class Pool:
             account.removed = True
             del self._accounts[key]
             self._aliases.pop(account.alias, None)
+            self._strategy.forget(key)
             removed = True
             logger.info("account removed alias=%s in_flight=%d", account.alias, account.in_flight)
         if removed:
             self._relist()
         for credential in scan.credentials:
             self._name(self._accounts[credential.key], credential)
+        self._wake()
 
     def adopt(self, account: Account, credential: Credential) -> bool:
         """Take over what the account's file says; True when its tokens are other ones."""
@@ -236,6 +340,7 @@ class Pool:
         account.unsaved = credential.is_unsaved
         account.quota.plan = credential.identity.plan
         self._accounts[credential.key] = account
+        self.on_added(account)
         if credential.disabled:
             account.signal(Signal.SWITCHED_OFF)
         self._settle(account, self._clock.now())
@@ -257,57 +362,184 @@ class Pool:
     def pick(self, want: Want, exclude: Collection[str] = ()) -> Lease:
         """Take an account for one request.
 
-        The account of the caller's turn comes first, then that of the conversation, then the
-        strategy's choice.
+        The account of the caller's turn comes first, then the one that wrote the compacted history,
+        which nobody else can read; then the strategy chooses, the conversation's account among others.
 
         Raises:
             PoolError: If none can serve now; it says when one can.
-            RequestError: If every account lacks the model.
+            RequestError: If no account ever can: all lack the model, or the history's owner is gone.
         """
         now = self._clock.now()
-        account, why = self._bound(want, exclude, now) or self._best(want, exclude, now)
+        homes = self._homes(want, now)
+        bound = self._bound(want, exclude, homes, now)
+        account, decision = bound if bound is not None else self._best(want, exclude, homes, now)
         account.in_flight += 1
         account.total_requests += 1
         account.last_used = now
-        return Lease(self, account, want, why, self._clock.monotonic())
+        started = self._clock.monotonic()
+        if account.on_trial:
+            account.trial_since = started
+        return Lease(self, account, want, decision, has_moved=homes != (account.key,), started=started)
 
-    def _bound(self, want: Want, exclude: Collection[str], now: float) -> tuple[Account, str] | None:
+    def _homes(self, want: Want, now: float) -> tuple[str, ...]:
+        """Name the accounts on which the conversation has lived, the last one first."""
+        if not self._keeps_sessions:
+            return ()
+        homes = self.affinity.homes(want.session, now) if not want.is_opening else ()
+        if not homes and want.encrypted:
+            # A conversation that we have forgotten, or that goes by no name, still carries its last account's reasoning.
+            issuer = self.origins.of(want.encrypted[-1], now)
+            homes = (issuer,) if issuer is not None else ()
+        return homes
+
+    def _bound(
+        self, want: Want, exclude: Collection[str], homes: tuple[str, ...], now: float
+    ) -> tuple[Account, Decision] | None:
         """Choose the account that a request belongs to, without a look at all the others."""
-        for key, why in self._bonds(want, now):
+        turn = self._accounts.get(want.prefer) if want.prefer is not None else None
+        if turn is not None and self._obstacle(turn, want, exclude, now) is None:
+            return turn, self._decision(turn, "turn state", now)
+        owner = self.owners.get(digest(want.compacted[-1])) if want.compacted else None
+        if owner is not None:
+            return self._historian(owner, want, exclude, now)
+        home = self._first_able(homes, want, exclude, now)
+        if home is None:
+            return None
+        rule = self._strategy.stays(self._ask(want, home), now)
+        return (home, self._decision(home, rule, now)) if rule is not None else None
+
+    def _first_able(
+        self, keys: Iterable[str | None], want: Want, exclude: Collection[str], now: float
+    ) -> Account | None:
+        for key in keys:
             account = self._accounts.get(key) if key is not None else None
-            if account is not None and self._can_serve(account, want, exclude, now):
-                return account, why
+            if account is not None and self._obstacle(account, want, exclude, now) is None:
+                return account
         return None
 
-    def _best(self, want: Want, exclude: Collection[str], now: float) -> tuple[Account, str]:
-        ready = [a for a in self._accounts.values() if self._can_serve(a, want, exclude, now)]
+    def _historian(
+        self, owner: Owner, want: Want, exclude: Collection[str], now: float
+    ) -> tuple[Account, Decision]:
+        """Choose the account that wrote the history, else one of its workspace, which may read it too."""
+        account = self._accounts.get(owner.account)
+        obstacle = self._obstacle(account, want, exclude, now) if account is not None else None
+        if account is not None and obstacle is None:
+            return account, self._decision(account, "compacted history", now)
+        kin = [one for one in self._accounts.values() if one.workspace == owner.workspace]
+        ready = [one for one in kin if self._obstacle(one, want, exclude, now) is None]
+        if ready:
+            choice = self._strategy.choose(ready, self._ask(want, None), now)
+            return choice.account, self._told(
+                choice, "workspace of the compacted history", [], now, compared=len(ready)
+            )
+        if account is None:
+            raise RequestError(
+                "this conversation's history was compacted by an account that is not here any more, and no other "
+                "can read it; log that account in again, or start a new conversation",
+                param="input",
+                code="compaction_owner_gone",
+            )
+        assert obstacle is not None
+        raise self._history_waits(account, obstacle, want, now)
+
+    def _history_waits(self, account: Account, rule: Rule, want: Want, now: float) -> ProxyError:
+        """Say why the one account that could read the history cannot serve."""
+        excluded = [(account, rule)]
+        if rule in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED):
+            return RequestError(
+                f"this conversation's history was compacted by an account that does not serve {want.model!r}, and no "
+                "other can read it; go on with the model it was compacted with, or start a new conversation",
+                param="model",
+                code="model_not_found",
+            )
+        if rule not in _PASSING_RULES:
+            return self._with_decision(
+                PoolEmpty(
+                    f"this conversation's history can be read by the account {account.alias} only, which cannot serve "
+                    f"without help: {rule.value}; see `codex-proxy accounts`"
+                ),
+                excluded,
+                now,
+            )
+        error = self._shortage(excluded, want, now)
+        # One that was tried in vain has had its say: that it could not read it, perhaps.
+        error.is_for_history = rule is not Rule.TRIED
+        return self._with_decision(error, excluded, now)
+
+    def _best(
+        self, want: Want, exclude: Collection[str], homes: tuple[str, ...], now: float
+    ) -> tuple[Account, Decision]:
+        ready: list[Account] = []
+        excluded: list[tuple[Account, Rule]] = []
+        for account in self._accounts.values():
+            rule = self._obstacle(account, want, exclude, now)
+            if rule is None:
+                ready.append(account)
+            else:
+                excluded.append((account, rule))
         if not ready:
-            raise self._nobody(want, now)
-        # A caller need not wait for an exchange while another account's token is good.
-        fresh = [account for account in ready if account.access_is_valid(now)]
-        choice = self._strategy.choose(fresh or ready, Ask(self._families.get(want.counted)), now)
-        return choice.account, choice.rule
+            error = self._nobody(want, excluded, now)
+            raise self._with_decision(error, excluded, now) if isinstance(error, PoolError) else error
+        home = next((a for key in homes for a in ready if a.key == key), None)
+        candidates = self._first_rank(ready, home, want, excluded, now)
+        choice = self._strategy.choose(candidates, self._ask(want, home), now)
+        return choice.account, self._told(choice, choice.rule, excluded, now, compared=len(candidates))
 
-    def _bonds(self, want: Want, now: float) -> Iterator[tuple[str | None, str]]:
-        """Name the accounts that a request belongs to, the strongest bond first."""
-        if want.prefer is not None:
-            yield want.prefer, "turn state"
-        if want.compacted:
-            yield self.origins.of(want.compacted[-1], now), "compacted history"
-        if want.session is not None and not want.is_opening:
-            yield self._affinity.find(want.session, now), "conversation"
-        if want.encrypted:
-            # A caller that names no conversation still carries its last account's reasoning.
-            yield self.origins.of(want.encrypted[-1], now), "reasoning"
+    def _first_rank(
+        self,
+        ready: list[Account],
+        home: Account | None,
+        want: Want,
+        excluded: list[tuple[Account, Rule]],
+        now: float,
+    ) -> list[Account]:
+        """Keep those of the best priority, and of these the ones whose token is good now, if any is.
 
-    def _can_serve(self, account: Account, want: Want, exclude: Collection[str], now: float) -> bool:
+        The conversation's own account stays among them: its cache is worth more than a rank.
+        """
+        best = min(account.credential.priority for account in ready)
+        ranked = [account for account in ready if account.credential.priority == best]
+        fresh = [account for account in ranked if account.access_is_valid(now)]
+        kept = fresh or ranked
+        if want.compacted and home is not None:
+            # Nobody knows who wrote the history: most likely one of the workspace it has lived in.
+            kin = [account for account in kept if account.workspace == home.workspace]
+            kept = kin or kept
+        if home is not None and home not in kept:
+            kept = [*kept, home]
+        if len(kept) < len(ready):
+            chosen = {account.key for account in kept}
+            excluded += [
+                (a, Rule.LESSER_PRIORITY if a.credential.priority != best else Rule.RENEWING)
+                for a in ready
+                if a.key not in chosen
+            ]
+        return kept
+
+    def _ask(self, want: Want, home: Account | None) -> Ask:
+        return Ask(self.learned_families.get(want.counted), home, want.tokens)
+
+    def _obstacle(self, account: Account, want: Want, exclude: Collection[str], now: float) -> Rule | None:
+        """Return the rule by which an account cannot serve a request; None when it can."""
         self._settle(account, now)
-        return (
-            account.state is State.READY
-            and account.key not in exclude
-            and self._has(account, want)
-            and self._family_hold(account, want, now) is None
-        )
+        if account.state is not State.READY:
+            return _OF_STATE[account.state]
+        if not account.serves(want.model):
+            return Rule.NOT_ALLOWED
+        if not self._has(account, want):
+            return Rule.LACKS_MODEL
+        if account.key in exclude:
+            return Rule.TRIED
+        if self._family_hold(account, want, now) is not None:
+            return Rule.FAMILY_LIMIT
+        most = account.credential.max_concurrency
+        if most is None:
+            most = self._max_concurrency
+        if most and account.in_flight >= most:
+            return Rule.BUSY
+        if account.on_trial and account.awaits_trial(self._clock.monotonic()):
+            return Rule.ON_TRIAL
+        return None
 
     def _has(self, account: Account, want: Want) -> bool:
         if account.refusals and want.refusal in account.refusals:
@@ -323,61 +555,128 @@ class Pool:
     def _family_hold(self, account: Account, want: Want, now: float) -> float | None:
         if not account.family_holds:
             return None
-        family = self._families.get(want.counted)
+        family = self.learned_families.get(want.counted)
         until = account.family_holds.get(family) if family is not None else None
         return until if until is not None and until > now else None
 
-    def _nobody(self, want: Want, now: float) -> PoolError | RequestError:
-        if not self._accounts:
-            return PoolEmpty("no account is loaded: put account files into the auth-dir")
-        usable = [a for a in self._accounts.values() if a.state in _SERVING]
-        if not usable:
-            counts: dict[str, int] = {}
-            for account in self._accounts.values():
-                counts[account.state.value] = counts.get(account.state.value, 0) + 1
-            states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-            return PoolEmpty(f"no account can serve without help: {states}; see /stats for the reasons")
-        able = [a for a in usable if self._has(a, want)]
-        if not able:
-            if any(want.model in (a.models or ()) for a in self._accounts.values() if a not in usable):
-                return PoolEmpty(f"no account that has the model {want.model!r} can serve without help")
-            return self._no_model(want)
-        owner = self._resting_owner(want, able, now)
-        error = self._shortage([owner] if owner is not None else able, want, now)
-        error.is_for_history = owner is not None
-        return error
+    # -- telling why ----------------------------------------------------------------------
 
-    def _resting_owner(self, want: Want, able: list[Account], now: float) -> Account | None:
-        """Return the account that wrote the history, if it rests: the others cannot stand in for it."""
-        key = self.origins.of(want.compacted[-1], now) if want.compacted else None
-        return next(
-            (
-                account
-                for account in able
-                if account.key == key
-                and (account.state is State.COOLING or self._family_hold(account, want, now) is not None)
-            ),
-            None,
+    def _decision(self, account: Account, rule: str, now: float) -> Decision:
+        return Decision(account.alias, rule, self._strategy.name, now, compared=1)
+
+    def _told(
+        self,
+        choice: Choice,
+        rule: str,
+        excluded: list[tuple[Account, Rule]],
+        now: float,
+        *,
+        compared: int,
+    ) -> Decision:
+        best = heapq.nlargest(_CANDIDATES_TOLD, choice.scores, key=lambda score: score.value)
+        return Decision(
+            choice.account.alias,
+            rule,
+            self._strategy.name,
+            now,
+            tuple(Candidate(score.account.alias, score.value, score.parts) for score in best),
+            compared,
+            *self._left_out(excluded, now),
         )
 
-    def _shortage(self, able: list[Account], want: Want, now: float) -> PoolError:
+    def _with_decision(self, error: PoolError, excluded: list[tuple[Account, Rule]], now: float) -> PoolError:
+        error.decision = Decision(
+            "", "nobody could serve", self._strategy.name, now, (), 0, *self._left_out(excluded, now)
+        )
+        return error
+
+    def _left_out(
+        self, excluded: list[tuple[Account, Rule]], now: float
+    ) -> tuple[tuple[Exclusion, ...], tuple[tuple[str, int], ...]]:
+        told = tuple(
+            Exclusion(account.alias, rule.value, self._evidence(account, rule, now))
+            for account, rule in excluded[:_EXCLUSIONS_TOLD]
+        )
+        counts = Counter(rule.value for _, rule in excluded) if excluded else {}
+        return told, tuple(counts.items())
+
+    def _evidence(self, account: Account, rule: Rule, now: float) -> str:
+        match rule:
+            case Rule.COOLING:
+                until = account.cooling_until()
+                rest = f", {_in_words(until - now)} left" if until is not None else ""
+                return f"{account.reason()}{rest}; last error: {account.last_error or 'none'}"
+            case Rule.UNAVAILABLE:
+                return f"{account.reason()}, tried again in {_in_words(account.unavailable_until - now)}"
+            case Rule.NEEDS_LOGIN | Rule.DISABLED:
+                return account.reason()
+            case Rule.TRIED:
+                return account.last_error or "it could not answer this request"
+            case Rule.LACKS_MODEL:
+                return "refused it lately" if account.refusals else "not in its model list"
+            case Rule.NOT_ALLOWED:
+                return "`models` in its file"
+            case Rule.FAMILY_LIMIT:
+                ends = max(account.family_holds.values(), default=now)
+                return f"{', '.join(sorted(account.family_holds))}: {_in_words(ends - now)} left"
+            case Rule.BUSY:
+                return f"{account.in_flight} in flight"
+            case Rule.ON_TRIAL:
+                return "one request goes ahead after its rest"
+            case Rule.LESSER_PRIORITY:
+                return f"priority {account.credential.priority}"
+            case Rule.RENEWING:
+                return "others need no exchange first"
+
+    # -- when nobody can ------------------------------------------------------------------
+
+    def _nobody(
+        self, want: Want, excluded: list[tuple[Account, Rule]], now: float
+    ) -> PoolError | RequestError:
+        if not excluded:
+            return PoolEmpty(
+                "no account is loaded: run `codex-proxy login`, or put account files into the auth-dir"
+            )
+        able = [(account, rule) for account, rule in excluded if rule in _PASSING_RULES]
+        if able:
+            return self._shortage(able, want, now)
+        lacking = [a for a, rule in excluded if rule in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED)]
+        if lacking:
+            others = (a for a, rule in excluded if rule not in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED))
+            if any(want.model in (a.models or ()) for a in others):
+                return PoolEmpty(f"no account that has the model {want.model!r} can serve without help")
+            return self._no_model(want)
+        counts = Counter(account.state.value for account, _ in excluded)
+        states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+        return PoolEmpty(f"no account can serve without help: {states}; see /stats for the reasons")
+
+    def _shortage(self, able: list[tuple[Account, Rule]], want: Want, now: float) -> PoolError:
         limits: list[float] = []
         passing: list[float] = []
-        for account in able:
+        is_busy = False
+        for account, rule in able:
             cause = account.cooling_cause()
             until = account.cooling_until()
             family = self._family_hold(account, want, now)
-            if until is not None and (family is None or until >= family):
+            if rule in (Rule.BUSY, Rule.ON_TRIAL):
+                is_busy = True
+            elif until is not None and (family is None or until >= family):
                 (limits if cause is Cause.LIMIT else passing).append(until)
             elif family is not None:
                 limits.append(family)
             else:
                 # Ready, but tried in vain for this request.
                 passing.append(now + 1.0)
-        if passing and (not limits or min(passing) <= min(limits)):
+        soonest = min(passing, default=now + 1.0)
+        if is_busy:
+            return PoolBusy(
+                "every account that could serve this carries all it may at a time; try again in a moment",
+                retry_after=min(1.0, max(0.05, soonest - now)),
+            )
+        if passing and (not limits or soonest <= min(limits)):
             return PoolShortage(
                 "every account that could serve this is busy or in passing trouble; try again in a moment",
-                retry_after=max(0.0, min(passing) - now),
+                retry_after=max(0.0, soonest - now),
             )
         resets_at = min(limits)
         return PoolExhausted(
@@ -398,21 +697,116 @@ class Pool:
             code="model_not_found",
         )
 
+    async def wait_for_place(self, seconds: float, ticket: float) -> None:
+        """Wait until an account has room for another request; *seconds* at most.
+
+        Places go to the smallest ticket first: whoever asked first is served first.
+        """
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (ticket, next(self._tickets), place))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await place
+
+    def _wake(self, places: int | None = None) -> None:
+        """Let those go on who wait for a place; all of them, or as many as there are places."""
+        while self._waiting and (places is None or places > 0):
+            place = heapq.heappop(self._waiting)[2]
+            if not place.done():
+                place.set_result(None)
+                if places is not None:
+                    places -= 1
+
     # -- what happened --------------------------------------------------------------------
+
+    def released(self, lease: Lease) -> None:
+        """Note that a request is over."""
+        account = lease.account
+        account.in_flight -= 1
+        if account.on_trial and account.trial_since == lease.started:
+            # Its caller left before the account could show anything: the next one tries.
+            account.trial_since = None
+        self._wake(1)
 
     def succeeded(self, lease: Lease) -> None:
         """Note that an account answered: its conversation stays, old failures are forgotten."""
         account, now = lease.account, self._clock.now()
-        before = account.state
+        before, was_on_trial = account.state, account.on_trial
         account.succeeded(lease.started)
         self._note(account, before, now)
         account.last_error = ""
         self._path_faults.clear()
-        if lease.want.session is not None:
-            self._affinity.bind(lease.want.session, account.key, now)
+        if self._keeps_sessions:
+            for session in (lease.want.session, lease.want.also):
+                if session is not None:
+                    self.affinity.bind(session, account.key, now)
         for content in lease.want.compacted:
-            # It could read that, so it wrote it, also before we were started.
+            # It could read that: it wrote it, also before we were started, or one of its workspace did.
+            name = digest(content)
+            if self.owners.get(name) is None:
+                self.owners.add(name, account.key, account.workspace, now)
+        if was_on_trial and not account.on_trial:
+            self._wake()
+
+    def wrote(self, account: Account, content: str, *, is_history: bool) -> None:
+        """Note that *account* issued an encrypted item; history can be read by nobody else, and for ever."""
+        now = self._clock.now()
+        if is_history:
+            self.owners.add(digest(content), account.key, account.workspace, now)
+        else:
             self.origins.issued(content, account.key, now)
+
+    def cannot_read(self, account: Account, content: str) -> bool:
+        """Tell whether *account* is known not to read an item: it refused it, or another workspace issued it."""
+        now = self._clock.now()
+        if self.origins.was_refused(content, account.key, now):
+            return True
+        issuer = self.origins.of(content, now)
+        if issuer is None or issuer == account.key:
+            return False
+        other = self._accounts.get(issuer)
+        return other is None or other.workspace != account.workspace
+
+    def count_turn(self, trace: Trace) -> None:
+        """Add a finished turn to the numbers of its account, and of the way its conversation was known."""
+        if trace.usage.source is UsageSource.NONE:
+            return
+        alias = trace.alias or (trace.attempts[-1].alias if trace.attempts else "")
+        account = self.by_alias(alias)
+        if account is None:
+            return
+        account.completions += 1
+        account.usage.add(trace.usage)
+        source = (
+            trace.binding if len(self.bindings) < _MAX_SOURCES or trace.binding in self.bindings else "other"
+        )
+        group = self.bindings.setdefault(source, Bindings())
+        group.turns += 1
+        group.usage.add(trace.usage)
+        usage = trace.usage
+        self.spent(account, cost_of(usage.input_tokens, usage.cached_tokens, usage.output_tokens))
+
+    def relieve(self, account: Account) -> None:
+        """Note that the backend gives an account quota again before its limit was to end."""
+        before, now = account.state, self._clock.now()
+        account.strikes.pop(Cause.LIMIT, None)
+        if account.holds.pop(Cause.LIMIT, None) is None and not account.family_holds:
+            return
+        account.family_holds.clear()
+        account.begin_trial()
+        account.settle(now)
+        self._note(account, before, now)
+        self._wake()
+
+    def reset(self, account: Account) -> None:
+        """Forget what keeps an account from serving, as its owner wishes: cooldowns, numbers, and what was learned."""
+        before, now = account.state, self._clock.now()
+        account.reset()
+        self._path_faults.pop(account.key, None)
+        self._strategy.forget(account.key)
+        account.settle(now)
+        self._note(account, before, now)
+        self._wake()
 
     def spent(self, account: Account, cost: float) -> None:
         """Note what a turn on *account* cost, in uncached input tokens' worth."""
@@ -421,6 +815,9 @@ class Pool:
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         """Draw the consequences of a failure for its account, and for nobody else."""
         account, now = lease.account, self._clock.now()
+        if account.trial_since is not None and lease.started >= account.trial_since:
+            # What it met speaks below; if it does not cool, the next one may try.
+            account.trial_since = None
         match error.verdict:
             case Verdict.CALLER | Verdict.ENCRYPTED:
                 return
@@ -454,7 +851,7 @@ class Pool:
             known = account.quota.families.get(family)
             until = known.spent_until(now) if known is not None else None
         if family != MAIN_FAMILY:
-            self._families[lease.want.counted] = family
+            self.learned_families[lease.want.counted] = family
             if until is None:
                 until = now + (error.retry_after or BACKOFF[Cause.LIMIT].seconds(1, self._rng.random()))
             account.family_holds[family] = max(until, account.family_holds.get(family, 0.0))
@@ -525,6 +922,7 @@ class Pool:
         account.signal(Signal.REFRESHED)
         account.settle(self._clock.now())
         self._note(account, before, self._clock.now())
+        self._wake()
 
     def login_lost(self, account: Account, reason: str) -> None:
         """Note that an account's refresh token is dead; its access token may serve to its end."""
@@ -541,9 +939,11 @@ class Pool:
         account.settle(self._clock.now())
         self._note(account, before, self._clock.now())
 
-    def read_headers(self, account: Account, headers: Mapping[str, str]) -> None:
-        """Take quota and model-list news from an answer's headers."""
-        account.quota.read_headers(headers, self._clock.now())
+    def read_headers(
+        self, account: Account, headers: Mapping[str, str], *, asked: float | None = None
+    ) -> None:
+        """Take quota and model-list news from an answer's headers; *asked* is when its request was sent."""
+        account.quota.read_headers(headers, self._clock.now(), asked=asked)
         etag = headers.get("x-models-etag")
         if etag and etag != account.models_etag:
             if account.models_etag:
@@ -580,38 +980,8 @@ class Pool:
         return self._lists
 
     def pool_limits(self) -> JsonObject | None:
-        """Return the pool's quota as one `codex.rate_limits` event; None when nothing is known.
-
-        The mean over all accounts, and the earliest reset: one account's 98 % is not its
-        caller's trouble.
-        """
-        now = self._clock.now()
-        short: list[Window] = []
-        long: list[Window] = []
-        for account in self._accounts.values():
-            family = account.quota.families.get(MAIN_FAMILY)
-            if family is None or account.state in (State.DISABLED, State.NEEDS_LOGIN):
-                continue
-            for window in (family.primary, family.secondary):
-                if window is not None and window.minutes is not None:
-                    (short if window.minutes <= _DAY_MINUTES else long).append(window)
-        if not short and not long:
-            return None
-        return {
-            "type": "codex.rate_limits",
-            "plan_type": None,
-            "metered_limit_name": None,
-            "limit_name": None,
-            "rate_limits": {
-                "allowed": True,
-                "limit_reached": False,
-                "primary": _mean(short, now),
-                "secondary": _mean(long, now),
-            },
-            "code_review_rate_limits": None,
-            "credits": None,
-            "promo": None,
-        }
+        """Return the pool's quota as one `codex.rate_limits` event; None when nothing is known."""
+        return self._view.event(self._accounts.values(), self._clock.now())
 
     # -- helpers --------------------------------------------------------------------------
 
@@ -649,19 +1019,8 @@ def _may_come_back(account: Account, scan: Scan) -> bool:
     )
 
 
-def _mean(windows: list[Window], now: float) -> JsonObject | None:
-    if not windows:
-        return None
-    used = [0.0 if window.is_over(now) else min(100.0, window.used_percent) for window in windows]
-    resets = [w.resets_at for w in windows if w.resets_at is not None and w.resets_at > now]
-    entry: JsonObject = {
-        "used_percent": round(sum(used) / len(used)),
-        "window_minutes": max(window.minutes or 0 for window in windows),
-    }
-    if resets:
-        entry["reset_at"] = int(min(resets))
-        entry["reset_after_seconds"] = int(min(resets) - now)
-    return entry
+def _do_nothing(_: Account) -> None:
+    pass
 
 
 def _same_tokens(one: Credential, other: Credential) -> bool:

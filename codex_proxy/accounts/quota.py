@@ -1,12 +1,22 @@
 """What is known of an account's quota: every number has its source and its age.
 
 Unknown is not empty: a window that nobody has told us of, or whose reset has passed, says
-nothing about what is left. Facts: backend contract, sections 4.1, 4.2 and 8.1.
+nothing about what is left. The rules, each with its test:
+
+- A window is what its length says (hours, or days), not its place: free plans put the week first.
+- A report replaces what it speaks of. Zeros and nulls say that the plan has no such window, and a
+  window of the same length in the other place is what the plan had before.
+- Reports overtake each other: what an answer says is as old as the question, and an older report
+  never replaces a newer one. A use that falls is believed: it was reset, or the plan changed.
+- Nothing that comes from outside breaks this or makes it grow: what is no number says nothing.
+
+Facts: backend contract, sections 4.1, 4.2 and 8.1.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Source = Literal["headers", "event", "usage"]
 Place = Literal["primary", "secondary"]
@@ -19,6 +29,24 @@ MAX_RESET_SECONDS = 32 * 86_400.0
 
 SHORT_MINUTES = 24 * 60
 """A plan has a window of hours and one of days; up to this length one is of hours."""
+
+MAX_FAMILIES = 32
+"""How many limits an account can have; there are two or three."""
+
+# No answer is on its way for so long. What looks newer by more was seen before the clock was set back.
+_MAX_LATE_SECONDS = 3_600.0
+
+# How far our clock and the backend's may differ before its distances are believed instead of its times.
+_SKEW_SECONDS = 60.0
+
+# A window ends no later than its length from now; seconds are rounded on the way.
+_SLACK_SECONDS = 300.0
+
+_MAX_MINUTES = MAX_RESET_SECONDS / 60
+_MAX_WORD = 64
+_MAX_NAME = 100
+_MAX_DIGITS = 40
+_MAX_COUNT = 1_000_000
 
 _PRIMARY = "-primary-used-percent"
 _PLACES: tuple[Place, Place] = ("primary", "secondary")
@@ -34,11 +62,22 @@ class Window:
     resets_at: float | None
     """Wall clock, seconds since the epoch."""
     seen_at: float
+    """When the number was true: when the answer that told it was asked for."""
     source: Source
 
+    @property
+    def ends_at(self) -> float:
+        """When it starts again at the latest: its reset, else its length from when it was seen."""
+        if self.resets_at is not None:
+            return self.resets_at
+        return self.seen_at + (self.minutes * 60.0 if self.minutes is not None else MAX_RESET_SECONDS)
+
     def is_over(self, now: float) -> bool:
-        """Tell whether its reset has passed, so that `used_percent` is history."""
-        return self.resets_at is not None and now >= self.resets_at
+        """Tell whether its reset has passed, so that `used_percent` is history.
+
+        So is one that was seen in a future: the clock was set back, and its times are wrong.
+        """
+        return now >= self.ends_at or now < self.seen_at - _MAX_LATE_SECONDS
 
 
 @dataclass(slots=True)
@@ -49,6 +88,10 @@ class Family:
     name: str | None = None
     primary: Window | None = None
     secondary: Window | None = None
+    is_blocked: bool = False
+    """Whether the last report said that the limit is reached, whatever its rounded percents are."""
+    told_at: dict[Place, float] = field(default_factory=dict)
+    """When each place was last spoken of, also to say that there is no window."""
 
     def windows(self) -> list[tuple[Place, Window]]:
         """Return the windows that are known."""
@@ -62,202 +105,544 @@ class Family:
     @property
     def short(self) -> Window | None:
         """The window of hours, by its length; by its place only where nobody told the length."""
-        return next((w for place, w in self.windows() if not _is_long(place, w)), None)
+        return self._of_class(is_long=False)
 
     @property
     def long(self) -> Window | None:
         """The window of days: a week for most plans, in either place."""
-        return next((w for place, w in self.windows() if _is_long(place, w)), None)
+        return self._of_class(is_long=True)
+
+    def _of_class(self, *, is_long: bool) -> Window | None:
+        """Return the window of that class; of two the one that is used more."""
+        found: Window | None = None
+        for place, window in self.windows():
+            if _is_long(place, window) is is_long and (
+                found is None or window.used_percent > found.used_percent
+            ):
+                found = window
+        return found
+
+    def running(self, now: float) -> Iterator[Window]:
+        """Return the windows that still say something."""
+        for window in (self.primary, self.secondary):
+            if window is not None and not window.is_over(now):
+                yield window
 
     def left(self, now: float) -> float | None:
         """Return the percent left in the scarcest running window; None when nothing is known."""
         least: float | None = None
-        for window in (self.primary, self.secondary):
-            if window is not None and not window.is_over(now):
-                left = 100.0 - window.used_percent
-                least = left if least is None or left < least else least
+        for window in self.running(now):
+            left = 0.0 if self.is_blocked else 100.0 - window.used_percent
+            least = left if least is None or left < least else least
         return least
 
+    def limit_of(self, now: float) -> Window | None:
+        """Return the running window that is used up; of two the one that lasts longer.
+
+        A limit that is reached although no window looks full is that of the fullest.
+        """
+        full = [window for window in self.running(now) if window.used_percent >= 100.0]
+        if not full and self.is_blocked:
+            full = sorted(self.running(now), key=lambda w: -w.used_percent)[:1]
+        return max(full, key=lambda window: window.ends_at) if full else None
+
     def spent_until(self, now: float) -> float | None:
-        """Return when the last window that is used up starts again, if one is."""
+        """Return when what is used up starts again, if something is and the backend said when."""
+        limit = self.limit_of(now)
+        if limit is None:
+            return None
         resets = [
-            w.resets_at
-            for _, w in self.windows()
-            if w.used_percent >= 100.0 and w.resets_at is not None and w.resets_at > now
+            w.resets_at for w in self.running(now) if w.used_percent >= 100.0 and w.resets_at is not None
         ]
-        return max(resets) if resets else None
+        return max(resets, default=limit.resets_at)
+
+    def seen_at(self) -> float:
+        """Return when it was last spoken of."""
+        return max([*self.told_at.values(), *(window.seen_at for _, window in self.windows())], default=0.0)
+
+    def take(self, told: Mapping[Place, Window | None], at: float, *, plan_changed: bool = False) -> bool:
+        """Take a report of what each place holds; places it does not speak of are not in it.
+
+        Args:
+            at: When the report was true.
+            plan_changed: Whether what it does not speak of was another plan's.
+
+        Returns:
+            Whether it was news.
+        """
+        fresh = {place: window for place, window in told.items() if not _is_older(at, self._told(place))}
+        for place, window in fresh.items():
+            self._put(place, window, at)
+        for place, other in self.windows():
+            if place in told or _is_older(at, other.seen_at) or not fresh:
+                continue
+            if plan_changed or any(_is_twin(window, other) for window in fresh.values()):
+                self._put(place, None, at)
+        return bool(fresh)
+
+    def _told(self, place: Place) -> float | None:
+        window = self.primary if place == "primary" else self.secondary
+        return window.seen_at if window is not None else self.told_at.get(place)
+
+    def _put(self, place: Place, window: Window | None, at: float) -> None:
+        self.told_at[place] = at
+        if place == "primary":
+            self.primary = window
+        else:
+            self.secondary = window
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, frozen=True)
 class Credits:
     """Bought credits, as the backend reports them."""
 
     has_credits: bool | None = None
     unlimited: bool | None = None
     balance: str | None = None
+    overage_limit_reached: bool | None = None
+    seen_at: float | None = None
+    source: Source | None = None
+
+    @property
+    def pay(self) -> bool:
+        """Whether requests beyond the plan's windows are paid for by credits."""
+        if self.overage_limit_reached:
+            return False
+        return self.unlimited is True or (self.has_credits is True and _number(self.balance) != 0.0)
+
+
+@dataclass(slots=True, frozen=True)
+class Spend:
+    """What an owner of a workspace lets one person spend, as the usage endpoint reports it."""
+
+    reached: bool | None = None
+    limit: str | None = None
+    used: str | None = None
+    used_percent: float | None = None
+    resets_at: float | None = None
+    seen_at: float | None = None
+    source: Source | None = None
+
+    def stops(self, now: float) -> bool:
+        """Tell whether it forbids requests beyond the plan's windows."""
+        return self.reached is True and (self.resets_at is None or now < self.resets_at)
+
+
+@dataclass(slots=True, frozen=True)
+class Fact:
+    """Something that was said, by whom and when."""
+
+    value: str | int
+    seen_at: float
+    source: Source
 
 
 @dataclass(slots=True)
 class Quota:
-    """Everything that one account's answers have told us about its limits."""
+    """Everything that one account's answers have told us about its limits.
+
+    The readers take `asked`: when the answer was asked for, which is how old its numbers are;
+    without it they are of *now*.
+    """
 
     families: dict[str, Family] = field(default_factory=dict)
     credits: Credits = field(default_factory=Credits)
     plan: str | None = None
+    plan_at: float | None = None
+    """When an answer told the plan; None when it is only the token's word."""
+    plan_source: Source | None = None
+    spend: Spend | None = None
+    reset_credits: Fact | None = None
+    """How many times the owner can have the windows reset."""
+    reached: Fact | None = None
+    """Which kind of limit the backend says is reached."""
     seen_at: float | None = None
+    """Of the newest number of any window."""
     source: Source | None = None
     usage_status: int | None = None
     """The status of the last usage query; None when there was none."""
     usage_at: float | None = None
 
     def family(self, name: str) -> Family:
-        """Return the family of that id, made at first sight."""
-        return self.families.setdefault(name, Family(name))
+        """Return the family of that id, made at first sight; beyond a bound it is not kept."""
+        found = self.families.get(name)
+        if found is None:
+            found = Family(name)
+            if len(self.families) < MAX_FAMILIES:
+                self.families[name] = found
+        return found
 
     def left(self, now: float, family: str = MAIN_FAMILY) -> float | None:
         """Return the percent left for requests that count on *family*; None when unknown."""
         known = self.families.get(family)
         return known.left(now) if known is not None else None
 
-    def read_headers(self, headers: Mapping[str, str], now: float) -> None:
+    def limit_of(self, now: float, family: str = MAIN_FAMILY) -> Window | None:
+        """Return the window of *family* that is used up, None when none is known to be."""
+        known = self.families.get(family)
+        return known.limit_of(now) if known is not None else None
+
+    def spent_until(self, now: float, family: str = MAIN_FAMILY) -> float | None:
+        """Return when *family* can be used again, if it is used up and the backend said when."""
+        known = self.families.get(family)
+        return known.spent_until(now) if known is not None else None
+
+    def is_spent(self, now: float, family: str = MAIN_FAMILY) -> bool:
+        """Tell whether requests that count on *family* are known to be refused.
+
+        Not when credits pay for them: then a full window is the plan's, not the account's.
+        """
+        if self.limit_of(now, family) is None:
+            return False
+        return not self.credits.pay or (self.spend is not None and self.spend.stops(now))
+
+    # -- reading --------------------------------------------------------------------------
+
+    def read_headers(self, headers: Mapping[str, str], now: float, *, asked: float | None = None) -> None:
         """Take what an answer's `x-<family>-...` headers say; *headers* has lower-case names."""
-        for header in headers:
-            if not (header.startswith("x-") and header.endswith(_PRIMARY)):
-                continue
-            prefix = header[: -len(_PRIMARY)]
-            family = self.family(prefix.removeprefix("x-").replace("-", "_"))
-            family.name = headers.get(f"{prefix}-limit-name") or family.name
-            for which in _PLACES:
-                self._take(
-                    family,
-                    which,
-                    headers.get(f"{prefix}-{which}-used-percent"),
-                    headers.get(f"{prefix}-{which}-window-minutes"),
-                    headers.get(f"{prefix}-{which}-reset-at"),
-                    headers.get(f"{prefix}-{which}-reset-after-seconds"),
-                    now,
-                    "headers",
-                )
+        at = now if asked is None else asked
         plan = headers.get("x-codex-plan-type")
-        if plan:
-            self.plan = plan
+        changed = self._take_plan(plan, at, "headers") if plan else False
+        prefixes = [h[: -len(_PRIMARY)] for h in headers if h.endswith(_PRIMARY) and h.startswith("x-")]
+        # The main one first: nothing that stands beside it may take its place.
+        prefixes.sort(key=lambda prefix: prefix != f"x-{MAIN_FAMILY}")
+        for prefix in prefixes[:MAX_FAMILIES]:
+            told: dict[Place, _Told] = {
+                place: (
+                    headers.get(f"{prefix}-{place}-used-percent"),
+                    headers.get(f"{prefix}-{place}-window-minutes"),
+                    headers.get(f"{prefix}-{place}-reset-at"),
+                    headers.get(f"{prefix}-{place}-reset-after-seconds"),
+                )
+                for place in _PLACES
+            }
+            name = headers.get(f"{prefix}-limit-name")
+            self._take(prefix.removeprefix("x-"), name, told, now, at, "headers", plan_changed=changed)
+        kind = headers.get("x-codex-rate-limit-reached-type")
+        if kind:
+            self._take_reached(kind, at, "headers")
         if "x-codex-credits-has-credits" in headers:
-            self.credits = Credits(
-                _boolean(headers.get("x-codex-credits-has-credits")),
-                _boolean(headers.get("x-codex-credits-unlimited")),
-                headers.get("x-codex-credits-balance") or None,
+            self._take_credits(
+                headers["x-codex-credits-has-credits"],
+                headers.get("x-codex-credits-unlimited"),
+                headers.get("x-codex-credits-balance"),
+                None,
+                at,
+                "headers",
             )
 
-    def read_event(self, event: Mapping[str, Any], now: float) -> None:
+    def read_event(self, event: Mapping[str, Any], now: float, *, asked: float | None = None) -> None:
         """Take what a `codex.rate_limits` event says."""
+        at = now if asked is None else asked
         limits = event.get("rate_limits")
         if not isinstance(limits, Mapping):
             return
+        changed = self._take_plan(event.get("plan_type"), at, "event")
         name = event.get("metered_limit_name") or event.get("limit_name") or MAIN_FAMILY
-        family = self.family(str(name).lower().replace("-", "_"))
-        for which in _PLACES:
-            data = _window_of(limits, which)
-            self._take(
-                family,
-                which,
+        told: dict[Place, _Told] = {}
+        for place in _PLACES:
+            data = _window_of(limits, place)
+            told[place] = (
                 data.get("used_percent"),
                 data.get("window_minutes"),
                 data.get("reset_at"),
                 data.get("reset_after_seconds"),
-                now,
-                "event",
             )
-        if isinstance(event.get("plan_type"), str):
-            self.plan = event["plan_type"]
-        self._read_credits(event.get("credits"))
+        self._take(name, None, told, now, at, "event", limits=limits, plan_changed=changed)
+        self._read_credits(event.get("credits"), at, "event")
 
-    def read_usage(self, usage: Mapping[str, Any], now: float) -> None:
+    def read_usage(self, usage: Mapping[str, Any], now: float, *, asked: float | None = None) -> None:
         """Take what the usage endpoint says."""
-        self._read_limit(self.family(MAIN_FAMILY), usage.get("rate_limit"), now)
+        at = now if asked is None else asked
+        changed = self._take_plan(usage.get("plan_type"), at, "usage")
+        self._read_limit(MAIN_FAMILY, None, usage.get("rate_limit"), now, at, plan_changed=changed)
         extra = usage.get("additional_rate_limits")
-        for entry in extra if isinstance(extra, list) else []:
-            if isinstance(entry, Mapping) and isinstance(entry.get("metered_feature"), str):
-                family = self.family(entry["metered_feature"].lower().replace("-", "_"))
-                if isinstance(entry.get("limit_name"), str):
-                    family.name = entry["limit_name"]
-                self._read_limit(family, entry.get("rate_limit"), now)
-        if isinstance(usage.get("plan_type"), str):
-            self.plan = usage["plan_type"]
-        self._read_credits(usage.get("credits"))
+        for entry in extra[:MAX_FAMILIES] if isinstance(extra, list) else []:
+            if isinstance(entry, Mapping):
+                self._read_limit(
+                    entry.get("metered_feature"), entry.get("limit_name"), entry.get("rate_limit"), now, at
+                )
+        self._read_credits(usage.get("credits"), at, "usage")
+        self._read_spend(usage.get("spend_control"), now, at)
+        resets = usage.get("rate_limit_reset_credits")
+        count = _number(resets.get("available_count")) if isinstance(resets, Mapping) else None
+        if count is not None and not _is_older(at, _seen(self.reset_credits)):
+            self.reset_credits = Fact(int(min(max(count, 0.0), _MAX_COUNT)), at, "usage")
+        if "rate_limit_reached_type" in usage:
+            kind = usage["rate_limit_reached_type"]
+            self._take_reached(kind.get("type") if isinstance(kind, Mapping) else kind, at, "usage")
 
-    def _read_limit(self, family: Family, limit: Any, now: float) -> None:
+    def _read_limit(
+        self, family: Any, name: Any, limit: Any, now: float, at: float, *, plan_changed: bool = False
+    ) -> None:
         if not isinstance(limit, Mapping):
             return
-        for which in _PLACES:
-            data = _window_of(limit, f"{which}_window")
+        told: dict[Place, _Told] = {}
+        for place in _PLACES:
+            data = _window_of(limit, f"{place}_window")
             seconds = _number(data.get("limit_window_seconds"))
-            self._take(
-                family,
-                which,
+            told[place] = (
                 data.get("used_percent"),
                 seconds / 60 if seconds is not None else None,
                 data.get("reset_at"),
                 data.get("reset_after_seconds"),
-                now,
-                "usage",
+            )
+        self._take(family, name, told, now, at, "usage", limits=limit, plan_changed=plan_changed)
+
+    def _read_credits(self, data: Any, at: float, source: Source) -> None:
+        if isinstance(data, Mapping):
+            self._take_credits(
+                data.get("has_credits"),
+                data.get("unlimited"),
+                data.get("balance"),
+                data.get("overage_limit_reached"),
+                at,
+                source,
             )
 
-    def _read_credits(self, data: Any) -> None:
-        if isinstance(data, Mapping):
-            balance = data.get("balance")
-            self.credits = Credits(
-                _boolean(data.get("has_credits")),
-                _boolean(data.get("unlimited")),
-                str(balance) if balance not in (None, "") else None,
-            )
+    def _read_spend(self, data: Any, now: float, at: float) -> None:
+        if not isinstance(data, Mapping) or _is_older(at, _seen(self.spend)):
+            return
+        own = data.get("individual_limit")
+        own = own if isinstance(own, Mapping) else {}
+        used = _number(own.get("used_percent"))
+        self.spend = Spend(
+            _boolean(data.get("reached")),
+            _text(own.get("limit"), _MAX_DIGITS),
+            _text(own.get("used"), _MAX_DIGITS),
+            None if used is None else _percent(used),
+            reset_time(own.get("reset_at"), own.get("reset_after_seconds"), now),
+            at,
+            "usage",
+        )
+
+    # -- taking ---------------------------------------------------------------------------
 
     def _take(
         self,
-        family: Family,
-        place: Place,
-        used: Any,
-        minutes: Any,
-        resets_at: Any,
-        after_seconds: Any,
+        family: Any,
+        name: Any,
+        told: Mapping[Place, "_Told"],
         now: float,
+        at: float,
         source: Source,
+        *,
+        limits: Mapping[str, Any] | None = None,
+        plan_changed: bool = False,
     ) -> None:
-        percent, length = _number(used), _number(minutes)
-        if percent is None:
+        """Take a report about one family; one that says nothing makes none."""
+        known = self.families.get(family) if isinstance(family, str) else None
+        key = known.id if known is not None else _key(family)
+        if key is None:
             return
-        reset = reset_time(resets_at, after_seconds, now)
-        if percent == 0 and not length and reset is None:
-            # The backend fills windows that a plan does not have with zeros (contract, section
-            # 4.1); one that we know is then that of an earlier plan.
-            window = None
-        else:
-            window = Window(max(0.0, percent), int(length) if length else None, reset, now, source)
-        if place == "primary":
-            family.primary = window
-        else:
-            family.secondary = window
-        if window is not None:
-            self.seen_at = now
+        if known is None:
+            known = self.families.get(key)
+        report: dict[Place, Window | None] = {}
+        for place, (used, minutes, resets_at, after) in told.items():
+            percent = _number(used)
+            if percent is None:
+                continue
+            before = None if known is None else known.primary if place == "primary" else known.secondary
+            report[place] = _window(percent, minutes, resets_at, after, now, at, source, before)
+        if not report or (known is None and not self._has_room(now)):
+            return
+        if known is None:
+            known = self.families[key] = Family(key)
+        if name and name != known.name:
+            known.name = _text(name, _MAX_NAME) or known.name
+        if not known.take(report, at, plan_changed=plan_changed and key == MAIN_FAMILY):
+            return
+        known.is_blocked = (
+            limits is not None
+            and _boolean(limits.get("limit_reached")) is True
+            and _boolean(limits.get("allowed")) is False
+        )
+        if any(window is not None for window in report.values()) and not _is_older(at, self.seen_at):
+            self.seen_at = at
             self.source = source
+
+    def _has_room(self, now: float) -> bool:
+        """Tell whether one more family can be known; one that says nothing any more makes room."""
+        if len(self.families) < MAX_FAMILIES:
+            return True
+        for key, family in self.families.items():
+            if key != MAIN_FAMILY and not any(family.running(now)):
+                del self.families[key]
+                return True
+        return False
+
+    def _take_plan(self, plan: Any, at: float, source: Source) -> bool:
+        """Take the name of the plan; True when it is another one than was known."""
+        word = plan if plan == self.plan else _text(plan, _MAX_WORD)
+        if word is None or _is_older(at, self.plan_at):
+            return False
+        before, self.plan = self.plan, word
+        self.plan_at, self.plan_source = at, source
+        return before is not None and before != word
+
+    def _take_reached(self, kind: Any, at: float, source: Source) -> None:
+        if _is_older(at, _seen(self.reached)):
+            return
+        word = _text(kind, _MAX_WORD)
+        self.reached = Fact(word, at, source) if word is not None else None
+
+    def _take_credits(
+        self, has_credits: Any, unlimited: Any, balance: Any, overage: Any, at: float, source: Source
+    ) -> None:
+        if not _is_older(at, self.credits.seen_at):
+            self.credits = Credits(
+                _boolean(has_credits),
+                _boolean(unlimited),
+                _text(balance, _MAX_DIGITS),
+                _boolean(overage),
+                at,
+                source,
+            )
+
+    # -- keeping --------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain JSON."""
+        return {
+            "families": {
+                family.id: {
+                    "name": family.name,
+                    "blocked": family.is_blocked,
+                    "told_at": dict(family.told_at),
+                    "windows": {
+                        place: [w.used_percent, w.minutes, w.resets_at, w.seen_at, w.source]
+                        for place, w in family.windows()
+                    },
+                }
+                for family in self.families.values()
+            },
+            "credits": [
+                self.credits.has_credits,
+                self.credits.unlimited,
+                self.credits.balance,
+                self.credits.overage_limit_reached,
+                self.credits.seen_at,
+                self.credits.source,
+            ],
+            "plan": [self.plan, self.plan_at, self.plan_source],
+            "spend": None
+            if self.spend is None
+            else [
+                self.spend.reached,
+                self.spend.limit,
+                self.spend.used,
+                self.spend.used_percent,
+                self.spend.resets_at,
+                self.spend.seen_at,
+                self.spend.source,
+            ],
+            "reset_credits": _fact_to_json(self.reset_credits),
+            "reached": _fact_to_json(self.reached),
+            "seen": [self.seen_at, self.source],
+            "usage": [self.usage_status, self.usage_at],
+        }
+
+    @classmethod
+    def from_json(cls, document: object, now: float) -> "Quota":
+        """Return what `to_json` said, as far as it can be true; anything else says nothing."""
+        quota = cls()
+        if not isinstance(document, Mapping):
+            return quota
+        families = document.get("families")
+        for key, said in families.items() if isinstance(families, Mapping) else ():
+            family = _family_from_json(key, said, now)
+            if family is not None and len(quota.families) < MAX_FAMILIES:
+                quota.families[family.id] = family
+        has, unlimited, balance, overage, at, source = _row(document.get("credits"), 6)
+        seen, by = _moment(at, now), _source(source)
+        if seen is not None and by is not None:
+            quota._take_credits(has, unlimited, balance, overage, seen, by)
+        plan, at, source = _row(document.get("plan"), 3)
+        quota.plan = _text(plan, _MAX_WORD)
+        quota.plan_at, quota.plan_source = _moment(at, now), _source(source)
+        quota.spend = _spend_from_json(document.get("spend"), now)
+        quota.reset_credits = _fact_from_json(document.get("reset_credits"), now, int)
+        quota.reached = _fact_from_json(document.get("reached"), now, str)
+        at, source = _row(document.get("seen"), 2)
+        quota.seen_at, quota.source = _moment(at, now), _source(source)
+        status, at = _row(document.get("usage"), 2)
+        if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599:
+            quota.usage_status, quota.usage_at = status, _moment(at, now)
+        return quota
+
+
+_Told = tuple[Any, Any, Any, Any]
+"""What a report says of a place: use, length in minutes, reset as a time, reset as a distance."""
+
+
+def _window(
+    percent: float,
+    minutes: Any,
+    resets_at: Any,
+    after: Any,
+    now: float,
+    at: float,
+    source: Source,
+    before: Window | None,
+) -> Window | None:
+    """Return the window that a report describes; None when it says that there is none."""
+    length = _number(minutes)
+    reset = reset_time(resets_at, after, now)
+    if percent <= 0 and not length and reset is None and (minutes is not None or before is None):
+        # The backend fills windows that a plan does not have with zeros (contract, section
+        # 4.1); one that we know is then that of an earlier plan.
+        return None
+    whole = round(length) if length is not None and 1 <= length <= _MAX_MINUTES else None
+    percent = _percent(percent)
+    if before is not None and not before.is_over(now):
+        # A report that leaves things out speaks of the window that we know.
+        if minutes is None:
+            whole = before.minutes
+        if reset is None and whole == before.minutes and percent >= before.used_percent:
+            reset = before.resets_at
+    if reset is not None and whole is not None and reset > now + whole * 60.0 + _SLACK_SECONDS:
+        reset = None
+    return Window(percent, whole, reset, at, source)
 
 
 def _is_long(place: Place, window: Window) -> bool:
     return window.minutes > SHORT_MINUTES if window.minutes is not None else place == "secondary"
 
 
+def _is_twin(window: Window | None, other: Window) -> bool:
+    """Tell whether two windows are the same limit, told in two places."""
+    if window is None or window.minutes is None or other.minutes is None:
+        return False
+    return (window.minutes > SHORT_MINUTES) is (other.minutes > SHORT_MINUTES)
+
+
+def _is_older(at: float, known: float | None) -> bool:
+    """Tell whether a report of *at* was overtaken by one of *known*.
+
+    One that looks newer by more than any answer takes was seen by a clock that was wrong.
+    """
+    return known is not None and at < known <= at + _MAX_LATE_SECONDS
+
+
+def _seen(said: "Fact | Spend | None") -> float | None:
+    return said.seen_at if said is not None else None
+
+
 def reset_time(resets_at: Any, after_seconds: Any, now: float) -> float | None:
     """Return a plausible reset as wall clock, from an absolute time or from a distance.
 
-    A reset that has passed, or is further away than any window is long, is no reset.
+    A reset that has passed, or is further away than any window is long, is no reset. Where the
+    two disagree our clock is wrong, and what the backend counted needs none.
     """
     absolute = _number(resets_at)
     if absolute is not None and absolute > 1e12:
         absolute /= 1000.0
+    distance = _number(after_seconds)
+    counted = now + distance if distance is not None and 0 < distance <= MAX_RESET_SECONDS else None
     if absolute is None or not now < absolute <= now + MAX_RESET_SECONDS:
-        distance = _number(after_seconds)
-        absolute = now + distance if distance is not None else None
-    if absolute is None or not now < absolute <= now + MAX_RESET_SECONDS:
-        return None
+        return counted
+    if counted is not None and abs(counted - absolute) > _SKEW_SECONDS:
+        return counted
     return absolute
 
 
@@ -265,18 +650,125 @@ def _window_of(limits: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     data = limits.get(name, {})
     if data is None:
         # Null and zeros say the same: the plan has no such window.
-        return {"used_percent": 0}
+        return {"used_percent": 0, "window_minutes": 0, "limit_window_seconds": 0}
     return data if isinstance(data, Mapping) else {}
 
 
+def _key(family: Any) -> str | None:
+    """Return the id of a family out of a header's or a person's spelling of it."""
+    word = _text(family, _MAX_WORD)
+    return word.lower().replace("-", "_") if word is not None else None
+
+
+def _row(value: object, length: int) -> Sequence[Any]:
+    """Return a list of that length; nothing but None when it is none."""
+    return value if isinstance(value, list) and len(value) == length else [None] * length
+
+
+def _family_from_json(key: object, said: object, now: float) -> Family | None:
+    word = _text(key, _MAX_WORD)
+    if word is None or not isinstance(said, Mapping):
+        return None
+    family = Family(word, _text(said.get("name"), _MAX_NAME), is_blocked=said.get("blocked") is True)
+    windows, told = said.get("windows"), said.get("told_at")
+    for place in _PLACES:
+        window = _window_from_json(windows.get(place), now) if isinstance(windows, Mapping) else None
+        if window is not None:
+            family._put(place, window, window.seen_at)
+        moment = _moment(told.get(place), now) if isinstance(told, Mapping) else None
+        if moment is not None:
+            family.told_at[place] = moment
+    return family
+
+
+def _window_from_json(said: object, now: float) -> Window | None:
+    used, minutes, resets_at, at, source = _row(said, 5)
+    percent, length, reset = _number(used), _number(minutes), _number(resets_at)
+    seen, by = _moment(at, now), _source(source)
+    if percent is None or seen is None or by is None:
+        return None
+    if length is not None and not 1 <= length <= _MAX_MINUTES:
+        return None
+    # Seen when it was asked for, and told up to an hour later.
+    if reset is not None and not seen < reset <= seen + MAX_RESET_SECONDS + _MAX_LATE_SECONDS:
+        return None
+    return Window(_percent(percent), round(length) if length is not None else None, reset, seen, by)
+
+
+def _spend_from_json(said: object, now: float) -> Spend | None:
+    reached, limit, used, percent, resets_at, at, source = _row(said, 7)
+    seen, by, number = _moment(at, now), _source(source), _number(percent)
+    if seen is None or by is None:
+        return None
+    return Spend(
+        _boolean(reached),
+        _text(limit, _MAX_DIGITS),
+        _text(used, _MAX_DIGITS),
+        None if number is None else _percent(number),
+        reset_time(resets_at, None, now),
+        seen,
+        by,
+    )
+
+
+def _fact_to_json(fact: Fact | None) -> list[Any] | None:
+    return None if fact is None else [fact.value, fact.seen_at, fact.source]
+
+
+def _fact_from_json(said: object, now: float, kind: type[int] | type[str]) -> Fact | None:
+    value, at, source = _row(said, 3)
+    seen, by = _moment(at, now), _source(source)
+    if seen is None or by is None or isinstance(value, bool) or not isinstance(value, kind):
+        return None
+    if isinstance(value, str):
+        word = _text(value, _MAX_WORD)
+        return None if word is None else Fact(word, seen, by)
+    return Fact(value, seen, by) if 0 <= value <= _MAX_COUNT else None
+
+
+def _moment(value: object, now: float) -> float | None:
+    """Return a time that has been, and so recently that it still says something."""
+    number = _number(value)
+    return number if number is not None and now - MAX_RESET_SECONDS <= number <= now else None
+
+
+def _source(value: object) -> Source | None:
+    for source in get_args(Source):
+        if value == source:
+            found: Source = source
+            return found
+    return None
+
+
+def _percent(value: float) -> float:
+    return min(max(value, 0.0), 100.0)
+
+
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or value is None:
+    kind = type(value)
+    if kind is str:
+        if not 0 < len(value) <= _MAX_DIGITS:
+            return None
+    elif kind is not float and kind is not int:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (ValueError, OverflowError):
         return None
-    return number if number == number and abs(number) != float("inf") else None
+    return number if math.isfinite(number) else None
+
+
+def _text(value: Any, limit: int) -> str | None:
+    """Return *value* as a short text to show, None when it is none; a number is one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            value = str(value)
+        except ValueError:  # more digits than Python prints
+            return None
+    if not isinstance(value, str) or not 0 < len(value) <= limit:
+        return None
+    stripped = value.strip()
+    return stripped if stripped and stripped.isprintable() else None
 
 
 def _boolean(value: Any) -> bool | None:

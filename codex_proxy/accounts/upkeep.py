@@ -1,25 +1,26 @@
 """What accounts need without being asked: fresh tokens, known quota, known models, saved files.
 
-A refresh token is used once. One exchange is in flight per account and process, one per
-account and machine (a lock beside the file); it is never cancelled, and its answer is on disk
-before it is used. What a failure means is the issuer's word, not ours: only a permanent one
-costs the login, and even then a valid access token serves to its end.
+`Keeper` is all that runs by itself for the accounts. How tokens are exchanged is told in
+`exchange`, how the folder is followed in `watching`; here are the questions to the backend
+(usage, models, a sign of life), and the rounds over many accounts.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from codex_proxy.accounts import oauth, store
-from codex_proxy.accounts.account import Account, Backoff
+from codex_proxy.accounts.account import Account, Cause
+from codex_proxy.accounts.exchange import Exchanges, Reason
 from codex_proxy.accounts.pool import Pool
+from codex_proxy.accounts.quota import MAIN_FAMILY
 from codex_proxy.accounts.state import State
-from codex_proxy.accounts.tokens import NewTokens, Secret
+from codex_proxy.accounts.tokens import Secret
+from codex_proxy.accounts.watching import AccountFiles
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.net import NetError, Outbound
@@ -31,24 +32,24 @@ logger = logging.getLogger(__name__)
 # How long an exchange may take; shutdown waits for it as long.
 EXCHANGE_SECONDS = 30.0
 
-# How often the folder is looked at; watching for notices comes on top of it, not instead.
-FILES_SECONDS = 2.0
-
-# How soon a save is tried again; ever more seldom while data-dir keeps what no file takes.
-SAVE_SECONDS = 10.0
-MAX_SAVE_SECONDS = 640.0
-
 # A model list changes with releases, and an answer's etag tells of that at once.
 MODELS_SECONDS = 6 * 3_600.0
 MODELS_RETRY_SECONDS = 300.0
 
-_REFRESH_BACKOFF = Backoff(30.0, 900.0)
+# How soon an account that rests for its limit is asked whether it still has to, and how soon
+# one whose window has started again is asked for its numbers: spread, so that accounts that
+# met their limit together do not knock together.
+_PROBE_SECONDS = (180.0, 300.0)
+_RESET_SECONDS = (5.0, 60.0)
+# How long the timer of these questions sleeps at most.
+_PROBE_LOOK_SECONDS = 30.0
 
-# Another process that holds the lock needs at most an exchange's time.
-_LOCK_WAIT_SECONDS = EXCHANGE_SECONDS + 5.0
-_LOCK_POLL_SECONDS = 0.25
+_KEEPALIVE_TIMEOUT = 10.0
+# A pool may have a proxy per account; more than these are warmed by its requests alone.
+_MAX_WAYS = 64
+_WAYS_AT_A_TIME = 8
 
-Reason = Literal["proactive_expiry", "unauthorized_recovery"]
+_AT_REST = (State.DISABLED, State.NEEDS_LOGIN)
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -58,6 +59,17 @@ class Result:
     account: Account
     success: bool
     reason: str
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class _Probe:
+    """When an account is asked next, and for which of the reasons, told by their pauses."""
+
+    between: tuple[float, float]
+    at: float
+
+
+_NEVER = _Probe((0.0, 0.0), math.inf)
 
 
 class Keeper:
@@ -79,82 +91,37 @@ class Keeper:
         self._background = background
         self._outbound = outbound
         self._rng = rng if rng is not None else random.Random()
-        self._exchanges = Slots(lambda: live.current.refresh_concurrency)
         self._checks = Slots(lambda: live.current.health_check_concurrency)
-        self._jitter: dict[str, float] = {}
-        self._signature: store.Signature | None = None
-        self._is_ending = False
         self._models_after: dict[str, float] = {}
-        self._save_pause = SAVE_SECONDS
+        self._probes: dict[str, _Probe] = {}
+        self.files = AccountFiles(pool, live=live, clock=clock)
+        self.exchanges = Exchanges(
+            pool,
+            live=live,
+            clock=clock,
+            background=background,
+            outbound=outbound,
+            rng=self._rng,
+            seconds=lambda: EXCHANGE_SECONDS,
+            on_end=self.files.look_again,
+        )
 
     def end(self) -> None:
         """Begin no further exchange; those whose request is under way go on."""
-        self._is_ending = True
-
-    # -- files ----------------------------------------------------------------------------
+        self.exchanges.end()
 
     @property
     def auth_dir(self) -> Path:
         """The folder of the credential files."""
-        return self._live.current.auth_dir
+        return self.files.folder
 
     async def load(self) -> None:
-        """Read all files; broken ones are named once."""
-        signature, scan = await asyncio.to_thread(self._scan)
-        known = {(p.path, p.reason) for p in self._pool.problems}
-        self._pool.apply(scan)
-        for problem in scan.problems:
-            if (problem.path, problem.reason) not in known:
-                logger.warning("account file problem file=%s", problem)
-        # An account whose exchange was in flight was left alone: look again.
-        busy = any(account.refreshing is not None for account in self._pool)
-        self._signature = None if busy else signature
-
-    def _scan(self) -> tuple[store.Signature, store.Scan]:
-        settings = self._live.current
-        # The signature first: a change during the scan is then seen by the next look.
-        signature = store.signature(settings.auth_dir)
-        return signature, store.scan(settings.auth_dir, settings.data_dir)
+        """Read the files that changed, and make the pool what they say."""
+        await self.files.load()
 
     async def follow_files(self) -> None:
-        """Read the folder again when anything in it changed."""
-        signature = await asyncio.to_thread(store.signature, self.auth_dir)
-        if signature != self._signature:
-            await self.load()
-
-    async def save_unsaved(self) -> None:
-        """Try again to write tokens that their files could not take."""
-        self._save_pause = min(2.0 * self._save_pause, MAX_SAVE_SECONDS)
-        unsaved = [account for account in self._pool if account.unsaved and account.refreshing is None]
-        if not unsaved:
-            self._save_pause = SAVE_SECONDS
-        for account in unsaved:
-            credential = account.credential
-            try:
-                saved = await asyncio.to_thread(
-                    store.save,
-                    credential,
-                    credential.all_tokens(),
-                    now=self._clock.now(),
-                    data_dir=self._live.current.data_dir,
-                )
-            except store.NotSaved as exc:
-                # In data-dir they are safe: a folder that nobody may write is somebody's choice.
-                level = logging.DEBUG if exc.is_pending else logging.ERROR
-                logger.log(level, "account tokens still not saved alias=%s reason=%s", account.alias, exc)
-                if not exc.is_pending:
-                    self._save_pause = SAVE_SECONDS
-                continue
-            self._save_pause = SAVE_SECONDS
-            if account.credential is not credential:
-                continue
-            if saved.key != account.key:
-                # The file is another account's by now; ours waits in data-dir.
-                account.unsaved = False
-                continue
-            account.unsaved = False
-            self._pool.adopt(account, saved)
-            logger.info("account tokens saved alias=%s", account.alias)
+        """Make the pool what the files say, if any of them changed."""
+        await self.files.follow()
 
     # -- tokens ---------------------------------------------------------------------------
 
@@ -164,197 +131,39 @@ class Keeper:
         Args:
             refused: The access token that the backend has just answered with a 401.
         """
-        if refused is not None and account.credential.access == refused:
-            self._pool.reject(account)
-        if account.access_is_valid(self._clock.now()):
-            return account.credential.access
-        if not account.can_refresh():
-            return None
-        resting = account.refresh_after > self._clock.now()
-        if resting and account.refreshing is None:
-            # The issuer could not be asked a moment ago; every caller asking again is a flood.
-            return None
-        await self.refresh(account, "unauthorized_recovery" if refused is not None else "proactive_expiry")
-        return account.credential.access if account.access_is_valid(self._clock.now()) else None
+        return await self.exchanges.token(account, refused=refused)
 
     async def refresh(self, account: Account, reason: Reason) -> bool:
-        """Exchange the account's refresh token; one exchange serves all who ask meanwhile.
+        """Exchange the account's refresh token; one exchange serves all who ask meanwhile."""
+        return await self.exchanges.refresh(account, reason)
 
-        The exchange goes on when its callers leave: its answer exists only once.
-        """
-        return await asyncio.shield(self._start(account, reason))
-
-    def _start(self, account: Account, reason: Reason) -> asyncio.Task[bool]:
-        if account.refreshing is None:
-            account.refreshing = self._background.spawn(
-                self._exchange(account, reason), name=f"exchange:{account.alias}", critical=True
-            )
-        return account.refreshing
-
-    async def _exchange(self, account: Account, reason: Reason) -> bool:
-        try:
-            async with self._exchanges:
-                return not self._is_ending and await self._exchange_once(account, reason)
-        finally:
-            account.refreshing = None
-            # Files were left alone meanwhile.
-            self._signature = None
-
-    async def _exchange_once(self, account: Account, reason: Reason) -> bool:
-        if await self._reread(account) and account.access_is_valid(self._clock.now()):
-            return True
-        async with self._lock(account) as is_ours:
-            # Whoever held the lock before us has written what it got.
-            if await self._reread(account) and account.access_is_valid(self._clock.now()):
-                return True
-            if self._is_ending:
-                return False
-            if not is_ours:
-                self._rest(account, "another process is exchanging it")
-                return False
-            if not account.can_refresh():
-                return False
-            return await self._ask_issuer(account, reason)
-
-    async def _ask_issuer(self, account: Account, reason: Reason) -> bool:
-        settings = self._live.current
-        credential = account.credential
-        await asyncio.to_thread(store.note_exchange, settings.data_dir, credential, now=self._clock.now())
-        try:
-            tokens = await oauth.refresh(
-                self._outbound.fetch,
-                issuer=settings.oauth_issuer,
-                refresh_token=credential.refresh,
-                reason=reason,
-                originator=settings.originator,
-                user_agent=settings.user_agent,
-                timeout=EXCHANGE_SECONDS,
-                proxy_url=account.proxy_url,
-            )
-        except oauth.RefreshFailed as exc:
-            return await self._refresh_failed(account, exc)
-        except BaseException:
-            # Whatever else happens here, the token may be spent; the record stays and says so.
-            self._rest(account, "exchange broke off")
-            raise
-        await self._keep(account, credential, tokens)
-        await asyncio.to_thread(store.clear_exchange, settings.data_dir, credential)
-        self._pool.refreshed(account)
-        logger.info("account refreshed alias=%s reason=%s", account.alias, reason)
-        is_valid = account.access_is_valid(self._clock.now())
-        if not is_valid:
-            # Due again at once, it would be exchanged over and over.
-            self._rest(account, "the answer brought no access token that can be used")
-        return is_valid
-
-    async def _keep(self, account: Account, credential: store.Credential, tokens: NewTokens) -> None:
-        """Write new tokens to disk, then use them. They are used even when no disk takes them."""
-        try:
-            saved = await asyncio.to_thread(
-                store.save,
-                credential,
-                tokens,
-                now=self._clock.now(),
-                data_dir=self._live.current.data_dir,
-            )
-        except store.NotSaved as exc:
-            logger.error(
-                "account tokens not saved alias=%s reason=%s pending=%s", account.alias, exc, exc.is_pending
-            )
-            account.credential = exc.credential
-            account.unsaved = not isinstance(exc, store.Vanished)
-            self._save_pause = SAVE_SECONDS
-            return
-        if saved.key != account.key:
-            # The file is another account's by now; the next look at the folder sorts that out.
-            account.credential = credential.merged(tokens, now=self._clock.now())
-            return
-        account.unsaved = False
-        account.credential = saved
-
-    async def _refresh_failed(self, account: Account, exc: oauth.RefreshFailed) -> bool:
-        data_dir = self._live.current.data_dir
-        credential = account.credential
-        account.last_error = f"refresh {exc.code or exc.kind.value}"
-        was_interrupted = credential.interrupted is not None
-        if exc.kind is not oauth.RefreshFailure.UNCERTAIN and not was_interrupted:
-            await asyncio.to_thread(store.clear_exchange, data_dir, credential)
-        match exc.kind:
-            case oauth.RefreshFailure.PERMANENT:
-                # Somebody else may have exchanged it: then the file has the answer.
-                if await self._reread(account):
-                    return account.access_is_valid(self._clock.now())
-                reason = exc.code or "refused"
-                if was_interrupted:
-                    reason += " (an exchange was interrupted before its answer was saved)"
-                self._pool.login_lost(account, reason)
-            case oauth.RefreshFailure.PASSING | oauth.RefreshFailure.LIMITED | oauth.RefreshFailure.UNCERTAIN:
-                self._rest(account, exc.code or exc.kind.value, exc.retry_after)
-        return False
-
-    def _rest(self, account: Account, reason: str, seconds: float | None = None) -> None:
-        account.refresh_failures += 1
-        if seconds is None:
-            seconds = _REFRESH_BACKOFF.seconds(account.refresh_failures, self._rng.random())
-        account.refresh_after = max(account.refresh_after, self._clock.now() + seconds)
-        logger.warning(
-            "account not refreshed alias=%s reason=%s again_in=%.0f", account.alias, reason, seconds
-        )
-
-    async def _reread(self, account: Account) -> bool:
-        """Take over what the account's file says now; True when its tokens are other ones."""
-        if account.removed:
-            return False
-        try:
-            credential = await asyncio.to_thread(store.load, account.credential.path)
-        except store.Unusable:
-            return False
-        if credential.key != account.key:
-            return False
-        if credential.refresh == account.credential.refresh:
-            # A scan knows of interrupted exchanges, a look at the file alone does not.
-            credential.interrupted = account.credential.interrupted
-        return self._pool.adopt(account, credential)
-
-    @contextlib.asynccontextmanager
-    async def _lock(self, account: Account) -> AsyncIterator[bool]:
-        """Hold the machine-wide right to exchange; False when another process kept it all the time."""
-        deadline = self._clock.monotonic() + _LOCK_WAIT_SECONDS
-        while True:
-            with contextlib.ExitStack() as stack:
-                held = await asyncio.to_thread(stack.enter_context, store.exchange_lock(account.credential))
-                if held or self._is_ending or self._clock.monotonic() >= deadline:
-                    yield held
-                    return
-            await self._clock.sleep(_LOCK_POLL_SECONDS)
+    async def refresh_one(self, account: Account) -> Result:
+        """Exchange the account's refresh token because its owner wants it, also while it is disabled."""
+        if not account.credential.refresh:
+            return Result(account, False, "no refresh token")
+        # A token that was refused before gets another chance.
+        lost, account.login_lost = account.login_lost, ""
+        success = await self.refresh(account, "proactive_expiry")
+        if success:
+            return Result(account, True, "")
+        # An issuer that could not be asked has not changed what it said before.
+        account.login_lost = account.login_lost or lost
+        return Result(account, False, account.login_lost or account.last_error or "see the log")
 
     async def refresh_due(self) -> None:
         """Start the exchanges whose time has come; they run side by side."""
-        now = self._clock.now()
-        for account in self._pool.accounts():
-            due = self._due(account)
-            if due is not None and due <= now and account.refreshing is None:
-                _ = self._start(account, "proactive_expiry")
+        await self.exchanges.refresh_due()
 
-    def seconds_to_next_refresh(self) -> float:
-        """Return how long the timer may sleep; refresh-interval at most."""
-        now = self._clock.now()
-        longest = self._live.current.refresh_interval
-        times = [due for account in self._pool if (due := self._due(account)) is not None]
-        # Asked again each second of the pause (`tasks.Job`), so a new account need not wait.
-        return min(longest, max(0.2, min(times, default=now + longest) - now))
-
-    def _due(self, account: Account) -> float | None:
-        if account.state is State.DISABLED:
-            return None
-        jitter = self._jitter.setdefault(account.key, self._rng.random())
-        return account.refresh_due(jitter)
+    async def save_unsaved(self) -> None:
+        """Try again to write tokens that their files could not take."""
+        await self.exchanges.save_unsaved()
 
     # -- questions to the backend ---------------------------------------------------------
 
     async def check_usage(self, account: Account) -> Result:
         """Ask the usage endpoint; costs no quota and proves that the login works."""
         now = self._clock.now()
+        limited_until = account.holds.get(Cause.LIMIT)
         try:
             status, body = await self._ask(account, f"{self._chatgpt_base()}/wham/usage")
         except NetError as exc:
@@ -363,10 +172,18 @@ class Keeper:
         account.quota.usage_status = status
         self._judge(account, status)
         if status is None:
-            return Result(account, False, account.login_lost or "no usable token")
+            disabled = "disabled" if account.credential.disabled else ""
+            return Result(account, False, account.login_lost or disabled or "no usable token")
         if status != 200 or not isinstance(body, Mapping):
             return Result(account, False, f"status {status}")
-        account.quota.read_usage(body, self._clock.now())
+        account.quota.read_usage(body, self._clock.now(), asked=now)
+        if (
+            limited_until is not None
+            # A limit that was met meanwhile is newer than this answer.
+            and account.holds.get(Cause.LIMIT) == limited_until
+            and _may_go_on(account, body, self._clock.now())
+        ):
+            self._pool.relieve(account)
         return Result(account, True, "")
 
     def _judge(self, account: Account, status: int | None) -> None:
@@ -384,6 +201,8 @@ class Keeper:
             return
         account.check_failures += 1
         if account.check_failures >= self._live.current.health_check_max_failures:
+            # A new login is judged anew.
+            account.check_failures = 0
             self._pool.reject(account)
             self._pool.login_lost(account, "its tokens are refused, new ones too")
 
@@ -426,19 +245,97 @@ class Keeper:
         stale = [
             account
             for account in self._pool.accounts()
-            if account.state not in (State.DISABLED, State.NEEDS_LOGIN)
+            if account.state not in _AT_REST
             and (account.quota.seen_at is None or now - account.quota.seen_at >= interval * 0.9)
         ]
         async for result in self.each_usage(stale):
             if not result.success:
                 logger.debug("usage check failed alias=%s reason=%s", result.account.alias, result.reason)
 
+    async def probe_due(self) -> None:
+        """Ask for the usage of those that rest for a limit, or whose window has started again.
+
+        So a reset that came early, a new plan and bought credits count within minutes. No
+        answer makes a cooldown longer, and only one that says so plainly ends it.
+        """
+        now = self._clock.now()
+        self._plan_probes(now)
+        due = [account for account in self._pool if self._probes.get(account.key, _NEVER).at <= now]
+        for account in due:
+            probe = self._probes[account.key]
+            self._probes[account.key] = dataclasses.replace(probe, at=now + self._spread(_PROBE_SECONDS))
+        async for result in self.each_usage(due):
+            if not result.success:
+                logger.debug("usage probe failed alias=%s reason=%s", result.account.alias, result.reason)
+
+    def seconds_to_next_probe(self) -> float:
+        """Return how long the timer may sleep; 0 when no questions are asked by themselves."""
+        if self._live.current.health_check_interval <= 0:
+            return 0.0
+        now = self._clock.now()
+        self._plan_probes(now)
+        first = min((probe.at for probe in self._probes.values()), default=math.inf)
+        return min(_PROBE_LOOK_SECONDS, max(1.0, first - now))
+
+    def _plan_probes(self, now: float) -> None:
+        """Keep a time for the next question of every account that has a reason for one."""
+        plan: dict[str, _Probe] = {}
+        for account in self._pool:
+            if account.state in _AT_REST:
+                continue
+            if account.holds.get(Cause.LIMIT, now) > now:
+                between = _PROBE_SECONDS
+            elif _has_passed_reset(account, now):
+                between = _RESET_SECONDS
+            else:
+                continue
+            known = self._probes.get(account.key)
+            if known is None or known.between != between:
+                fresh = now + self._spread(between)
+                known = _Probe(between, fresh if known is None else min(fresh, known.at))
+            plan[account.key] = known
+        self._probes = plan
+
+    def _spread(self, between: tuple[float, float]) -> float:
+        first, last = between
+        return first + (last - first) * self._rng.random()
+
+    async def keep_connections(self) -> None:
+        """Let each way to the backend carry something, so that its connection stays open.
+
+        The next request then waits neither for a name nor for a proxy nor for TLS. It is sent
+        without a token, as a browser's first knock, and what is answered does not matter.
+        """
+        settings = self._live.current
+        ways = {account.proxy_url for account in self._pool if account.state not in _AT_REST}
+        slots = Slots(lambda: _WAYS_AT_A_TIME)
+
+        async def one(proxy_url: str | None) -> None:
+            async with slots:
+                try:
+                    reply = await self._outbound.fetch(
+                        "HEAD",
+                        self._chatgpt_base(),
+                        headers={"user-agent": settings.user_agent},
+                        timeout=_KEEPALIVE_TIMEOUT,
+                        proxy_url=proxy_url,
+                    )
+                except NetError as exc:
+                    logger.debug("connection not kept warm reason=%s", exc.kind.value)
+                else:
+                    logger.debug("connection kept warm status=%d", reply.status)
+
+        some = sorted(ways, key=lambda way: way or "")[:_MAX_WAYS]
+        tasks = [self._background.spawn(one(way), name="keepalive") for way in some]
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def fetch_models(self) -> None:
         """Fetch the model lists that are missing, old, or announced to have changed."""
         now = self._clock.now()
         wanting: list[Account] = []
         for account in self._pool.accounts():
-            if account.state in (State.DISABLED, State.NEEDS_LOGIN):
+            if account.state in _AT_REST:
                 continue
             if self._models_after.get(account.key, 0.0) > now:
                 continue
@@ -488,12 +385,7 @@ class Keeper:
             await self._clock.sleep(self._rng.random() * 0.5)
             if account.state is State.DISABLED:
                 return Result(account, False, "disabled")
-            if not account.credential.refresh:
-                return Result(account, False, "no refresh token")
-            # Asked for by its owner: a token that was refused before gets another chance.
-            account.login_lost = ""
-            success = await self.refresh(account, "proactive_expiry")
-            return Result(account, success, "" if success else (account.login_lost or account.last_error))
+            return await self.refresh_one(account)
 
         async for result in self._each(accounts, one):
             yield result
@@ -507,10 +399,33 @@ class Keeper:
 
     def jobs(self) -> list[Job]:
         """Return what runs by itself."""
+        files, exchanges = self.files, self.exchanges
         return [
-            Job("files", lambda: FILES_SECONDS, self.follow_files),
-            Job("refresh", self.seconds_to_next_refresh, self.refresh_due, at_once=True),
-            Job("saves", lambda: self._save_pause, self.save_unsaved),
+            Job("files", files.seconds_to_next_look, self.follow_files),
+            Job("watch", files.seconds_to_next_watch, files.watch, at_once=True),
+            Job("refresh", exchanges.seconds_to_next, self.refresh_due, at_once=True),
+            Job("saves", lambda: exchanges.save_pause, self.save_unsaved),
             Job("usage", lambda: self._live.current.health_check_interval, self.check_all, at_once=True),
+            Job("probes", self.seconds_to_next_probe, self.probe_due),
             Job("models", lambda: 30.0, self.fetch_models, at_once=True),
+            Job("keepalive", lambda: self._live.current.keepalive_interval, self.keep_connections),
         ]
+
+
+def _may_go_on(account: Account, usage: Mapping[str, Any], now: float) -> bool:
+    """Tell whether the usage endpoint has just said plainly that an account has quota."""
+    limit = usage.get("rate_limit")
+    if (
+        not isinstance(limit, Mapping)
+        or limit.get("allowed") is not True
+        or limit.get("limit_reached") is True
+    ):
+        return False
+    spend = account.quota.spend
+    return not account.quota.is_spent(now) and not (spend is not None and spend.stops(now))
+
+
+def _has_passed_reset(account: Account, now: float) -> bool:
+    """Tell whether a window of the main limit has started again since we last heard of it."""
+    family = account.quota.families.get(MAIN_FAMILY)
+    return family is not None and any(window.is_over(now) for _, window in family.windows())

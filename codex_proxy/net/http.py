@@ -31,6 +31,11 @@ MAX_REPLY_SIZE = 32 * 1024 * 1024
 # while a reader stalls.
 _READ_SIZE = 64 * 1024
 
+# How long a connection is kept that carries nothing, and how long past the moment at which it
+# is to be kept warm, so that it is still there then.
+_IDLE_SECONDS = 120.0
+_IDLE_GRACE_SECONDS = 30.0
+
 # A larger body is sent in pieces: written at once it would hold up every other stream.
 _LARGE_BODY_SIZE = 1024 * 1024
 
@@ -255,22 +260,26 @@ class Outbound:
             )
         return session
 
+    def _idle_seconds(self) -> float:
+        """Return how long a connection may carry nothing: past the next sign of life at least."""
+        return max(_IDLE_SECONDS, self._live.current.keepalive_interval + _IDLE_GRACE_SECONDS)
+
     def _connector(self, proxy: str) -> aiohttp.BaseConnector:
         if not proxy:
-            return _Connector(limit=0, ssl=self._tls, keepalive_timeout=60.0)
+            return _Connector(limit=0, ssl=self._tls, keepalive_timeout=self._idle_seconds())
         # The client takes an address without a host for none at all, and would go direct.
         scheme, host = urlsplit(proxy).scheme, urlsplit(proxy).hostname
         if scheme not in _PROXY_SCHEMES or not host:
             raise _NotReached(NetKind.PROXY)
         if not _is_socks(proxy):
-            return _Connector(limit=0, ssl=self._tls, keepalive_timeout=60.0)
+            return _Connector(limit=0, ssl=self._tls, keepalive_timeout=self._idle_seconds())
         # socks5h means that the proxy looks names up; the library's own switch for it.
         return _SocksConnector.from_url(
             proxy.replace("socks5h://", "socks5://", 1),
             rdns=scheme == "socks5h",
             limit=0,
             ssl=self._tls,
-            keepalive_timeout=60.0,
+            keepalive_timeout=self._idle_seconds(),
         )
 
 

@@ -49,13 +49,13 @@ _GOOD = frozenset({"completed", STOP_SEQUENCE})
 _MEDIA = frozenset({"png", "jpeg", "webp", "gif"})
 
 
-def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Decoded:
+def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = "") -> Decoded:
     """Decode the body of `POST /v1/chat/completions`; *headers* have lower-case names.
 
     Raises:
         RequestError: With the path of the field that cannot be served.
     """
-    ask = chat_request.read(raw, headers, catalog=catalog)
+    ask = chat_request.read(raw, headers, catalog=catalog, caller=caller)
     return Decoded(ask.request, functools.partial(ChatEncoder, ask))
 
 

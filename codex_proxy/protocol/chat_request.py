@@ -87,7 +87,7 @@ class Ask:
     stop: tuple[str, ...] = ()
 
 
-def read(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Ask:
+def read(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = "") -> Ask:
     """Read the body of `POST /v1/chat/completions`; *headers* have lower-case names.
 
     Raises:
@@ -98,13 +98,13 @@ def read(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Ask:
         if body.get("messages") is None and (
             body.get("input") is not None or body.get("instructions") is not None
         ):
-            return _read_responses(body, headers, catalog)
-        return _read_chat(body, headers, catalog)
+            return _read_responses(body, headers, catalog, caller)
+        return _read_chat(body, headers, catalog, caller)
     except RecursionError as exc:
         raise RequestError("the body is nested too deeply") from exc
 
 
-def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog) -> Ask:
+def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog, caller: str) -> Ask:
     messages = body.get("messages")
     if messages is None:
         raise RequestError("messages is missing", param="messages", code="missing_required_parameter")
@@ -131,7 +131,7 @@ def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog) -
     if text := _text_options(body):
         fields["text"] = text
     return Ask(
-        request=prepare(fields, headers, catalog=catalog),
+        request=prepare(fields, headers, catalog=catalog, caller=caller, said=body),
         names=tools.names,
         customs=tools.customs,
         uses_functions=tools.uses_functions,
@@ -140,14 +140,14 @@ def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog) -
     )
 
 
-def _read_responses(body: JsonObject, headers: Mapping[str, str], catalog: Catalog) -> Ask:
+def _read_responses(body: JsonObject, headers: Mapping[str, str], catalog: Catalog, caller: str) -> Ask:
     """Read a Responses body; what of Chat stands in it beside counts too."""
     _check_choices(body)
     fields = {key: value for key, value in body.items() if key not in _READ and key not in LEFT_OUT}
     if text := _text_options(body):
         fields["text"] = {**(body.get("text") or {}), **text}
     return Ask(
-        request=prepare(fields, headers, catalog=catalog),
+        request=prepare(fields, headers, catalog=catalog, caller=caller, said=body),
         names=ToolNames(),
         shows_usage=wants_usage(body),
         stop=stop_sequences(body.get("stop")),

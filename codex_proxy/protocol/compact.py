@@ -7,6 +7,7 @@ read only for what choosing an account needs. A token count needs no account at 
 from collections.abc import Mapping
 
 from codex_proxy.errors import RequestError
+from codex_proxy.protocol.binding import bind
 from codex_proxy.protocol.catalog import AUTO, PRIORITY, Catalog, Resolved
 from codex_proxy.protocol.request import (
     LITE_HEADER,
@@ -18,8 +19,8 @@ from codex_proxy.protocol.request import (
     model_of,
     parse_body,
     render_body,
-    session_of,
     set_routing_hint,
+    set_session,
 )
 from codex_proxy.protocol.responses_request import Survey, check_countable
 from codex_proxy.protocol.wire import JsonObject
@@ -34,7 +35,7 @@ _JSON = "application/json"
 
 
 def decode_passthrough(
-    endpoint: str, raw: bytes, headers: Mapping[str, str], *, catalog: Catalog
+    endpoint: str, raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = ""
 ) -> BackendRequest:
     """Decode a request whose body is not ours to change; *headers* have lower-case names.
 
@@ -69,6 +70,18 @@ def decode_passthrough(
         set_routing_hint(forwarded, model, tier)
     if lite:
         forwarded[LITE_HEADER] = "true"
+    binding = bind(
+        caller,
+        headers,
+        body,
+        model=model,
+        instructions=body.get("instructions"),
+        # The turns of the conversation begin in the same way, and are in their account's cache.
+        items=body.get("input") if endpoint == COMPACT else None,
+    )
+    if endpoint == COMPACT and not is_codex:
+        cache_key = body.get("prompt_cache_key")
+        set_session(forwarded, cache_key if isinstance(cache_key, str) else None, binding)
     survey = Survey(body.get("input"))
     metadata = body.get("client_metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -82,7 +95,7 @@ def decode_passthrough(
         stream=endpoint in IMAGES and body.get("stream") is True,
         is_codex=is_codex,
         lite=lite,
-        session=session_of(headers, body.get("prompt_cache_key")),
+        binding=binding,
         service_tier=tier,
         headers=forwarded,
         turn_state=headers.get(TURN_STATE) or (turn_state if isinstance(turn_state, str) else None),

@@ -75,7 +75,12 @@ _EDIT_IT = (
 
 
 def decode_completion(
-    raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, engine: str | None = None
+    raw: bytes,
+    headers: Mapping[str, str],
+    *,
+    catalog: Catalog,
+    caller: str = "",
+    engine: str | None = None,
 ) -> Decoded:
     """Decode the body of a text completion.
 
@@ -97,7 +102,7 @@ def decode_completion(
     shows_usage = wants_usage(fields)
 
     words = [_CONTINUE] if not suffix else [_FILL_IN, suffix]
-    request = _ask(fields, headers, catalog, words, [prompt or EMPTY_PROMPT])
+    request = _ask(fields, headers, catalog, caller, words, [prompt or EMPTY_PROMPT])
     return Decoded(
         request,
         functools.partial(
@@ -106,7 +111,7 @@ def decode_completion(
     )
 
 
-def decode_edit(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Decoded:
+def decode_edit(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = "") -> Decoded:
     """Decode the body of an edit.
 
     Raises:
@@ -123,7 +128,8 @@ def decode_edit(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> 
         )
     text = get_string(fields, "input") or ""
     _check_one(fields, "n")
-    request = _ask(fields, headers, catalog, [_EDIT_IT], [instruction, text] if text else [instruction])
+    user = [instruction, text] if text else [instruction]
+    request = _ask(fields, headers, catalog, caller, [_EDIT_IT], user)
     return Decoded(request, functools.partial(EditEncoder, request))
 
 
@@ -131,13 +137,14 @@ def _ask(
     fields: JsonObject,
     headers: Mapping[str, str],
     catalog: Catalog,
+    caller: str,
     developer: Sequence[str],
     user: Sequence[str],
 ) -> BackendRequest:
     """Make the turn: the developer's message of some parts, then the user's messages."""
     body: JsonObject = {key: fields[key] for key in _PASSED if key in fields}
     body["input"] = [_message("developer", *developer), *(_message("user", text) for text in user)]
-    return prepare(body, headers, catalog=catalog)
+    return prepare(body, headers, catalog=catalog, caller=caller, said=fields)
 
 
 def _message(role: str, *texts: str) -> JsonObject:

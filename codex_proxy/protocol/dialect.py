@@ -90,13 +90,15 @@ class Decoded:
 
 
 class Decode(Protocol):
-    """Reads the body of a request; *headers* have lower-case names.
+    """Reads the body of a request; *headers* have lower-case names, *caller* is `Caller.id`.
 
     Raises:
         RequestError: With the path of the field that cannot be served.
     """
 
-    def __call__(self, raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Decoded: ...
+    def __call__(
+        self, raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = ""
+    ) -> Decoded: ...
 
 
 class RenderError(Protocol):

@@ -509,8 +509,8 @@ def _stream_words(error: ProxyError) -> tuple[str, str]:
 # The dialect ------------------------------------------------------------------------------
 
 
-def _decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Decoded:
-    asked = decode(raw, headers, catalog=catalog)
+def _decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = "") -> Decoded:
+    asked = decode(raw, headers, catalog=catalog, caller=caller)
     make_encoder = functools.partial(
         MessagesEncoder, asked.request, names=asked.names, thinking=asked.thinking, stop=asked.stop
     )

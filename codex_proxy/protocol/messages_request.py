@@ -20,7 +20,6 @@ A last message of the assistant's is sent as it is; the answer goes on after it 
 """
 
 import enum
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from codex_proxy.protocol.names import ToolNames, is_sealed
 from codex_proxy.protocol.request import BackendRequest, model_of, parse_body
 from codex_proxy.protocol.responses_request import prepare
 from codex_proxy.protocol.schema import repair_parameters
-from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads
+from codex_proxy.protocol.wire import JsonObject, dumps
 
 LEFT_OUT = frozenset({
     "billing_policy",
@@ -67,8 +66,6 @@ PLACEHOLDER = "DeferredToolPlaceholder"
 # Deeper than anything a tool was ever given.
 MAX_DEPTH = 64
 
-_SESSION_MARK = "_session_"
-
 
 class Thinking(enum.Enum):
     """What the caller wants to have of the model's thinking."""
@@ -91,7 +88,7 @@ class Asked:
     stop: tuple[str, ...]
 
 
-def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Asked:
+def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = "") -> Asked:
     """Decode the body of `POST /v1/messages`; *headers* have lower-case names.
 
     Raises:
@@ -111,10 +108,9 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Asked
         "max_output_tokens": limit,
         "service_tier": PRIORITY if get_string(body, "speed") == "fast" else get_string(body, "service_tier"),
     }
-    key = _cache_key(body, headers)
-    if key is not None:
-        fields["prompt_cache_key"] = key
-    request = prepare(fields, headers, catalog=catalog)
+    # Only what the conversation is known by is read in it.
+    get_string(get_object(body, "metadata") or {}, "user_id", "metadata.user_id")
+    request = prepare(fields, headers, catalog=catalog, caller=caller, said=body)
     return Asked(request, names, thinking, stop)
 
 
@@ -259,34 +255,6 @@ def _stops(value: Any) -> tuple[str, ...]:
                 "a stop sequence cannot be empty", param=f"{path}.{index}", code="invalid_value"
             )
     return check_stops(tuple(dict.fromkeys(value)), path)
-
-
-def _cache_key(body: JsonObject, headers: Mapping[str, str]) -> str | None:
-    """Return a name for the session that the caller names, or for its part that one agent has.
-
-    The name goes to the backend, so it is made of theirs and does not say them.
-    """
-    metadata = get_object(body, "metadata") or {}
-    user = get_string(metadata, "user_id", "metadata.user_id")
-    session = headers.get("x-claude-code-session-id") or (_session_in(user) if user else None)
-    if not session:
-        return None
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (session, headers.get("x-claude-code-agent-id", "")):
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    return f"cc_{digest.hexdigest()}"
-
-
-def _session_in(user: str) -> str | None:
-    """Read the session out of Claude Code's user id: JSON, or a text that ends with it."""
-    if user.startswith("{"):
-        try:
-            value = loads(user)
-        except BadJson:
-            return None
-        session = value.get("session_id") if isinstance(value, dict) else None
-        return session if isinstance(session, str) else None
-    return user.rpartition(_SESSION_MARK)[2] if _SESSION_MARK in user else None
 
 
 # The conversation.

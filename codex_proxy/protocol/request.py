@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from codex_proxy.errors import RequestError
+from codex_proxy.protocol.binding import Binding
 from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads, loads_lenient
 
 TURN_STATE = "x-codex-turn-state"
@@ -51,11 +52,8 @@ class BackendRequest:
     """Whether the body has the lite wire shape."""
     was_lite_encoded: bool = False
     """Whether the lite shape is our doing, so that replies are decoded back."""
-    session: str | None = None
-    """What binds a conversation to an account; None when the caller named nothing."""
-    is_opening: bool = False
-    """Whether `session` was made from how the conversation begins, and this is its first turn: many
-    may begin alike, and need not crowd on one account."""
+    binding: Binding | None = None
+    """What the conversation is known by; None when there is none, as for a search without a session."""
     service_tier: str | None = None
     max_output_tokens: int | None = None
     """The caller's limit; the backend takes none, so it is enforced here."""
@@ -77,6 +75,16 @@ class BackendRequest:
     """The answer that this request went on from; echoed back."""
     context_window: int = 0
     """How many tokens the model reads at most; 0 when nobody knows."""
+
+    @property
+    def session(self) -> str | None:
+        """What binds the conversation to an account."""
+        return self.binding.key if self.binding is not None else None
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether `session` is only to be remembered; see `Binding.is_opening`."""
+        return self.binding is not None and self.binding.is_opening
 
     def body_for(self, turn_state: str | None, refused: Callable[[str], bool] = never) -> bytes:
         """Render what one account gets; the very same bytes when nothing differs.
@@ -171,7 +179,8 @@ _FORWARDED = frozenset({
 
 _OURS = frozenset({TURN_STATE, ROUTING_HINT})
 
-_SESSION_HEADERS = ("session-id", "thread-id", "session_id", "conversation_id")
+MAX_SESSION_LENGTH = 256
+"""What the name of a conversation may measure to go out as a header."""
 
 
 def forwardable(headers: Mapping[str, str], is_codex: bool) -> dict[str, str]:
@@ -201,14 +210,16 @@ def set_routing_hint(headers: dict[str, str], model: str, service_tier: str | No
     headers[ROUTING_HINT] = f"model={model}{tier}"
 
 
-def session_of(headers: Mapping[str, str], prompt_cache_key: object = None) -> str | None:
-    """Return what binds a conversation to one account: the cache key, else the session's headers."""
-    if isinstance(prompt_cache_key, str) and prompt_cache_key:
-        return prompt_cache_key
-    for name in _SESSION_HEADERS:
-        if value := headers.get(name):
-            return value
-    return None
+def set_session(headers: dict[str, str], prompt_cache_key: str | None, binding: Binding | None) -> None:
+    """Name the conversation in a header too, for the backend looks in its cache by both.
+
+    The caller's own header stays, then its `prompt_cache_key` counts, if a header can hold it.
+    """
+    key = prompt_cache_key
+    if not key or not key.isascii() or not key.isprintable() or len(key) > MAX_SESSION_LENGTH:
+        key = binding.key if binding is not None else None
+    if key:
+        headers.setdefault("session-id", key)
 
 
 _MODEL_NAME = re.compile(r"[\x21-\x7e]{1,256}")

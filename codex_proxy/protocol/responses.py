@@ -877,8 +877,8 @@ def set_retry(headers: dict[str, str], seconds: float) -> None:
 # The dialect ------------------------------------------------------------------------------
 
 
-def _decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Decoded:
-    request = decode(raw, headers, catalog=catalog)
+def _decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = "") -> Decoded:
+    request = decode(raw, headers, catalog=catalog, caller=caller)
     return Decoded(request, functools.partial(make_encoder, request))
 
 

@@ -7,11 +7,11 @@ is left out (`LEFT_OUT`), and what would change the answer's meaning is refused 
 Fields and item types that we do not know pass; the backend is strict and says so itself.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from codex_proxy.errors import RequestError
+from codex_proxy.protocol.binding import bind
 from codex_proxy.protocol.catalog import AUTO, PRIORITY, Catalog, Resolved, on_the_wire
 from codex_proxy.protocol.fields import get_boolean, get_list, get_object, get_string, wrong
 from codex_proxy.protocol.names import MAX_ID_LENGTH, ItemIds, shorten
@@ -25,10 +25,10 @@ from codex_proxy.protocol.request import (
     model_of,
     parse_body,
     render_body,
-    session_of,
     set_routing_hint,
+    set_session,
 )
-from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.protocol.wire import JsonObject
 
 LEFT_OUT = frozenset({
     "context_management",
@@ -60,9 +60,6 @@ REASONING = "reasoning.encrypted_content"
 KEPT_INCLUDES = frozenset({REASONING, "web_search_call.action.sources", "web_search_call.results"})
 """What the backend is known to include."""
 
-MAX_SESSION_LENGTH = 256
-"""What the name of a conversation may measure to go out as a header."""
-
 FUNCTIONS = "functions"
 """The namespace that plain tools live in on the lite wire."""
 
@@ -71,7 +68,7 @@ _BESIDE = frozenset({"namespace", "tool_search", "local_shell"})
 """Tools that the caller runs and that stand beside the namespace of the plain ones."""
 _LITE_TOOLS = _PLAIN_TOOLS | _BESIDE
 _LITE_CALLS = frozenset({"function_call", "custom_tool_call"})
-_COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
+COMPACTIONS = frozenset({"compaction", "compaction_summary", "context_compaction"})
 
 _STRINGS: dict[str, tuple[str, ...]] = {
     "function_call": ("call_id", "name", "arguments"),
@@ -106,48 +103,62 @@ class _Body:
             self.changed = True
 
 
-def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> BackendRequest:
+def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: str = "") -> BackendRequest:
     """Decode the body of `POST /v1/responses`; *headers* have lower-case names.
 
     Raises:
         RequestError: If the body is not what the API says, or asks for what only the
             stored conversations of the public API can give. `param` is the field's path.
     """
-    return _prepare(_Body(parse_body(raw)), headers, catalog, is_codex=is_codex_client(headers), raw=raw)
+    body = _Body(parse_body(raw))
+    return _prepare(body, headers, catalog, caller, is_codex=is_codex_client(headers), raw=raw)
 
 
-def decode_fields(fields: JsonObject, headers: Mapping[str, str], *, catalog: Catalog) -> BackendRequest:
+def decode_fields(
+    fields: JsonObject, headers: Mapping[str, str], *, catalog: Catalog, caller: str = ""
+) -> BackendRequest:
     """Decode a body that was parsed, and perhaps changed, already; *fields* is changed in place.
 
     Raises:
         RequestError: As for `decode`.
     """
     body = _Body(fields, changed=True)
-    return _prepare(body, headers, catalog, is_codex=is_codex_client(headers), raw=b"")
+    return _prepare(body, headers, catalog, caller, is_codex=is_codex_client(headers), raw=b"")
 
 
-def prepare(fields: JsonObject, headers: Mapping[str, str], *, catalog: Catalog) -> BackendRequest:
+def prepare(
+    fields: JsonObject,
+    headers: Mapping[str, str],
+    *,
+    catalog: Catalog,
+    caller: str = "",
+    said: JsonObject | None = None,
+) -> BackendRequest:
     """Make a request out of *fields*, a Responses body into which another dialect's was translated.
 
     It is treated as the body of a caller who is no Codex client, so tier, effort, wire shape and what the
     backend refuses are settled in one place. *fields* is changed in place.
 
+    Args:
+        caller: Who asks; `Caller.id`.
+        said: The body as the caller wrote it, where names of the conversation may stand.
+
     Raises:
         RequestError: As for `decode`; a translator leaves no reason for most of them.
     """
-    return _prepare(
-        _Body(fields, changed=True), headers, catalog, is_codex=False, raw=b"", derives_session=True
-    )
+    body = _Body(fields, changed=True)
+    return _prepare(body, headers, catalog, caller, is_codex=False, raw=b"", said=said)
 
 
 def _prepare(
     body: "_Body",
     headers: Mapping[str, str],
     catalog: Catalog,
+    caller: str,
     *,
     is_codex: bool,
     raw: bytes,
-    derives_session: bool = False,
+    said: JsonObject | None = None,
 ) -> BackendRequest:
     fields = body.fields
     asked = model_of(fields)
@@ -161,12 +172,16 @@ def _prepare(
     if not lite and not is_codex and takes_lite:
         # The shape without its flag: a relay may have lost the header.
         lite = any(item.get("type") == "additional_tools" for item in items)
-    session = session_of(headers, get_string(fields, "prompt_cache_key"))
-    is_opening = False
-    if session is None and derives_session:
-        session = conversation_of(fields)
-        is_opening = not any(map(_is_answer, items))
-        body.set("prompt_cache_key", session)
+    cache_key = get_string(fields, "prompt_cache_key")
+    binding = bind(
+        caller,
+        headers,
+        fields if said is None else said,
+        model=resolved.model,
+        instructions=fields.get("instructions"),
+        items=items,
+    )
+    assert binding is not None
 
     limit = _take_limit(body)
     body.set("model", resolved.model)
@@ -190,13 +205,18 @@ def _prepare(
     tier = fields.get("service_tier")
     if is_codex:
         set_routing_hint(forwarded, resolved.model, tier)
-    elif session and session.isascii() and session.isprintable() and len(session) <= MAX_SESSION_LENGTH:
-        # The backend looks in its cache by the header too.
-        forwarded.setdefault("session-id", session)
+    else:
+        set_session(forwarded, cache_key, binding)
     if lite:
         forwarded[LITE_HEADER] = "true"
     turn_state = metadata.get(TURN_STATE)
-    rendered = render_body(fields) if body.changed else raw
+    if cache_key or is_codex:
+        rendered = render_body(fields) if body.changed else raw
+    elif body.changed or "prompt_cache_key" in fields:
+        fields["prompt_cache_key"] = binding.key
+        rendered = render_body(fields)
+    else:
+        rendered = _with_cache_key(raw, binding.key)
     survey = Survey(fields["input"])
     return BackendRequest(
         endpoint="responses",
@@ -207,8 +227,7 @@ def _prepare(
         is_codex=is_codex,
         lite=lite,
         was_lite_encoded=encoded,
-        session=session,
-        is_opening=is_opening,
+        binding=binding,
         service_tier=tier,
         max_output_tokens=limit,
         headers=forwarded,
@@ -222,27 +241,10 @@ def _prepare(
     )
 
 
-def conversation_of(fields: JsonObject) -> str:
-    """Return a name for the conversation that *fields* continue: its model and how it begins.
-
-    Chat and Messages callers mostly name none, and send the whole conversation each time: what stands
-    first is the same in every turn.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(dumps([fields.get("model"), fields.get("instructions")]))
-    for item in fields["input"]:
-        digest.update(render_body(item))
-        if item.get("role") == "user":
-            break
-    return f"conv_{digest.hexdigest()}"
-
-
-def _is_answer(item: JsonObject) -> bool:
-    return item.get("role") == "assistant" or _kind(item) in (
-        "function_call",
-        "custom_tool_call",
-        "reasoning",
-    )
+def _with_cache_key(raw: bytes, key: str) -> bytes:
+    """Return a body that needs no other change with a cache key; a long one is not rendered for that."""
+    start = raw.index(b"{") + 1
+    return b"".join((raw[:start], b'"prompt_cache_key":"', key.encode(), b'",', raw[start:]))
 
 
 class Survey:
@@ -264,7 +266,7 @@ class Survey:
                 self.opaque_bytes += len(value)
                 if kind == "reasoning":
                     encrypted.append(value)
-                elif kind in _COMPACTIONS:
+                elif kind in COMPACTIONS:
                     compacted.append(value)
             if kind == "image_generation_call" and isinstance(item.get("result"), str):
                 self.opaque_bytes += len(item["result"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codex_proxy.errors import RequestError
+from codex_proxy.protocol.binding import Binding
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses_request import decode_fields
@@ -29,8 +30,8 @@ class Transcript:
     answered: bytes
     """The items of its answer, as the caller saw them: a JSON list."""
     before: "Transcript | None" = None
-    session: str | None = None
-    """What binds the conversation to its account, for a next turn that names nothing itself."""
+    binding: Binding | None = None
+    """What the conversation is known by, for a next turn that names nothing itself."""
 
     @property
     def own_bytes(self) -> int:
@@ -77,7 +78,8 @@ def go_on(
     if not isinstance(response_id, str) or not response_id:
         return None
     answered = dumps(output if isinstance(output, list) else [])
-    return response_id, Transcript(sent, answered, before, request.session)
+    binding = request.binding.going_on() if request.binding is not None else None
+    return response_id, Transcript(sent, answered, before, binding)
 
 
 def take_previous(fields: JsonObject) -> str | None:
@@ -109,6 +111,7 @@ def decode_continued(
     headers: Mapping[str, str],
     *,
     catalog: Catalog,
+    caller: str = "",
     response_id: str,
     before: Transcript,
     new_bytes: int,
@@ -140,12 +143,13 @@ def decode_continued(
     if new is None or isinstance(new, str | list):
         fields["input"] = old + _listed(new)
     try:
-        request = decode_fields(fields, headers, catalog=catalog)
+        request = decode_fields(fields, headers, catalog=catalog, caller=caller)
     except RequestError as exc:
         raise _as_sent(exc, len(old)) from exc
     request.previous_response_id = response_id
-    if request.session is None:
-        request.session = before.session
+    if before.binding is not None and (request.binding is None or request.binding.is_guess):
+        # Others may begin alike, and live elsewhere.
+        request.binding = before.binding
     return request
 
 

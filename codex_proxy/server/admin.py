@@ -1,4 +1,4 @@
-"""Health, statistics, and the two rounds over all accounts that an owner may ask for.
+"""Health, statistics, decisions, rounds over all accounts, and what an owner does to one of them.
 
 What is shown is what `Admin` hands over: views with an alias and masked names, so nothing
 here could leak a token if it tried. The shapes are those of the Go daemon with more fields;
@@ -16,9 +16,11 @@ from typing import Literal, Protocol
 from aiohttp import web
 
 from codex_proxy import __version__
+from codex_proxy.accounts.actions import ACTIONS, Action, Done
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.server.decisions import Decisions
 from codex_proxy.server.middleware import Handler
 from codex_proxy.tasks import Background
 
@@ -39,10 +41,14 @@ class WindowView:
     """One quota window."""
 
     window: str
-    """`primary`, `secondary`, or the name of a further limit."""
+    """What people call it, by its length: `5h`, `week`; by its place where nobody told the length."""
+    limit: str = "codex"
+    """Which limit it belongs to: the account's own, or that of a model family beside it."""
     minutes: int | None = None
     used_percent: float | None = None
+    """None when the window has started again since we were told: unknown, not full."""
     resets_at: float | None = None
+    source: str | None = None
     age: float | None = None
     """Seconds since this was learned."""
 
@@ -97,6 +103,24 @@ class AccountView:
     token_expire: float | None = None
     usage: TokensView = field(default_factory=TokensView)
     quota: QuotaView | None = None
+    login: Literal["ok", "uncertain", "lost"] = "ok"
+    login_reason: str | None = None
+    last_error: str | None = None
+    priority: int = 0
+    weight: float = 1.0
+    max_concurrency: int | None = None
+    """None where its file does not say it."""
+    models_allowed: Sequence[str] = ()
+    models_denied: Sequence[str] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class CacheView:
+    """How well the prompt caches were hit by conversations that were known in one way."""
+
+    turns: int
+    input_tokens: int
+    cached_tokens: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -229,7 +253,21 @@ class Admin(Protocol):
         """Return a view of every account, in a stable order."""
         ...
 
+    def account(self, alias: str) -> AccountView | None: ...
+
     def problems(self) -> Sequence[ProblemView]: ...
+
+    def cache(self) -> Mapping[str, CacheView]:
+        """Return, by what conversations were known by, how well caches were hit."""
+        ...
+
+    async def act(self, alias: str, action: Action) -> Done:
+        """Do what the owner wants to one account.
+
+        Raises:
+            RequestError: If there is no such account.
+        """
+        ...
 
     def refresh_all(self) -> Progress:
         """Refresh every account's tokens, or join the round that does."""
@@ -240,7 +278,7 @@ class Admin(Protocol):
         ...
 
 
-def admin_handlers(admin: Admin, monotonic: Callable[[], float]) -> dict[str, Handler]:
+def admin_handlers(admin: Admin, decisions: Decisions, monotonic: Callable[[], float]) -> dict[str, Handler]:
     """Return the handlers of the owner's and the liveness routes, by the names in `app.ROUTES`."""
     started = monotonic()
 
@@ -270,9 +308,30 @@ def admin_handlers(admin: Admin, monotonic: Callable[[], float]) -> dict[str, Ha
         if pagination is not None:
             answer["pagination"] = pagination
         answer["problems"] = [asdict(problem) for problem in admin.problems()]
+        answer["cache"] = {"by_source": {name: cache_json(view) for name, view in admin.cache().items()}}
+        answer["decisions"] = decisions.last()
         answer["version"] = __version__
         answer["uptime_seconds"] = round(monotonic() - started, 3)
         return _json(answer)
+
+    async def accounts(request: web.Request) -> web.Response:
+        return _json({
+            **accounts_json(admin.accounts(), admin.problems()),
+            "version": __version__,
+            "uptime_seconds": round(monotonic() - started, 3),
+        })
+
+    async def why(request: web.Request) -> web.Response:
+        request_id = request.match_info["request_id"]
+        told = decisions.find(request_id)
+        if told is None:
+            raise RequestError(
+                f"no finished turn with the id {request_id[:100]!r} is remembered: the last {decisions.limit} are, "
+                "since the daemon started; the id is an answer's x-request-id, and stands in the log",
+                status=404,
+                code="unknown_request",
+            )
+        return _json(told)
 
     async def refresh(request: web.Request) -> web.StreamResponse:
         return await _tell(request, admin.refresh_all(), admin, "refresh", monotonic)
@@ -285,10 +344,58 @@ def admin_handlers(admin: Admin, monotonic: Callable[[], float]) -> dict[str, Ha
         "livez": livez,
         "readyz": readyz,
         "stats": stats,
+        "accounts": accounts,
+        "why": why,
         "refresh": refresh,
         "check_quota": check_quota,
     }
     return handlers
+
+
+def control_handlers(admin: Admin) -> dict[str, Handler]:
+    """Return the handlers that change an account, by the names in `app.CONTROL_ROUTES`."""
+
+    def handler(action: Action) -> Handler:
+        async def act(request: web.Request) -> web.Response:
+            return _json(await act_json(admin, request.match_info["alias"], action))
+
+        return act
+
+    return {f"account_{action}": handler(action) for action in ACTIONS}
+
+
+async def act_json(admin: Admin, alias: str, action: Action) -> JsonObject:
+    """Do *action* to one account, and render what became of it.
+
+    Raises:
+        RequestError: If there is no such account.
+    """
+    done = await admin.act(alias, action)
+    view = admin.account(done.alias)
+    return {
+        "alias": done.alias,
+        "action": action,
+        "success": done.success,
+        "message": done.message,
+        "account": None if view is None else account_json(view),
+    }
+
+
+def accounts_json(views: Sequence[AccountView], problems: Sequence[ProblemView]) -> JsonObject:
+    """Render all accounts, and the files that make none."""
+    return {
+        "accounts": [account_json(view) for view in views],
+        "problems": [asdict(problem) for problem in problems],
+    }
+
+
+def cache_json(view: CacheView) -> JsonObject:
+    """Render how well caches were hit."""
+    return {**asdict(view), "cached_share": _share(view.cached_tokens, view.input_tokens)}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
 
 
 def rfc3339(seconds: float | None) -> str | None:
@@ -323,7 +430,16 @@ def account_json(view: AccountView) -> JsonObject:
         "quota_resets_at": rfc3339(view.quota_resets_at),
         "token_expire": rfc3339(view.token_expire),
         "usage": asdict(view.usage),
+        "cached_share": _share(view.usage.cached_tokens, view.usage.input_tokens),
         "quota": None if view.quota is None else _quota_json(view.quota),
+        "login": view.login,
+        "login_reason": view.login_reason,
+        "last_error": view.last_error,
+        "priority": view.priority,
+        "weight": view.weight,
+        "max_concurrency": view.max_concurrency,
+        "models_allowed": list(view.models_allowed),
+        "models_denied": list(view.models_denied),
     }
 
 
@@ -337,9 +453,11 @@ def _quota_json(quota: QuotaView) -> JsonObject:
         "windows": [
             {
                 "window": window.window,
+                "limit": window.limit,
                 "minutes": window.minutes,
                 "used_percent": window.used_percent,
                 "resets_at": rfc3339(window.resets_at),
+                "source": window.source,
                 "age": None if window.age is None else round(window.age, 1),
             }
             for window in quota.windows
@@ -441,16 +559,7 @@ async def _tell(
                 continue
             current += 1
             good += item.success
-            event: JsonObject = {
-                "type": "item",
-                "email": item.email,
-                "alias": item.alias,
-                "success": item.success,
-                "total": progress.total,
-                "current": current,
-                "reason": item.reason,
-            }
-            await response.write(frame("item", dumps(event)))
+            await response.write(frame("item", dumps(item_json(item, current, progress.total))))
         ended = progress.ended if progress.ended is not None else monotonic()
         await response.write(
             frame(
@@ -471,6 +580,19 @@ async def _tell(
     except ConnectionError:
         logger.debug("round goes on without its caller what=%s", what)
     return response
+
+
+def item_json(item: Item, current: int, total: int) -> JsonObject:
+    """Render what a round did to one account."""
+    return {
+        "type": "item",
+        "email": item.email,
+        "alias": item.alias,
+        "success": item.success,
+        "total": total,
+        "current": current,
+        "reason": item.reason,
+    }
 
 
 def _message(what: str, progress: Progress, current: int, good: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+from codex_proxy.accounts.actions import ACTIONS
 from codex_proxy.errors import RequestError
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.body import require_json
@@ -88,6 +89,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/livez", "livez", Level.PUBLIC),
     Route("GET", "/readyz", "readyz", Level.PUBLIC),
     Route("GET", "/stats", "stats", Level.OWNER),
+    Route("GET", "/accounts", "accounts", Level.OWNER),
+    Route("GET", "/why/{request_id}", "why", Level.OWNER),
     Route("POST", "/refresh", "refresh", Level.OWNER),
     Route("POST", "/check-quota", "check_quota", Level.OWNER),
     _turn("POST", "/v1/responses", "responses", codex=True),
@@ -109,7 +112,19 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/", "hello", Level.PUBLIC),
     Route("GET", "/v1/models", "models", codex=True),
     Route("GET", "/v1/models/{model}", "model", codex=True),
+    Route("GET", "/backend-api/wham/usage", "usage"),
+    Route("GET", "/wham/usage", "usage"),
+    Route("GET", "/api/codex/usage", "usage"),
 )
+
+CONTROL_ROUTES: tuple[Route, ...] = tuple(
+    Route("POST", f"/accounts/{{alias}}/{action}", f"account_{action}", Level.OWNER) for action in ACTIONS
+)
+"""What changes one account: on the control socket only, which nobody but its owner may open.
+
+On the network every client key is an owner's key today, and whoever was given one to ask models
+with must not be able to take accounts away. They come there with a key of the administrator's.
+"""
 
 ROUTE = web.RequestKey("route", Route)
 IS_CODEX_PATH = web.RequestKey("is_codex_path", bool)

@@ -4,6 +4,7 @@ Kept are the conversations of callers who neither are Codex clients (they send e
 `store: false`. Nothing is written to disk, and what is too much goes, the longest unused first.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -176,12 +177,12 @@ class Continuations:
         before: Transcript | None = None
         # Most bodies name no answer, and are parsed once.
         if _MENTIONED not in raw:
-            request = responses.decode(raw, headers, catalog=catalog)
+            request = responses.decode(raw, headers, catalog=catalog, caller=caller.id)
         else:
             fields = parse_body(raw)
             response_id = take_previous(fields)
             if response_id is None:
-                request = decode_fields(fields, headers, catalog=catalog)
+                request = decode_fields(fields, headers, catalog=catalog, caller=caller.id)
             else:
                 before = self.get(caller, response_id)
                 if before is None:
@@ -190,6 +191,7 @@ class Continuations:
                     fields,
                     headers,
                     catalog=catalog,
+                    caller=caller.id,
                     response_id=response_id,
                     before=before,
                     new_bytes=len(raw),
@@ -197,7 +199,7 @@ class Continuations:
                 )
         if not request.keeps or len(raw) > self._max_caller_bytes:
             return Decoded(request, functools.partial(responses.make_encoder, request))
-        bind(request)
+        begin_chain(request)
 
         def remember(final: JsonObject) -> None:
             self.remember(caller, go_on(request, raw, before, final))
@@ -210,10 +212,15 @@ class Continuations:
             self.put(caller, *gone)
 
 
-def bind(request: BackendRequest) -> None:
-    """Give a conversation that names nothing a name of its own, so that its next turn finds its account."""
-    if request.session is None:
-        request.session = f"{_OURS}{next(_NUMBERS)}"
+def begin_chain(request: BackendRequest) -> None:
+    """Give a conversation that opens, and names nothing, a name of its own beside how it begins.
+
+    A next turn that goes on from its answer so finds its account, however many begin alike; one that
+    brings the whole conversation finds it by how it begins.
+    """
+    binding = request.binding
+    if binding is not None and binding.is_opening:
+        request.binding = dataclasses.replace(binding, also=f"{_OURS}{next(_NUMBERS)}")
 
 
 def answering(request: BackendRequest, answered: Callable[[JsonObject], None]) -> Decoded:

@@ -148,7 +148,7 @@ class Public:
         """Return the handler of a route whose turns are asked and answered in *dialect*."""
 
         def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
-            decoded = dialect.decode(raw, headers, catalog=self._models.catalog)
+            decoded = dialect.decode(raw, headers, catalog=self._models.catalog, caller=trace.caller.id)
             return self._begin(http, decoded, trace, dialect)
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -163,7 +163,9 @@ class Public:
 
     def _passthrough(self, endpoint: str) -> Handler:
         def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
-            request = decode_passthrough(endpoint, raw, headers, catalog=self._models.catalog)
+            request = decode_passthrough(
+                endpoint, raw, headers, catalog=self._models.catalog, caller=trace.caller.id
+            )
             return Begun(request, UnarySink(http, request, trace, self._terms(RESPONSES)))
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -334,6 +336,7 @@ async def _end_of(exchange: Exchange) -> None:
 def _describe(trace: Trace, request: BackendRequest, headers: Headers) -> None:
     trace.model = request.asked_model
     trace.stream = request.stream
+    trace.binding = request.binding.source if request.binding is not None else ""
     trace.client = client_of(request, headers)
 
 

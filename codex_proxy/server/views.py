@@ -1,17 +1,19 @@
 """The pool as its owner may see it: accounts by alias, names masked, times plain."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal
 
-from codex_proxy.accounts.account import Account, Cause
+from codex_proxy.accounts.account import Account, Cause, Login
+from codex_proxy.accounts.actions import Action, Actions, Done
 from codex_proxy.accounts.pool import Pool
-from codex_proxy.accounts.quota import MAIN_FAMILY, Quota
+from codex_proxy.accounts.quota import Quota, Window
 from codex_proxy.accounts.state import State
 from codex_proxy.accounts.tokens import mask_email, mask_name
 from codex_proxy.accounts.upkeep import Keeper, Result
 from codex_proxy.clock import Clock
 from codex_proxy.server.admin import (
     AccountView,
+    CacheView,
     Health,
     Item,
     ProblemView,
@@ -23,7 +25,6 @@ from codex_proxy.server.admin import (
     WindowView,
 )
 from codex_proxy.tasks import Background
-from codex_proxy.trace import Trace, UsageSource
 
 Phase = Literal["starting", "ready", "draining"]
 
@@ -35,14 +36,31 @@ _STATUS: dict[State, Status] = {
     State.DISABLED: "disabled",
 }
 
+_LOGIN: dict[Login, Literal["ok", "uncertain", "lost"]] = {
+    Login.OK: "ok",
+    Login.UNCERTAIN: "uncertain",
+    Login.LOST: "lost",
+}
+
+_DAY_MINUTES = 24 * 60
+_WEEK_MINUTES = 7 * _DAY_MINUTES
+
 
 class PoolAdmin:
     """Answers the owner's questions about the pool."""
 
     def __init__(
-        self, pool: Pool, keeper: Keeper, *, clock: Clock, background: Background, phase: Callable[[], Phase]
+        self,
+        pool: Pool,
+        keeper: Keeper,
+        actions: Actions,
+        *,
+        clock: Clock,
+        background: Background,
+        phase: Callable[[], Phase],
     ) -> None:
         self._pool = pool
+        self._actions = actions
         self._clock = clock
         self._phase = phase
         self._refreshes = Rounds(
@@ -61,9 +79,27 @@ class PoolAdmin:
         now = self._clock.now()
         return sorted((account_view(a, now) for a in self._pool.accounts()), key=lambda view: view.alias)
 
+    def account(self, alias: str) -> AccountView | None:
+        """Return a view of the account called *alias*."""
+        account = self._pool.by_alias(alias)
+        return None if account is None else account_view(account, self._clock.now())
+
     def problems(self) -> Sequence[ProblemView]:
         """Return what is wrong with the files of auth-dir."""
         return [ProblemView(problem.name, problem.reason) for problem in self._pool.problems]
+
+    def cache(self) -> Mapping[str, CacheView]:
+        """Return how well caches were hit, by what conversations were known by."""
+        return {
+            source or "none": CacheView(
+                binding.turns, binding.usage.input_tokens, binding.usage.cached_tokens
+            )
+            for source, binding in sorted(self._pool.bindings.items())
+        }
+
+    async def act(self, alias: str, action: Action) -> Done:
+        """Do what the owner wants to one account."""
+        return await self._actions.act(alias, action)
 
     def refresh_all(self) -> Progress:
         """Exchange every account's tokens, or join the round that does."""
@@ -121,45 +157,64 @@ def account_view(account: Account, now: float) -> AccountView:
             usage.total_tokens,
         ),
         quota=_quota_view(account.quota, now),
+        login=_LOGIN[account.login],
+        login_reason=_login_reason(account),
+        last_error=account.last_error or None,
+        priority=credential.priority,
+        weight=credential.weight,
+        max_concurrency=credential.max_concurrency,
+        models_allowed=credential.models_allowed,
+        models_denied=credential.models_denied,
     )
+
+
+def _login_reason(account: Account) -> str | None:
+    match account.login:
+        case Login.OK:
+            return None
+        case Login.UNCERTAIN:
+            return "an exchange of its token was cut off before the answer was saved; the token is tried once"
+        case Login.LOST:
+            return account.login_lost
 
 
 def _quota_view(quota: Quota, now: float) -> QuotaView | None:
     if quota.seen_at is None and quota.usage_at is None:
         return None
-    windows: list[WindowView] = []
-    for family in quota.families.values():
-        for which, window in family.windows():
-            name = which if family.id == MAIN_FAMILY else f"{family.id} {which}"
-            windows.append(
-                WindowView(
-                    name,
-                    window.minutes,
-                    window.used_percent,
-                    window.resets_at,
-                    max(0.0, now - window.seen_at),
-                )
-            )
+    windows = tuple(
+        _window_view(family.id, place, window, now)
+        for family in quota.families.values()
+        for place, window in family.windows()
+    )
     valid = None if quota.usage_status is None else quota.usage_status == 200
-    return QuotaView(valid, quota.usage_status, quota.usage_at, quota.source, quota.plan, tuple(windows))
+    return QuotaView(valid, quota.usage_status, quota.usage_at, quota.source, quota.plan, windows)
+
+
+def _window_view(limit: str, place: str, window: Window, now: float) -> WindowView:
+    is_over = window.is_over(now)
+    return WindowView(
+        window=window_name(window.minutes) or place,
+        limit=limit,
+        minutes=window.minutes,
+        used_percent=None if is_over else window.used_percent,
+        resets_at=None if is_over else window.resets_at,
+        source=window.source,
+        age=max(0.0, now - window.seen_at),
+    )
+
+
+def window_name(minutes: int | None) -> str | None:
+    """Return what people call a window of that length; plans put them in different places."""
+    if minutes is None or minutes <= 0:
+        return None
+    if minutes == _WEEK_MINUTES:
+        return "week"
+    if minutes % _DAY_MINUTES == 0:
+        return f"{minutes // _DAY_MINUTES}d"
+    if minutes % 60 == 0:
+        return f"{minutes // 60}h"
+    return f"{minutes}min"
 
 
 def _mask_id(account_id: str | None) -> str | None:
     return f"{account_id[:4]}…{account_id[-4:]}" if account_id and len(account_id) > 12 else None
-
-
-def count_turn(pool: Pool, trace: Trace) -> None:
-    """Add a finished turn to the numbers of the account that served it."""
-    if trace.usage.source is UsageSource.NONE:
-        return
-    alias = trace.alias or (trace.attempts[-1].alias if trace.attempts else "")
-    account = pool.by_alias(alias)
-    if account is None:
-        return
-    account.completions += 1
-    total, turn = account.usage, trace.usage
-    total.input_tokens += turn.input_tokens
-    total.cached_tokens += turn.cached_tokens
-    total.cache_write_tokens += turn.cache_write_tokens
-    total.output_tokens += turn.output_tokens
-    total.reasoning_tokens += turn.reasoning_tokens

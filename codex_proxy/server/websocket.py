@@ -37,7 +37,7 @@ from codex_proxy.protocol.responses_request import decode_fields
 from codex_proxy.protocol.sse import Batch, Event
 from codex_proxy.protocol.transcript import Transcript, decode_continued, go_on, not_found, take_previous
 from codex_proxy.protocol.wire import JsonObject, dumps, loads
-from codex_proxy.server.continuations import Continuations, answering, bind
+from codex_proxy.server.continuations import Continuations, answering, begin_chain
 from codex_proxy.server.delivery import EncodedSink, Terms
 from codex_proxy.server.middleware import CALLER, IN_WORK, REQUEST_ID
 from codex_proxy.tasks import Background, Job
@@ -485,7 +485,7 @@ class Socket:
         sent = render_body({"input": fields.get("input")})
         before: Transcript | None = None
         if previous is None:
-            request = decode_fields(fields, headers, catalog=catalog)
+            request = decode_fields(fields, headers, catalog=catalog, caller=caller.id)
         else:
             before = self._find(caller, previous)
             if before is None:
@@ -494,12 +494,13 @@ class Socket:
                 fields,
                 headers,
                 catalog=catalog,
+                caller=caller.id,
                 response_id=previous,
                 before=before,
                 new_bytes=size,
                 limit=sockets.live.current.max_body_bytes,
             )
-        bind(request)
+        begin_chain(request)
 
         def remember(final: JsonObject) -> None:
             gone = go_on(request, sent, before, final)

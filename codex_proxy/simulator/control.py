@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from codex_proxy.simulator.exchange import Received
     from codex_proxy.simulator.server import Simulator
 
+# How a person's logins go; these are the issuer's.
+_LOGINS = (
+    "login_error",
+    "device_enabled",
+    "device_interval",
+    "device_polls",
+    "device_slow_down",
+    "revoke_status",
+)
 _SETTINGS = ("strict", "wire", "latency", "extra_events", "full_output", "served_model", "login_as")
 
 
@@ -52,6 +61,8 @@ def help_text(sim: "Simulator") -> str:
   curl {url}/_sim/advance -d '{{"seconds":3600}}'                move the clock
   curl {url}/_sim/requests?limit=5                             what was received
   curl {url}/_sim/settings -d '{{"wire":"any"}}'                 {", ".join(_SETTINGS)}
+  curl {url}/_sim/device -d '{{"user_code":"ABCD-12345"}}'       approve a device login
+  curl {url}/_sim/logins -d '{{"login_error":"access_denied"}}'  {", ".join(_LOGINS)}
   curl -X POST {url}/_sim/reset                                forget requests, scripts, states
 
 states:  {", ".join(STATES)}
@@ -79,6 +90,8 @@ def _get(sim: "Simulator", words: list[str], request: web.Request) -> web.Respon
             return _json({"requests": [_received(sim, one) for one in found[-limit:]] if limit > 0 else []})
         case ["settings"]:
             return _json({name: getattr(sim, name) for name in _SETTINGS})
+        case ["logins"]:
+            return _json({name: getattr(sim.issuer_state, name) for name in _LOGINS})
         case _:
             return _json({"error": "there is no such page; GET /_sim lists them"}, 404)
 
@@ -107,6 +120,12 @@ def _post(sim: "Simulator", words: list[str], body: Any) -> Any:
                     raise ValueError(f"unknown setting {name!r}; there are {', '.join(_SETTINGS)}")
                 setattr(sim, name, value)
             return {name: getattr(sim, name) for name in _SETTINGS}
+        case ["logins"]:
+            for name, value in body.items():
+                if name not in _LOGINS:
+                    raise ValueError(f"unknown setting {name!r}; there are {', '.join(_LOGINS)}")
+                setattr(sim.issuer_state, name, value)
+            return {name: getattr(sim.issuer_state, name) for name in _LOGINS}
         case ["device"]:
             sim.approve_device(str(body["user_code"]), body.get("account"))
             return {"ok": True}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from codex_proxy.protocol.wire import dumps
 
@@ -22,6 +22,8 @@ CLIENT_ID = "app_EMoamEEZ73f0CkXaXp7hrann"
 AUTH_CLAIM = "https://api.openai.com/auth"
 PROFILE_CLAIM = "https://api.openai.com/profile"
 TEN_DAYS = 10 * 86_400.0
+DEVICE_REDIRECT = "/deviceauth/callback"
+"""Below the issuer's own address: what the code of a device login is exchanged with."""
 
 REFRESH_MODES = frozenset({
     "ok",
@@ -117,6 +119,12 @@ class Issuer:
     device_interval: str = "5"
     device_polls: int | None = None
     """After how many polls a device login is approved by itself; None waits for `approve_device`."""
+    device_slow_down: int = 0
+    """How many of the next polls are told to come more seldom."""
+    login_error: str | None = None
+    """With what a person's logins end instead of a code: `access_denied`, `missing_codex_entitlement`, ..."""
+    revoke_status: int = 200
+    """What a request to revoke a token is answered; anything but 200 revokes nothing."""
     exchanges: int = 0
     """How many refresh tokens were exchanged with success."""
     _access: dict[str, Tokens] = field(default_factory=dict)
@@ -257,9 +265,25 @@ class Issuer:
             )
         if query.get("code_challenge_method") != "S256" or not query.get("code_challenge"):
             raise Refused(400, _oauth_error("invalid_request", "A code_challenge of method S256 is needed."))
-        code = self._code(account, redirect, query["code_challenge"])
-        mark = "&" if "?" in redirect else "?"
-        return redirect + mark + urlencode({"code": code, "state": query.get("state", "")})
+        if self.strict:
+            self._check_authorize(redirect, query)
+        back = {"state": query.get("state", "")}
+        if self.login_error is not None:
+            back["error"] = self.login_error
+            back["error_description"] = f"The login ended with {self.login_error}."
+        else:
+            back["code"] = self._code(account, redirect, query["code_challenge"])
+        return redirect + ("&" if "?" in redirect else "?") + urlencode(back)
+
+    def _check_authorize(self, redirect: str, query: Mapping[str, str]) -> None:
+        """Refuse what the real issuer would not serve a Codex client; ports are free here, for tests side by side."""
+        place = urlsplit(redirect)
+        if place.hostname not in {"127.0.0.1", "localhost"} or place.path != "/auth/callback":
+            raise Refused(400, _oauth_error("invalid_request", "The redirect_uri is not registered."))
+        if not {"openid", "offline_access"} <= set(query.get("scope", "").split()):
+            raise Refused(400, _oauth_error("invalid_scope", "openid and offline_access are needed."))
+        if len(query.get("state", "")) < 8:
+            raise Refused(400, _oauth_error("invalid_request", "A state that nobody can guess is needed."))
 
     def exchange_code(self, form: Mapping[str, str]) -> Tokens:
         """Trade an authorization code for tokens; a code works once.
@@ -273,7 +297,10 @@ class Issuer:
             raise Refused(400, _oauth_error("invalid_grant", "The authorization code is unknown or used."))
         if waiting.challenge != s256(verifier):
             raise Refused(400, _oauth_error("invalid_grant", "The code verifier does not match."))
-        if waiting.redirect_uri and form.get("redirect_uri") != waiting.redirect_uri:
+        given = form.get("redirect_uri", "")
+        if waiting.redirect_uri == DEVICE_REDIRECT:
+            given = urlsplit(given).path
+        if given != waiting.redirect_uri:
             raise Refused(400, _oauth_error("invalid_grant", "The redirect URI does not match."))
         waiting.account.tokens = self.issue(waiting.account)
         return waiting.account.tokens
@@ -315,17 +342,30 @@ class Issuer:
         if device is None or device.user_code != user_code:
             raise Refused(400, _oauth_error("invalid_grant", "The device code is unknown."))
         device.polls += 1
+        if self.login_error is not None:
+            raise Refused(403, _oauth_error(self.login_error, f"The login ended with {self.login_error}."))
+        if self.device_slow_down > 0:
+            self.device_slow_down -= 1
+            raise Refused(403, _oauth_error("slow_down", "You ask too often."))
         if self.device_polls is not None and device.polls > self.device_polls:
             device.account = device.account or default
         if device.account is None:
             raise Refused(403, _oauth_error("authorization_pending", "Not approved yet."))
         del self._devices[device_id]
         verifier = secrets.token_urlsafe(48)
-        code = self._code(device.account, "", s256(verifier))
+        code = self._code(device.account, DEVICE_REDIRECT, s256(verifier))
         return {"authorization_code": code, "code_challenge": s256(verifier), "code_verifier": verifier}
 
-    def revoke_token(self, token: str) -> None:
-        """Revoke the login that *token* belongs to; an unknown one is nobody's business."""
+    def revoke_token(self, token: str, client_id: str = CLIENT_ID) -> None:
+        """Revoke the login that *token* belongs to; an unknown one is nobody's business.
+
+        Raises:
+            Refused: If the request is wrong, or nothing is to be revoked now.
+        """
+        if self.revoke_status != 200:
+            raise Refused(self.revoke_status, _oauth_error("server_error", "The issuer has a bad day."))
+        if not token or (self.strict and token in self._refresh and client_id != self.client_id):
+            raise Refused(400, _oauth_error("invalid_request", "A token and its client are needed."))
         tokens = self._refresh.get(token) or self._access.get(token)
         if tokens is not None:
             tokens.login.revoked = True

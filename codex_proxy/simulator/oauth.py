@@ -89,7 +89,13 @@ class Logins:
 
     async def revoke(self, exchange: Exchange) -> Reply | None:
         """Revoke a login."""
-        self._issuer.revoke_token(exchange.form().get("token", ""))
+        form = exchange.form()
+        owner = self._issuer.owner_of_refresh(form.get("token", ""))
+        exchange.received.account = owner.name if owner is not None else None
+        try:
+            self._issuer.revoke_token(form.get("token", ""), form.get("client_id", ""))
+        except Refused as refused:
+            return Reply.json(refused.body, refused.status)
         return Reply.json({})
 
     async def device_start(self, exchange: Exchange) -> Reply | None:

@@ -19,6 +19,7 @@ from codex_proxy.errors import BackendFault, RequestError, UpstreamError, Verdic
 from codex_proxy.net import Answer, Deadlines, NetError, NetKind, Outbound
 from codex_proxy.protocol.request import TURN_STATE, BackendRequest, never
 from codex_proxy.protocol.responses import limit_family, read_reset
+from codex_proxy.protocol.responses_request import COMPACTIONS
 from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
 
 # An error is a sentence; a page may be longer, and nobody reads it.
@@ -29,6 +30,9 @@ _TAG_LENGTH = 12
 
 # What a header can hold, and a server takes.
 _TURN_STATE = re.compile(r"[\x21-\x7e]{1,4096}")
+
+BYTES_PER_TOKEN = 4
+"""About how much text is a token (toolbox of agents' bodies: 4.0 to 4.4 characters)."""
 
 _LONG_ENDPOINTS = frozenset({"responses/compact", "images/generations", "images/edits"})
 
@@ -51,10 +55,12 @@ class AccountRoute:
             request.model,
             request.endpoint,
             request.session,
-            bound.key if bound is not None else None,
-            request.compacted,
-            request.encrypted,
+            prefer=bound.key if bound is not None else None,
+            compacted=request.compacted,
+            encrypted=request.encrypted,
+            tokens=request.input_bytes // BYTES_PER_TOKEN,
             is_opening=request.is_opening,
+            also=request.binding.also if request.binding is not None else None,
         )
         try:
             return AccountLease(self, self._pool.pick(want, tried))
@@ -66,8 +72,12 @@ class AccountRoute:
             raise
 
     def limits(self) -> JsonObject | None:
-        """Return the pool's own view of its quota."""
-        return self._pool.pool_limits()
+        """Return the pool's own view of its quota; None when that is nobody's business."""
+        return self._pool.pool_limits() if self._live.current.pool_limits == "show" else None
+
+    async def wait_for_place(self, seconds: float, ticket: float) -> None:
+        """Wait until an account may carry another request; see `Pool.wait_for_place`."""
+        await self._pool.wait_for_place(seconds, ticket)
 
 
 class AccountLease:
@@ -81,6 +91,7 @@ class AccountLease:
         self.key = self._account.key
         self.alias = self._account.alias
         self.why = lease.why
+        self.decision = lease.decision
 
     async def open(self, request: BackendRequest) -> Answer:
         """Send the request with the account's token; see `route.Lease.open`."""
@@ -96,18 +107,19 @@ class AccountLease:
             settings.compact_timeout if request.endpoint in _LONG_ENDPOINTS else settings.first_byte_timeout
         )
         turn_state = self._own_turn_state(request)
+        asked = route._clock.now()
         try:
             answer = await route._outbound.open(
                 "POST",
                 f"{settings.base_url}/{request.endpoint}",
                 headers=self._headers(request, token, turn_state),
-                body=request.body_for(turn_state, self._was_refused if self._any_refused else never),
+                body=request.body_for(turn_state, self._cannot_read if self._may_meet_foreign else never),
                 deadlines=Deadlines(settings.connect_timeout, first_byte, settings.idle_timeout),
                 proxy_url=account.proxy_url,
             )
         except NetError as exc:
             raise net_failure(exc) from exc
-        route._pool.read_headers(account, answer.headers)
+        route._pool.read_headers(account, answer.headers, asked=asked)
         if 200 <= answer.status < 300:
             return answer
         try:
@@ -135,11 +147,12 @@ class AccountLease:
         return raw if tag and self.key.startswith(tag) else None
 
     @property
-    def _any_refused(self) -> bool:
-        return self._route._pool.origins.any_refused
+    def _may_meet_foreign(self) -> bool:
+        # A conversation that has lived on this account alone holds nothing that it could not read.
+        return self._lease.has_moved or self._route._pool.origins.any_refused
 
-    def _was_refused(self, content: str) -> bool:
-        return self._route._pool.origins.was_refused(content, self.key, self._route._clock.now())
+    def _cannot_read(self, content: str) -> bool:
+        return self._route._pool.cannot_read(self._account, content)
 
     async def _refusal(self, answer: Answer) -> UpstreamError:
         """Read an answer that is not good as a failure."""
@@ -159,7 +172,7 @@ class AccountLease:
 
     def _leave_out_foreign(self, request: BackendRequest) -> bool:
         origins, now = self._route._pool.origins, self._route._clock.now()
-        sent = [c for c in request.encrypted if not origins.was_refused(c, self.key, now)]
+        sent = [c for c in request.encrypted if not self._cannot_read(c)]
         # All of them when none is known to be foreign: the backend has refused one of them.
         foreign = [c for c in sent if origins.is_foreign(c, self.key, now)] or sent
         for content in foreign:
@@ -179,7 +192,9 @@ class AccountLease:
         output = payload.get("output")
         for item in (payload.get("item"), *(output if isinstance(output, list) else ())):
             if isinstance(item, Mapping) and isinstance(item.get("encrypted_content"), str):
-                self._route._pool.origins.issued(item["encrypted_content"], self.key, now)
+                self._route._pool.wrote(
+                    self._account, item["encrypted_content"], is_history=item.get("type") in COMPACTIONS
+                )
 
     def ok(self) -> None:
         """Report that the account answered."""

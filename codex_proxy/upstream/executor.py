@@ -28,6 +28,7 @@ from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import (
     BackendFault,
+    PoolBusy,
     PoolError,
     PoolShortage,
     ProxyError,
@@ -41,7 +42,7 @@ from codex_proxy.protocol.responses import failure_of, is_handshake
 from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
 from codex_proxy.protocol.wire import BadJson, loads_lenient
 from codex_proxy.tasks import Background, Job
-from codex_proxy.trace import Attempt, End, Trace, TraceSink, Usage
+from codex_proxy.trace import Attempt, Decision, End, Trace, TraceSink, Usage
 from codex_proxy.upstream.backend import net_failure
 from codex_proxy.upstream.budget import RetryBudget, Slot
 from codex_proxy.upstream.gate import Gate, OpenGate
@@ -257,10 +258,18 @@ class Exchange:
         passing = 0
         pauses: list[float] = []
         last: UpstreamError | None = None
-        quick_until = self._started + settings.first_byte_timeout
+        # What leaves an account for good costs no retry, but it may not take for ever either.
+        patience = settings.first_byte_timeout
         while True:
+            begun = clock.monotonic()
             try:
                 key, error = await self._try(left | resting, last)
+            except PoolBusy as exc:
+                left_over = self._started + settings.queue_timeout - clock.monotonic()
+                if left_over <= 0:
+                    raise
+                await executor.route.wait_for_place(min(left_over, exc.retry_after), self._started)
+                continue
             except PoolError as exc:
                 pause = self._pause(exc, last, pauses, settings.max_retry)
                 if pause is None:
@@ -289,7 +298,8 @@ class Exchange:
                     | Verdict.LIMITED
                 ):
                     (resting if error.verdict is Verdict.LIMITED else left).add(key)
-                    if clock.monotonic() >= quick_until:
+                    patience -= clock.monotonic() - begun
+                    if patience <= 0:
                         raise self._gave_up(error)
                 case (
                     Verdict.OVERLOADED
@@ -349,7 +359,7 @@ class Exchange:
         """
         executor = self._executor
         async with executor.retry_slot(last is not None and last.verdict.is_passing) as slot:
-            lease = executor.route.pick(self._request, tried)
+            lease = self._pick(tried)
             try:
                 error = await self._attempt(lease, slot)
                 if (
@@ -363,6 +373,24 @@ class Exchange:
                 return lease.key, error
             finally:
                 lease.release()
+
+    def _pick(self, tried: Collection[str]) -> Lease:
+        try:
+            lease = self._executor.route.pick(self._request, tried)
+        except PoolError as exc:
+            if isinstance(exc.decision, Decision):
+                self._tell(exc.decision)
+            raise
+        self._tell(lease.decision)
+        return lease
+
+    def _tell(self, decision: Decision) -> None:
+        """Add a choice to the turn's story; of the many looks of one wait, the last stands for all."""
+        told = self._trace.decisions
+        if told and not told[-1].alias and not decision.alias:
+            told[-1] = decision
+        else:
+            told.append(decision)
 
     async def _attempt(self, lease: Lease, slot: Slot) -> UpstreamError | None:
         """Send the request once; return its failure when that came before the answer began."""

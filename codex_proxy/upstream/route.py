@@ -7,6 +7,7 @@ from codex_proxy.errors import UpstreamError
 from codex_proxy.net import Answer
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.trace import Decision
 
 
 class Lease(Protocol):
@@ -18,6 +19,8 @@ class Lease(Protocol):
     """Its name for logs and pages."""
     why: str
     """The rule that picked it."""
+    decision: Decision
+    """The same at length."""
 
     async def open(self, request: BackendRequest) -> Answer:
         """Send the request; return an answer whose status is good.
@@ -62,6 +65,10 @@ class Route(Protocol):
             PoolError: If there is none now.
             RequestError: If no target can ever serve this.
         """
+        ...
+
+    async def wait_for_place(self, seconds: float, ticket: float) -> None:
+        """Wait until a target has room again, *seconds* at most; the smallest ticket goes first."""
         ...
 
     def limits(self) -> JsonObject | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
-from codex_proxy.accounts.account import Account
+from codex_proxy.accounts.account import Account, Login
 from codex_proxy.accounts.pool import Pool
+from codex_proxy.accounts.scheduler import QuotaBalance
 from codex_proxy.accounts.state import State
 from codex_proxy.accounts.store import Credential, Scan
 from codex_proxy.accounts.tokens import AUTH_CLAIM, NO_SECRET, Identity, Secret
@@ -76,7 +77,7 @@ def account(user: str = "a", **more: Any) -> Account:
 def make_pool(*users: str, clock: ManualClock | None = None) -> tuple[Pool, ManualClock]:
     """Make a pool of accounts called *users*, on a clock that stands at NOW."""
     clock = clock if clock is not None else ManualClock(NOW)
-    pool = Pool(clock, rng=Middle())
+    pool = Pool(clock, rng=Middle(), strategy=QuotaBalance())
     pool.apply(Scan([credential(user) for user in users], []))
     return pool, clock
 
@@ -117,3 +118,8 @@ def read_file(path: Path) -> dict[str, Any]:
 def state_of(one: Account) -> State:
     """Return the account's state; asked by a call, a checker does not take it for settled."""
     return one.state
+
+
+def login_of(one: Account) -> Login:
+    """Return whether the account's refresh token is of use; asked by a call, as `state_of`."""
+    return one.login

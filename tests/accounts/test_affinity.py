@@ -6,18 +6,18 @@ from codex_proxy.accounts.affinity import Affinity, Origins, Recent
 def test_a_conversation_is_found_until_it_is_old() -> None:
     affinity = Affinity(ttl=100.0)
     affinity.bind("talk", "a", 0.0)
-    assert affinity.find("talk", 99.9) == "a"
-    assert affinity.find("talk", 100.0) is None
+    assert affinity.homes("talk", 99.9) == ("a",)
+    assert affinity.homes("talk", 100.0) == ()
     assert len(affinity) == 0
-    assert affinity.find("other", 1.0) is None
-    assert affinity.find(None, 1.0) is None
+    assert affinity.homes("other", 1.0) == ()
+    assert affinity.homes(None, 1.0) == ()
 
 
 def test_the_last_account_of_a_conversation_counts_and_starts_its_life_anew() -> None:
     affinity = Affinity(ttl=100.0)
     affinity.bind("talk", "a", 0.0)
     affinity.bind("talk", "b", 90.0)
-    assert affinity.find("talk", 150.0) == "b"
+    assert affinity.homes("talk", 150.0) == ("b", "a")
     assert len(affinity) == 1
 
 
@@ -38,8 +38,8 @@ def test_memory_is_bounded() -> None:
         origins.issued(f"item {i}", "a", 0.0)
         origins.refused(f"item {i}", "b", 0.0)
     assert len(affinity) == 10
-    assert affinity.find("talk 99", 0.0) == "a"
-    assert affinity.find("talk 89", 0.0) is None
+    assert affinity.homes("talk 99", 0.0) == ("a",)
+    assert affinity.homes("talk 89", 0.0) == ()
     assert origins.is_foreign("item 89", "a", 0.0)
     assert not origins.is_foreign("item 99", "a", 0.0)
     assert not origins.was_refused("item 89", "b", 0.0)

@@ -881,29 +881,6 @@ def test_the_pools_quota_is_the_mean_and_its_reset_the_earliest() -> None:
     }
 
 
-def test_windows_are_told_apart_by_their_length() -> None:
-    pool, _ = make_pool("a")
-    named(pool, "a").quota.family("codex").primary = Window(40.0, 10_080, None, NOW, "headers")
-    limits = pool.pool_limits()
-    assert limits is not None
-    assert limits["rate_limits"]["primary"] is None
-    assert limits["rate_limits"]["secondary"] == {"used_percent": 40, "window_minutes": 10_080}
-
-
-def test_accounts_that_do_not_serve_and_windows_that_are_over_do_not_count_as_used() -> None:
-    pool, clock = make_pool()
-    pool.apply(Scan([credential("a"), credential("b", disabled=True)], []))
-    for user, used in (("a", 60.0), ("b", 100.0)):
-        named(pool, user).quota.family("codex").primary = Window(used, 300, NOW + 10, NOW, "headers")
-    limits = pool.pool_limits()
-    assert limits is not None
-    assert limits["rate_limits"]["primary"]["used_percent"] == 60
-    clock.advance(10)
-    limits = pool.pool_limits()
-    assert limits is not None
-    assert limits["rate_limits"]["primary"] == {"used_percent": 0, "window_minutes": 300}
-
-
 def test_randomness_is_passed_in() -> None:
     one, other = Pool(ManualClock(NOW), rng=Middle()), Pool(ManualClock(NOW))
     assert one._rng.random() == 0.5

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,17 +13,27 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from codex_proxy.accounts import store
-from codex_proxy.accounts.account import Account
+from codex_proxy.accounts import files, store
+from codex_proxy.accounts.account import Account, Cause, Login
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.state import State
 from codex_proxy.accounts.upkeep import EXCHANGE_SECONDS, Keeper, Result
 from codex_proxy.clock import ManualClock
 from codex_proxy.config import Live, Settings
 from codex_proxy.net import NetError, NetKind, Outbound, Reply
-from codex_proxy.simulator import Simulator
 from codex_proxy.tasks import Background
-from tests.accounts.making import DAY, HOUR, NOW, Middle, access_token, named, read_file, state_of, write_file
+from tests.accounts.making import (
+    DAY,
+    HOUR,
+    NOW,
+    Middle,
+    access_token,
+    login_of,
+    named,
+    read_file,
+    state_of,
+    write_file,
+)
 
 Step = Reply | NetError | Callable[["Call"], Awaitable[Reply]]
 
@@ -303,17 +313,24 @@ async def test_an_accounts_own_proxy_carries_its_exchange_and_its_questions(tmp_
 async def test_no_more_exchanges_at_a_time_than_the_setting_says(tmp_path: Path) -> None:
     async with house(tmp_path, *"abcde", refresh_concurrency=2) as h:
         running, most = 0, 0
+        go_on = asyncio.Event()
 
         async def exchange(call: Call) -> Reply:
             nonlocal running, most
             running += 1
             most = max(most, running)
-            await asyncio.sleep(0.005)
+            await go_on.wait()
             running -= 1
             return tokens(call.json["refresh_token"].split("_")[1])
 
         h.world.answer("/oauth/token", exchange)
-        await asyncio.gather(*(h.keeper.refresh(account, "proactive_expiry") for account in h.pool))
+        asked = [
+            h.background.spawn(h.keeper.refresh(account, "proactive_expiry"), name="asked")
+            for account in h.pool
+        ]
+        await until(lambda: running == 2)
+        go_on.set()
+        await asyncio.gather(*asked)
         assert most == 2
         assert len(h.world.exchanges) == 5
 
@@ -323,14 +340,14 @@ async def test_no_more_exchanges_at_a_time_than_the_setting_says(tmp_path: Path)
 
 def no_room_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let writes into *folder* fail, as on a full or read-only disk."""
-    real = store.write_atomic
+    real = files.write_atomic
 
     def write_atomic(target: Path, *args: Any, **kwargs: Any) -> bool:
         if target.is_relative_to(folder):
             raise OSError(28, "No space left on device")
         return real(target, *args, **kwargs)
 
-    monkeypatch.setattr(store, "write_atomic", write_atomic)
+    monkeypatch.setattr(files, "write_atomic", write_atomic)
 
 
 async def test_a_folder_that_nobody_may_write_is_tried_ever_more_seldom_and_said_once(
@@ -523,72 +540,6 @@ async def test_a_file_with_newer_tokens_saves_the_exchange(tmp_path: Path) -> No
         assert token is not None
         assert token.reveal() == access_token("a", n=3)
         assert h.world.exchanges == []
-
-
-PROCESS = """
-import asyncio, sys
-from pathlib import Path
-from codex_proxy.accounts.pool import Pool
-from codex_proxy.accounts.upkeep import Keeper
-from codex_proxy.clock import SystemClock
-from codex_proxy.config import Live, Settings
-from codex_proxy.net import Outbound
-from codex_proxy.tasks import Background
-
-async def main(folder: Path, issuer: str) -> None:
-    live, clock, background = (
-        Live(Settings(auth_dir=folder / "auths", data_dir=folder / sys.argv[3], oauth_issuer=issuer)),
-        SystemClock(),
-        Background(),
-    )
-    outbound, pool = Outbound(live), Pool(clock)
-    keeper = Keeper(pool, live=live, clock=clock, background=background, outbound=outbound)
-    await keeper.load()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    token = await keeper.token(pool.accounts()[0])
-    print(token.digest() if token is not None else "none", flush=True)
-    await background.aclose()
-    await outbound.aclose()
-
-asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
-"""
-
-
-async def test_eight_processes_on_one_folder_make_one_exchange(tmp_path: Path) -> None:
-    count = 8
-    async with Simulator(accounts=1) as simulator:
-        (one,) = simulator.accounts
-        one.set("ok", refresh="slow", refresh_seconds=0.1)
-        one.issue(expires_in=-10)
-        (path,) = simulator.write_auth_files(tmp_path / "auths")
-        processes = [
-            await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                PROCESS,
-                str(tmp_path),
-                simulator.issuer,
-                f"data-{i}",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-            )
-            for i in range(count)
-        ]
-
-        async def line(process: asyncio.subprocess.Process) -> str:
-            assert process.stdout is not None
-            return (await process.stdout.readline()).decode().strip()
-
-        assert await asyncio.gather(*map(line, processes)) == ["ready"] * count
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write(b"go\n")
-        got = await asyncio.gather(*map(line, processes))
-        assert [await process.wait() for process in processes] == [0] * count
-        assert len(simulator.exchanges) == 1
-        assert set(got) == {store.load(path).access.digest()}
-        assert store.load(path).access.reveal() == one.tokens.access
 
 
 # -- exchanges that fail -----------------------------------------------------------------
@@ -784,6 +735,195 @@ async def test_an_exchange_that_breaks_off_pauses_and_leaves_its_record(
         assert "task died name=exchange:a" in caplog.text
 
 
+# -- an answer that was lost -------------------------------------------------------------
+
+
+async def test_the_old_token_is_tried_once_at_start_while_the_access_token_serves(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        store.note_exchange(h.data, h.account().credential, now=NOW - 60)
+        await h.keeper.load()
+        account = h.account()
+        assert login_of(account) is Login.UNCERTAIN
+        h.world.answer("/oauth/token", denied("refresh_token_reused"))
+        assert h.keeper.exchanges.seconds_to_next() <= 1.0
+        await h.keeper.refresh_due()
+        # Nobody waits for that.
+        token = await h.keeper.token(account)
+        assert token is not None
+        assert token.reveal() == access_token("a")
+        await h.background.wait_critical()
+        assert len(h.world.exchanges) == 1
+        assert login_of(account) is Login.LOST
+        assert account.login_lost == (
+            "refresh_token_reused (an exchange was interrupted before its answer was saved)"
+        )
+        assert state_of(account) is State.READY
+    # Nor is it tried by the next one, which knows the reason.
+    after = House(tmp_path)
+    await after.keeper.load()
+    after.world.answer("/oauth/token", tokens())
+    await after.keeper.refresh_due()
+    await after.background.wait_critical()
+    assert after.world.exchanges == []
+    assert after.account().login_lost == account.login_lost
+    assert await after.keeper.token(after.account()) is not None
+    after.clock.advance(2 * DAY)
+    assert await after.keeper.token(after.account()) is None
+    after.pool.accounts()
+    assert state_of(after.account()) is State.NEEDS_LOGIN
+    assert after.account().reason() == account.login_lost
+    # Its owner may ask for another try all the same.
+    assert await after.keeper.refresh_one(after.account()) == Result(after.account(), True, "")
+    assert login_of(after.account()) is Login.OK
+    assert after.pending == []
+
+
+@pytest.mark.parametrize(
+    "passing", [NetError(NetKind.CONNECT, "no"), reply(503, {}), reply(429, {}), reply(403, b"<html>")]
+)
+async def test_a_try_that_meets_passing_trouble_is_made_again_later(
+    tmp_path: Path, passing: Reply | NetError
+) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        store.note_exchange(h.data, h.account().credential, now=NOW - 60)
+        await h.keeper.load()
+        account = h.account()
+        h.world.answer("/oauth/token", passing, passing, tokens())
+        for _ in range(2):
+            await h.keeper.refresh_due()
+            await h.background.wait_critical()
+            await h.keeper.load()
+            assert login_of(account) is Login.UNCERTAIN
+            assert h.pending == ["exchange.json"]
+            h.clock.advance(account.refresh_after - h.clock.now())
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert len(h.world.exchanges) == 3
+        assert login_of(account) is Login.OK
+        assert h.content()["refresh_token"] == "rt_a_1"
+        await h.keeper.load()
+        assert login_of(account) is Login.OK
+        assert h.pending == []
+
+
+@pytest.mark.parametrize("is_on_disk", [True, False])
+async def test_an_answer_that_is_lost_while_we_live_is_no_other_case(
+    tmp_path: Path, is_on_disk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, "a", ends=NOW + 200) as h:
+        if not is_on_disk:
+            no_room_in(tmp_path, monkeypatch)
+        account = h.account()
+        h.world.answer("/oauth/token", NetError(NetKind.CUT, "cut"), denied("refresh_token_reused"))
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert login_of(account) is Login.UNCERTAIN
+        await h.keeper.load()
+        assert login_of(account) is Login.UNCERTAIN
+        h.clock.advance(30)
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert login_of(account) is Login.LOST
+        assert "interrupted" in account.login_lost
+        assert await h.keeper.token(account) is not None
+        assert h.content()["refresh_token"] == "rt_a_0"
+
+
+async def test_a_mistake_while_saving_loses_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "save", lambda *_, **__: 1 / 0)
+            assert await h.keeper.token(h.account()) is not None
+        assert h.account().unsaved
+        # What no disk has is not taken for saved.
+        assert h.pending == ["exchange.json"]
+        await h.keeper.load()
+        assert h.account().credential.refresh.reveal() == "rt_a_1"
+        await h.keeper.save_unsaved()
+        assert h.content()["refresh_token"] == "rt_a_1"
+        assert "rt_a_1" not in caplog.text
+
+
+# -- what is not to be exchanged ---------------------------------------------------------
+
+
+async def test_a_token_whose_file_was_taken_away_is_not_spent(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        (h.auths / "a.json").rename(tmp_path / "a.json")
+        account = h.account()
+        assert await h.keeper.token(account) is None
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert await h.keeper.refresh_one(account) == Result(account, False, "its file is not there")
+        assert h.world.exchanges == []
+        assert account.login_lost == ""
+        await h.keeper.follow_files()
+        assert len(h.pool) == 0
+        # Streams that still run with it ask in vain as well.
+        assert await h.keeper.token(account) is None
+        assert h.world.exchanges == []
+
+
+async def test_a_token_in_a_file_that_holds_another_account_is_not_spent(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        write_file(h.auths, "b").rename(h.auths / "a.json")
+        assert await h.keeper.token(h.account()) is None
+        assert h.world.exchanges == []
+
+
+async def test_a_half_written_file_stops_no_exchange(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        h.world.answer("/oauth/token", tokens())
+        whole = (h.auths / "a.json").read_bytes()
+        (h.auths / "a.json").write_bytes(whole[:50])
+        assert await h.keeper.token(h.account()) is not None
+        (h.auths / "a.json").write_bytes(whole)
+        await h.keeper.save_unsaved()
+        assert h.content()["refresh_token"] == "rt_a_1"
+
+
+async def test_a_disabled_account_is_exchanged_when_its_owner_asks_for_it_alone(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.file("a", ends=NOW - 1, disabled=True)
+        await h.keeper.load()
+        account = h.account()
+        h.world.answer("/oauth/token", tokens())
+        h.world.answer("/wham/usage", reply(200, USAGE))
+        assert await h.keeper.token(account) is None
+        assert await h.keeper.check_usage(account) == Result(account, False, "disabled")
+        assert await results(h.keeper.each_refresh(h.pool)) == {"a": (False, "disabled")}
+        assert h.world.calls == []
+        assert await h.keeper.refresh_one(account) == Result(account, True, "")
+        assert h.content()["refresh_token"] == "rt_a_1"
+        assert h.content()["disabled"] is True
+        assert state_of(account) is State.DISABLED
+        # Its quota may be asked for while its token is good; that exchanges nothing.
+        assert (await h.keeper.check_usage(account)).success
+
+
+async def test_a_login_that_is_lost_stays_so_when_its_owners_try_meets_trouble(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        account = h.account()
+        h.world.answer("/oauth/token", denied("refresh_token_expired"), reply(500, {}), denied("odd"))
+        await h.keeper.token(account)
+        assert await h.keeper.refresh_one(account) == Result(account, False, "refresh_token_expired")
+        assert account.login_lost == "refresh_token_expired"
+        assert await h.keeper.refresh_one(account) == Result(account, False, "odd")
+
+
+async def test_an_exhausted_account_keeps_refreshing(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 100) as h:
+        h.account().hold(Cause.LIMIT, NOW + 5 * DAY)
+        h.world.answer("/oauth/token", tokens())
+        await h.keeper.refresh_due()
+        await h.background.wait_critical()
+        assert h.content()["refresh_token"] == "rt_a_1"
+        assert state_of(h.account()) is State.COOLING
+
+
 # -- when --------------------------------------------------------------------------------
 
 
@@ -795,7 +935,7 @@ async def test_a_token_is_exchanged_five_minutes_before_its_end_give_or_take(tmp
         await h.keeper.refresh_due()
         await h.background.wait_critical()
         assert h.world.exchanges == []
-        assert h.keeper.seconds_to_next_refresh() == pytest.approx(1.0)
+        assert h.keeper.exchanges.seconds_to_next() == pytest.approx(1.0)
         h.clock.advance(1)
         await h.keeper.refresh_due()
         # Once is enough, however often one looks.
@@ -806,20 +946,20 @@ async def test_a_token_is_exchanged_five_minutes_before_its_end_give_or_take(tmp
 
 async def test_accounts_logged_in_together_are_not_exchanged_together(tmp_path: Path) -> None:
     async with house(tmp_path, *"abcdefgh", ends=NOW + DAY) as h:
-        h.keeper._rng = random.Random(1)
-        times = [h.keeper._due(account) for account in h.pool]
+        h.keeper.exchanges._rng = random.Random(1)
+        times = [h.keeper.exchanges.due(account) for account in h.pool]
         assert len(set(times)) == 8
         for due in times:
             assert due is not None
             assert NOW + DAY - 360 <= due <= NOW + DAY - 300
         # And each keeps its own moment.
-        assert [h.keeper._due(account) for account in h.pool] == times
+        assert [h.keeper.exchanges.due(account) for account in h.pool] == times
 
 
 async def test_looking_often_never_rotates_a_good_token(tmp_path: Path) -> None:
     async with house(tmp_path, "a", ends=NOW + 10 * DAY, refresh_interval=5.0) as h:
         for _ in range(100):
-            assert 0 < h.keeper.seconds_to_next_refresh() <= 5.0
+            assert 0 < h.keeper.exchanges.seconds_to_next() <= 5.0
             h.clock.advance(HOUR)
             await h.keeper.refresh_due()
         await h.background.wait_critical()
@@ -885,8 +1025,6 @@ async def test_a_disabled_account_is_not_exchanged(tmp_path: Path) -> None:
 
 
 async def test_a_refresh_ends_no_cooldown(tmp_path: Path) -> None:
-    from codex_proxy.accounts.account import Cause
-
     async with house(tmp_path, "a") as h:
         h.world.answer("/oauth/token", tokens())
         h.account().hold(Cause.LIMIT, NOW + HOUR)
@@ -1066,6 +1204,297 @@ async def test_no_more_questions_at_a_time_than_the_setting_says(tmp_path: Path)
         assert most == 2
 
 
+# -- accounts that rest ------------------------------------------------------------------
+
+
+def usage(used: float = 27, *, week: float | None = 4, allowed: object = True, **more: Any) -> dict[str, Any]:
+    """Return what the usage endpoint says of an account."""
+    limit = {
+        "allowed": allowed,
+        "limit_reached": used >= 100 or (week or 0) >= 100,
+        "primary_window": {
+            "used_percent": used, "limit_window_seconds": 18_000, "reset_after_seconds": 3_600,
+        },
+        "secondary_window": week
+        if week is None
+        else {"used_percent": week, "limit_window_seconds": 604_800, "reset_after_seconds": 400_000},
+    }  # fmt: skip
+    return {"plan_type": "plus", "rate_limit": {**limit, **more}}
+
+
+async def test_an_account_that_rests_for_its_limit_is_asked_every_few_minutes(tmp_path: Path) -> None:
+    async with house(tmp_path, *"abcdef", ends=NOW + 10 * DAY) as h:
+        h.keeper._rng = random.Random(3)
+        h.world.answer("/wham/usage", reply(200, usage(100, allowed=False)))
+        for user in "abcde":
+            h.account(user).hold(Cause.LIMIT, NOW + 3 * HOUR)
+        h.account("f").hold(Cause.RATE, NOW + 3 * HOUR)
+        times: dict[str, list[float]] = {user: [NOW] for user in "abcdef"}
+        while h.clock.now() < NOW + 3 * HOUR - 1:
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            seen = len(h.world.calls)
+            await h.keeper.probe_due()
+            for call in h.world.calls[seen:]:
+                times[call.headers["chatgpt-account-id"].removeprefix("acc-")].append(h.clock.now())
+        for user in "abcde":
+            pauses = [later - earlier for earlier, later in itertools.pairwise(times[user])]
+            assert len(pauses) >= 30
+            assert all(180 <= pause <= 302 for pause in pauses), "a look a second late at most"
+            assert h.account(user).holds == {Cause.LIMIT: NOW + 3 * HOUR}
+        assert times["f"] == [NOW], "what passes by itself is not asked for"
+        assert len({times[user][1] for user in "abcde"}) == 5, "they do not knock together"
+
+
+async def test_a_reset_that_came_early_is_seen(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        account = h.account()
+        account.hold(Cause.LIMIT, NOW + 5 * DAY)
+        h.world.answer("/wham/usage", reply(200, usage(100, allowed=False)), reply(200, usage(0)))
+        await h.keeper.probe_due()
+        for expected in (State.COOLING, State.READY):
+            h.clock.advance(300)
+            await h.keeper.probe_due()
+            assert state_of(account) is expected
+        assert Cause.LIMIT not in account.holds
+        assert len(h.world.calls) == 2
+
+
+async def probed(h: House, answer: Reply | NetError) -> None:
+    h.world.answer("/wham/usage", answer)
+    await h.keeper.probe_due()
+    h.clock.advance(300)
+    await h.keeper.probe_due()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(200, usage(27)),
+        reply(200, usage(99)),
+        reply(200, usage(0, week=None)),
+        reply(200, {"rate_limit": {"allowed": True}}),
+    ],
+)
+async def test_an_account_that_may_go_on_serves_again(tmp_path: Path, answer: Reply) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        h.account().hold(Cause.LIMIT, NOW + DAY)
+        await probed(h, answer)
+        assert state_of(h.account()) is State.READY
+        # One request finds out before many do.
+        assert h.account().on_trial
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(200, usage(100, allowed=False)),
+        reply(200, usage(100)),
+        reply(200, usage(10, week=100)),
+        reply(200, usage(10, limit_reached=True)),
+        reply(200, usage(10, allowed=None)),
+        reply(200, usage(10, allowed="true")),
+        reply(200, {"rate_limit": None}),
+        reply(200, {"rate_limit": {}}),
+        reply(200, {}),
+        reply(200, b"<html>"),
+        reply(401, {}),
+        reply(403, b"<html>"),
+        reply(429, {}, retry_after="9999999"),
+        reply(500, {}),
+        NetError(NetKind.TIMEOUT, "late"),
+    ],
+)
+async def test_nothing_else_ends_a_cooldown_or_makes_it_longer(
+    tmp_path: Path, answer: Reply | NetError
+) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        h.world.answer("/oauth/token", tokens())
+        h.account().hold(Cause.LIMIT, NOW + DAY)
+        await probed(h, answer)
+        assert len(h.world.of("/usage")) >= 1
+        assert h.account().holds == {Cause.LIMIT: NOW + DAY}
+        assert state_of(h.account()) is State.COOLING
+        assert h.account().login_lost == ""
+
+
+async def test_a_limit_that_is_met_while_the_answer_is_on_its_way_stays(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + 10 * DAY) as h:
+        h.account("a").hold(Cause.LIMIT, NOW + HOUR)
+
+        async def late(call: Call) -> Reply:
+            user = call.headers["chatgpt-account-id"].removeprefix("acc-")
+            h.account(user).hold(Cause.LIMIT, NOW + DAY)
+            return reply(200, usage(27))
+
+        h.world.answer("/wham/usage", late)
+        for user in "ab":
+            assert (await h.keeper.check_usage(h.account(user))).success
+            assert h.account(user).holds == {Cause.LIMIT: NOW + DAY}
+
+
+async def test_a_window_that_has_started_again_is_asked_for_soon(tmp_path: Path) -> None:
+    async with house(tmp_path, *"abcdefgh", ends=NOW + 10 * DAY) as h:
+        h.keeper._rng = random.Random(5)
+        for user in "abcdefgh":
+            h.account(user).quota.read_usage(usage(60), NOW)
+        h.clock.advance(3_599)
+        await h.keeper.probe_due()
+        h.clock.advance(300)
+        await h.keeper.probe_due()
+        assert h.world.calls == [], "the first round in which it is over only gives it a time"
+        h.clock.advance(4)
+        await h.keeper.probe_due()
+        assert h.world.calls == []
+        h.world.answer("/wham/usage", reply(200, usage(1)))
+        rounds = 0
+        while len(h.world.calls) < 8:
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            await h.keeper.probe_due()
+            rounds += 1
+        assert rounds > 4, "not all at once"
+        assert h.clock.now() <= NOW + 3_599 + 300 + 62
+        assert h.account().quota.left(h.clock.now()) == 96.0
+        h.clock.advance(600)
+        await h.keeper.probe_due()
+        assert len(h.world.calls) == 8
+
+
+async def test_a_limit_whose_end_has_come_is_asked_for_as_soon_as_any_reset(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        account = h.account()
+        account.quota.read_usage(usage(100, allowed=False), NOW)
+        account.hold(Cause.LIMIT, NOW + 3_600)
+        h.world.answer("/wham/usage", reply(200, usage(100, allowed=False)))
+        h.clock.advance(3_590)
+        await h.keeper.probe_due()
+        h.world.answer("/wham/usage", reply(200, usage(0)))
+        asked = len(h.world.calls)
+        h.clock.advance(11)
+        await h.keeper.probe_due()
+        while len(h.world.calls) == asked:
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            await h.keeper.probe_due()
+        assert h.clock.now() <= NOW + 3_601 + 62
+        assert account.quota.left(h.clock.now()) == 96.0
+
+
+async def test_a_new_login_is_judged_anew(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY, health_check_max_failures=2) as h:
+        serial = 0
+
+        async def exchange(_: Call) -> Reply:
+            nonlocal serial
+            serial += 1
+            return tokens(n=serial)
+
+        h.world.answer("/oauth/token", exchange)
+        h.world.answer("/wham/usage", reply(401, {}))
+        for _ in range(2):
+            await h.keeper.check_usage(h.account())
+        assert state_of(h.account()) is State.NEEDS_LOGIN
+        h.file("a", n=50, ends=NOW + DAY)
+        await h.keeper.follow_files()
+        assert state_of(h.account()) is State.READY
+        await h.keeper.check_usage(h.account())
+        assert state_of(h.account()) is State.READY
+
+
+async def test_accounts_that_are_off_or_lost_are_not_asked(tmp_path: Path) -> None:
+    async with house(tmp_path, ends=NOW + DAY) as h:
+        h.file("a", disabled=True)
+        h.file("b", ends=NOW - 1, refresh_token="")
+        await h.keeper.load()
+        for user in "ab":
+            h.account(user).holds[Cause.LIMIT] = NOW + DAY
+        for _ in range(5):
+            await h.keeper.probe_due()
+            h.clock.advance(600)
+        assert h.world.calls == []
+        assert h.keeper._probes == {}
+
+
+async def test_probes_share_the_bound_of_all_questions(tmp_path: Path) -> None:
+    async with house(tmp_path, *"abcdef", ends=NOW + DAY, health_check_concurrency=2) as h:
+        running, most = 0, 0
+
+        async def one(_: Call) -> Reply:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.002)
+            running -= 1
+            return reply(200, usage(100, allowed=False))
+
+        for account in h.pool:
+            account.hold(Cause.LIMIT, NOW + DAY)
+        h.world.answer("/wham/usage", one)
+        await h.keeper.probe_due()
+        h.clock.advance(300)
+        await h.keeper.probe_due()
+        assert (len(h.world.calls), most) == (6, 2)
+
+
+# -- warm connections --------------------------------------------------------------------
+
+
+async def test_each_way_to_the_backend_carries_a_sign_of_life(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + DAY) as h:
+        for user, way in (("c", "http://one:1"), ("d", "http://one:1"), ("e", "socks5://two:2")):
+            h.file(user, **{"proxy-url": way})
+        h.file("f", disabled=True, **{"proxy-url": "http://off:1"})
+        await h.keeper.load()
+        h.world.answer("/backend-api", reply(404, b""))
+        await h.keeper.keep_connections()
+        assert {(call.method, call.url) for call in h.world.calls} == {
+            ("HEAD", "http://backend.test/backend-api")
+        }
+        assert sorted(call.proxy or "" for call in h.world.calls) == ["", "http://one:1", "socks5://two:2"]
+        # Nobody is asked for anything, so nobody's token is shown.
+        assert {tuple(call.headers) for call in h.world.calls} == {("user-agent",)}
+        assert h.world.calls[0].headers["user-agent"] == h.live.current.user_agent
+        assert h.background.statistics()["tasks"] == 0
+
+
+async def test_a_way_that_is_broken_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.world.answer("/backend-api", NetError(NetKind.DNS, "no"))
+        with caplog.at_level(logging.INFO):
+            caplog.clear()
+            await h.keeper.keep_connections()
+        assert caplog.records == []
+        assert state_of(h.account()) is State.READY
+
+
+async def test_a_pool_with_a_proxy_each_warms_a_bounded_number(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        for number in range(100):
+            h.file(f"u{number}", **{"proxy-url": f"http://way:{1000 + number}"})
+        await h.keeper.load()
+        running, most = 0, 0
+
+        async def one(_: Call) -> Reply:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.001)
+            running -= 1
+            return reply(200)
+
+        h.world.answer("/backend-api", one)
+        await h.keeper.keep_connections()
+        assert 50 <= len(h.world.calls) <= 64
+        assert most <= 8
+
+
+async def test_a_pool_without_accounts_warms_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.keeper.keep_connections()
+        assert h.world.calls == []
+
+
+# -- model lists -------------------------------------------------------------------------
+
+
 async def test_model_lists_are_fetched_and_fetched_again_when_they_changed(tmp_path: Path) -> None:
     async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
         h.world.answer(
@@ -1146,7 +1575,8 @@ async def test_a_folder_in_which_nothing_changed_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with house(tmp_path, "a") as h:
-        monkeypatch.setattr(store, "scan", lambda *_: pytest.fail("read again"))
+        await h.keeper.follow_files()
+        monkeypatch.setattr(store.Folder, "_scan", lambda *_: pytest.fail("read again"))
         await h.keeper.follow_files()
 
 
@@ -1197,11 +1627,15 @@ async def test_a_folder_that_is_away_for_a_moment_costs_nothing(tmp_path: Path) 
 async def test_what_runs_by_itself(tmp_path: Path) -> None:
     async with house(tmp_path, "a", ends=NOW + DAY, health_check_interval=77.0) as h:
         jobs = {job.name: job for job in h.keeper.jobs()}
-        assert {"files", "refresh", "saves", "usage", "models"} <= set(jobs)
+        assert set(jobs) == {
+            "files", "watch", "refresh", "saves", "usage", "probes", "models", "keepalive"
+        }  # fmt: skip
         assert jobs["files"].every() <= 2.0
         assert jobs["usage"].every() == 77.0
-        h.live.replace(Settings(health_check_interval=0.0))
-        assert jobs["usage"].every() == 0.0
+        assert jobs["keepalive"].every() == 60.0
+        assert jobs["probes"].every() > 0
+        h.live.replace(Settings(health_check_interval=0.0, keepalive_interval=0.0))
+        assert (jobs["usage"].every(), jobs["probes"].every(), jobs["keepalive"].every()) == (0, 0, 0)
 
 
 # -- helpers -----------------------------------------------------------------------------

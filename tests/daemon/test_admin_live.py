@@ -101,10 +101,13 @@ async def test_stats_have_the_names_that_dashboards_know(tmp_path: Path) -> None
         assert used["usage"]["input_tokens"] == usage["input_tokens"] > 0
         assert used["usage"]["total_tokens"] == usage["total_tokens"]
         assert stats["summary"]["total_tokens"] == usage["total_tokens"]
-        windows = {window["window"]: window for window in used["quota"]["windows"]}
-        assert windows["primary"]["minutes"] == 300
-        assert windows["secondary"]["minutes"] == 10_080
-        assert windows["primary"]["resets_at"].endswith("Z")
+        windows = {
+            window["window"]: window for window in used["quota"]["windows"] if window["limit"] == "codex"
+        }
+        assert windows["5h"]["minutes"] == 300
+        assert windows["week"]["minutes"] == 10_080
+        assert windows["5h"]["resets_at"].endswith("Z")
+        assert windows["5h"]["source"] in ("headers", "event")
 
 
 async def test_a_limit_shows_as_cooldown_with_its_end(tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ async def test_check_quota_asks_for_usage_and_not_for_tokens(tmp_path: Path) -> 
             window["used_percent"]
             for account in stats["accounts"]
             for window in account["quota"]["windows"]
-            if window["window"] == "primary"
+            if window["window"] == "5h"
         ]
         assert 42 in shown
         # Whatever a check finds, the files stay.

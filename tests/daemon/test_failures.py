@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from codex_proxy.accounts.account import BACKOFF, Backoff, Cause
+from codex_proxy.accounts.affinity import Origins
 from codex_proxy.accounts.state import State
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.simulator import Script
@@ -395,13 +396,12 @@ async def test_foreign_reasoning_is_left_out_and_stays_out(tmp_path: Path) -> No
         stand.sim.script(Script.reasoning())
         answer = await stand.ask(input=history, prompt_cache_key="talk")
         assert answer.status == 200
-        assert stand.tried()[1:] == [first.name, second.name, second.name]
-        refused, served = stand.sim.turns[-2:]
-        assert refused.status == 400
-        assert _sealed(refused.json) == _sealed({"input": history})
+        assert stand.tried()[1:] == [first.name, second.name]
+        whole, served = stand.sim.turns[-2:]
+        assert _sealed(whole.json) == _sealed({"input": history})
         assert _sealed(served.json) == []
         # Nothing but the reasoning was left out.
-        assert [i for i in refused.json["input"] if i.get("type") != "reasoning"] == served.json["input"]
+        assert [i for i in whole.json["input"] if i.get("type") != "reasoning"] == served.json["input"]
         assert stand.known(second).state is State.READY
         assert stand.known(second).total_errors == 0
 
@@ -424,6 +424,25 @@ async def test_foreign_reasoning_is_left_out_and_stays_out(tmp_path: Path) -> No
         assert answer.status == 200
         assert stand.sim.turns[-1].account == first.name
         assert _sealed(stand.sim.turns[-1].json) == _sealed({"input": history})
+
+
+async def test_reasoning_of_unknown_origin_is_tried_and_left_out_when_refused(tmp_path: Path) -> None:
+    async with standing(tmp_path) as stand:
+        stand.in_order()
+        first, second, _ = stand.accounts
+        stand.sim.script(Script.reasoning())
+        history = _with_history(await stand.ask("think", prompt_cache_key="talk"), "and then?")
+        first.set("usage_limit")
+        # As after a restart.
+        stand.daemon.pool.origins = Origins()
+        answer = await stand.ask(input=history, prompt_cache_key="talk")
+        assert answer.status == 200
+        assert stand.tried()[1:] == [first.name, second.name, second.name]
+        refused, served = stand.sim.turns[-2:]
+        assert refused.status == 400
+        assert _sealed(refused.json) == _sealed({"input": history})
+        assert _sealed(served.json) == []
+        assert stand.known(second).total_errors == 0
 
 
 async def test_encrypted_history_is_kept_and_finds_its_account(tmp_path: Path) -> None:

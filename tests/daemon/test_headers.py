@@ -1,5 +1,6 @@
 """What passes up and down beside the body, and what never does."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.simulator import Script, Simulator
 from codex_proxy.simulator.checks import unseal
 from codex_proxy.simulator.issuer import AUTH_CLAIM, encode_jwt
+from tests.daemon.sockets import codex_fields, line
 from tests.harness import CODEX_HEADERS, LITE, STANDARD, Answer, standing
 
 TURN_STATE = "x-codex-turn-state"
@@ -289,6 +291,44 @@ def _quota(used: int) -> dict[str, str]:
         "x-codex-secondary-window-minutes": "10080",
         "x-codex-secondary-reset-after-seconds": "36000",
     }
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("state", ["ok", "usage_limit"])
+async def test_hidden_quota_is_in_no_header_and_no_event(tmp_path: Path, stream: bool, state: str) -> None:
+    async with standing(tmp_path, pool_limits="hide") as stand:
+        stand.sim.set_all(state)
+        answer = await stand.ask("hi", stream=stream, codex=True)
+        assert answer.status == (200 if state == "ok" else 429)
+        shown = {name for name in answer.headers if name.startswith("x-codex-")}
+        assert shown <= {TURN_STATE}
+        assert b"codex.rate_limits" not in answer.body
+        assert b"used_percent" not in answer.body
+        if state == "ok":
+            # The rest of what a Codex client reads is there.
+            assert answer.headers["openai-model"] == STANDARD
+
+
+async def test_hidden_quota_is_in_no_frame(tmp_path: Path) -> None:
+    async with standing(tmp_path, pool_limits="hide") as stand, line(stand, codex=True) as socket:
+        for text in ("hi", "again"):
+            frames = await socket.ask(text, **codex_fields(STANDARD))
+            assert frames[-1]["type"] == "response.completed"
+            assert "codex.rate_limits" not in [frame["type"] for frame in frames]
+            assert "used-percent" not in str(frames)
+            assert "used_percent" not in str(frames)
+
+
+async def test_quota_is_hidden_and_shown_while_running(tmp_path: Path) -> None:
+    async with standing(tmp_path) as stand:
+        for hidden in (False, True, False):
+            settings = dataclasses.replace(
+                stand.daemon.live.current, pool_limits="hide" if hidden else "show"
+            )
+            stand.daemon.live.replace(settings)
+            answer = await stand.ask("hi", codex=True)
+            assert ("x-codex-active-limit" in answer.headers) is not hidden
+            assert ("codex.rate_limits" in answer.types) is not hidden
 
 
 async def test_refusals_carry_no_accounts_numbers(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
-"""The process as its owner and its supervisor see it: start, signals, exit codes, kill -9."""
+"""The process as its owner and its supervisor see it: start, signals, exit codes."""
 
 import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import aiohttp
 import pytest
 
 from codex_proxy.protocol.sse import Batch, Parser
-from codex_proxy.simulator import Script, SimAccount, Simulator
+from codex_proxy.simulator import Script, Simulator
 from tests.process import Running, client, run, running, until, write_config
 
 MODEL = "gpt-5.5"
@@ -255,102 +253,6 @@ async def test_a_token_exchange_ends_and_its_answer_is_saved(hurries: bool, tmp_
         # Nothing of the exchange is left open for the next start.
         assert not list((tmp_path / "data").rglob("*exchange*"))
         assert len(sim.exchanges) == 1
-
-
-# --- the end, without notice
-
-
-class Kills:
-    """Kill the daemon at random moments while it exchanges tokens, and look at what is left."""
-
-    def __init__(self, folder: Path, sim: Simulator, seed: int) -> None:
-        self.folder = folder
-        self.sim = sim
-        self.random = random.Random(seed)
-        self.found: Counter[str] = Counter()
-        self.paths = sim.write_auth_files(folder / "auths")
-        for path in self.paths:
-            path.write_text(
-                json.dumps({**content(path), "note": "keep me", "nested": {"a": [1, None]}}), encoding="utf-8"
-            )
-        self.first = {path: content(path) for path in self.paths}
-
-    async def once(self) -> None:
-        """Start, wait for an exchange, wait a random moment more, kill, look."""
-        for account in self.sim.accounts:
-            # What an exchange spends most of its time with differs from kill to kill.
-            account.set("ok", refresh="slow", refresh_seconds=self.random.choice([0.0, 0.002, 0.02]))
-        for path in self.paths:
-            # Near its end, and issued long ago: due at once.
-            old = {**content(path), "last_refresh": "2020-01-01T00:00:00Z"}
-            path.write_text(json.dumps(old), encoding="utf-8")
-        begun = len(self.sim.exchanges)
-        async with running(write_config(self.folder, self.sim)) as daemon:
-            await until(lambda: len(self.sim.exchanges) > begun, 10)
-            await asyncio.sleep(self.random.random() * 0.08)
-            await daemon.kill()
-        for account, path in zip(self.sim.accounts, self.paths, strict=True):
-            self.look(account, path)
-
-    def look(self, account: SimAccount, path: Path) -> None:
-        """See that nothing which only the file knows is lost."""
-        now, first = content(path), self.first[path]
-        assert now.keys() >= first.keys()
-        assert {k: now[k] for k in ("note", "nested", "email", "account_id")} == {
-            k: first[k] for k in ("note", "nested", "email", "account_id")
-        }
-        assert all(now[k] for k in ("access_token", "refresh_token", "id_token"))
-        assert path.stat().st_mode & 0o077 == 0
-        if now["refresh_token"] == account.tokens.refresh:
-            self.found["login intact"] += 1
-            return
-        # Spent at the issuer, and the answer was on its way: the next start must know.
-        self.found["answer lost"] += 1
-        assert list((self.folder / "data").rglob("*exchange*")), "nothing tells of the interrupted exchange"
-        account.issue()
-        path.write_text(json.dumps({**now, **account.flat_file()}), encoding="utf-8")
-
-
-async def kill_often(folder: Path, times: int) -> Counter[str]:
-    async with Simulator(3, lifetime=200.0) as sim:
-        kills = Kills(folder, sim, seed=times)
-        for _ in range(times):
-            await kills.once()
-        for account in sim.accounts:
-            account.set("ok")
-        async with running(write_config(folder, sim)) as daemon, client(daemon.url) as session:
-            async with asyncio.timeout(10):
-                while True:
-                    async with session.get("/stats") as answer:
-                        stats = await answer.json()
-                    refreshed = sum(a["last_refreshed_at"] is not None for a in stats["accounts"])
-                    if stats["summary"]["active"] == refreshed == 3:
-                        break
-                    await asyncio.sleep(0.02)
-            for _ in range(6):
-                async with session.post("/v1/responses", json=TURN) as answer:
-                    assert answer.status == 200
-            assert await daemon.stop() == 0
-        assert sorted(p.name for p in (folder / "auths").glob("*.json")) == sorted(
-            p.name for p in kills.paths
-        )
-    return kills.found
-
-
-async def test_kill_9_leaves_every_account_file_whole(tmp_path: Path) -> None:
-    found = await kill_often(tmp_path, 8)
-    assert sum(found.values()) == 24
-    assert found["login intact"]
-
-
-@pytest.mark.long
-async def test_a_hundred_kills_leave_every_account_file_whole(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = await kill_often(tmp_path, 100)
-    with capsys.disabled():
-        print(f"\nkill -9, 100 times over 3 accounts: {dict(found)}")  # noqa: T201 -- the figure
-    assert sum(found.values()) == 300
 
 
 # --- the demo

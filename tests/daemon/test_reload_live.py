@@ -122,9 +122,9 @@ async def _(stand: Stand, edits: Edits) -> None:
 
 @checks("refresh-interval")
 async def _(stand: Stand, edits: Edits) -> None:
-    assert stand.daemon.keeper.seconds_to_next_refresh() == 3000
+    assert stand.daemon.keeper.exchanges.seconds_to_next() == 3000
     await edits.edit(refresh_interval="500ms")
-    assert stand.daemon.keeper.seconds_to_next_refresh() == 0.5
+    assert stand.daemon.keeper.exchanges.seconds_to_next() == 0.5
 
 
 @checks("max-retry")
@@ -306,6 +306,96 @@ async def _(stand: Stand, edits: Edits) -> None:
     await edits.edit(enable_websocket=True)
     async with line(stand) as caller:
         await caller.complete("hi")
+
+
+@checks("strategy")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(strategy="fill-first")
+    for number in range(6):
+        assert (await stand.post(body={**TURN, "input": f"question {number}"})).status == 200
+    assert len({turn.account for turn in stand.sim.turns[-6:]}) == 1
+    await edits.edit(strategy="round-robin")
+    for number in range(6):
+        assert (await stand.post(body={**TURN, "input": f"further question {number}"})).status == 200
+    assert len({turn.account for turn in stand.sim.turns[-6:]}) == len(stand.accounts)
+
+
+@checks("session-affinity")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(strategy="round-robin")
+    body = {**TURN, "prompt_cache_key": "one conversation"}
+    for _ in range(6):
+        assert (await stand.post(body=body)).status == 200
+    assert len({turn.account for turn in stand.sim.turns[-6:]}) == 1
+    await edits.edit(session_affinity=False)
+    for _ in range(6):
+        assert (await stand.post(body=body)).status == 200
+    assert len({turn.account for turn in stand.sim.turns[-6:]}) == len(stand.accounts)
+
+
+@checks("session-affinity-ttl")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(strategy="round-robin")
+    body = {**TURN, "prompt_cache_key": "one conversation"}
+    for _ in range(4):
+        assert (await stand.post(body=body)).status == 200
+    assert len({turn.account for turn in stand.sim.turns[-4:]}) == 1
+    await edits.edit(session_affinity_ttl="1ms")
+    for _ in range(6):
+        assert (await stand.post(body=body)).status == 200
+    assert len({turn.account for turn in stand.sim.turns[-6:]}) == len(stand.accounts)
+
+
+@checks("max-concurrency")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(max_concurrency=1, queue_timeout=0)
+    stand.sim.set_all("stall", where="middle")
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(len(stand.accounts)):
+            body = {**TURN, "input": f"question {number}", "stream": True}
+            answer = await stack.enter_async_context(stand.session.post("/v1/responses", json=body))
+            assert answer.status == 200
+        assert await status(stand) == 429
+        stand.sim.set_all("ok")
+        await edits.edit(max_concurrency=2)
+        assert await status(stand) == 200
+
+
+@checks("queue-timeout")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(max_concurrency=1, queue_timeout=0)
+    stand.sim.set_all("slow", per_event=0.05)
+    asks = [stand.post(body={**TURN, "input": f"question {n}"}) for n in range(len(stand.accounts) + 2)]
+    assert sorted(answer.status for answer in await asyncio.gather(*asks))[-2:] == [429, 429]
+    await edits.edit(queue_timeout=20)
+    asks = [stand.post(body={**TURN, "input": f"question {n}"}) for n in range(len(stand.accounts) + 2)]
+    assert {answer.status for answer in await asyncio.gather(*asks)} == {200}
+
+
+@checks("keepalive-interval")
+async def _(stand: Stand, edits: Edits) -> None:
+    def knocks() -> int:
+        return sum(request.method == "HEAD" for request in stand.sim.requests)
+
+    await edits.edit(keepalive_interval="100ms")
+    await stand.until(lambda: knocks() >= 2, 5.0)
+    await edits.edit(keepalive_interval=0)
+    await asyncio.sleep(0.2)
+    before = knocks()
+    await asyncio.sleep(0.4)
+    assert knocks() == before
+
+
+@checks("pool-limits")
+async def _(stand: Stand, edits: Edits) -> None:
+    codex = {"originator": "codex_exec", "User-Agent": "codex_exec/0.169.0"}
+    assert (await stand.post(body={**TURN, "stream": True}, headers=codex)).status == 200
+    shown = await stand.post(body={**TURN, "stream": True}, headers=codex)
+    assert "x-codex-primary-used-percent" in shown.headers
+    await edits.edit(pool_limits="hide")
+    hidden = await stand.post(body={**TURN, "stream": True}, headers=codex)
+    assert not [name for name in hidden.headers if name.startswith("x-codex-primary")]
+    assert "codex.rate_limits" not in hidden.types
 
 
 @checks("drain-timeout")

@@ -22,8 +22,9 @@ async def test_a_streaming_turn_arrives_whole(tmp_path: Path) -> None:
 async def test_a_plain_turn_is_the_same_answer_collected(tmp_path: Path) -> None:
     async with standing(tmp_path) as stand:
         stand.sim.script(Script.text("hello there"), Script.text("hello there"))
-        plain = await stand.ask("hi", stream=False)
-        streamed = await stand.ask("hi", stream=True)
+        # As conversations of their own: the second one would find the first in the backend's cache.
+        plain = await stand.ask("hi", stream=False, prompt_cache_key="one")
+        streamed = await stand.ask("hi", stream=True, prompt_cache_key="two")
         assert plain.status == 200
         assert plain.text == streamed.text == "hello there"
         assert plain.json["status"] == "completed"

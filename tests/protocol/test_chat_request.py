@@ -13,6 +13,7 @@ from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat_request import LEFT_OUT, Ask, read
 from codex_proxy.protocol.fields import MAX_STOP_CHARACTERS, MAX_STOPS
 from codex_proxy.simulator.checks import check_shape
+from tests.protocol.upstream_body import shown
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "chat_request").glob("*.json"))
 CATALOG = Catalog()
@@ -26,8 +27,7 @@ def ask(*messages: Any, headers: dict[str, str] | None = None, **fields: Any) ->
 
 
 def sent(asked: Ask) -> dict[str, Any]:
-    value: dict[str, Any] = orjson.loads(asked.request.body)
-    return value
+    return shown(asked.request)
 
 
 def refused(*messages: Any, **fields: Any) -> RequestError:
@@ -147,8 +147,9 @@ def test_a_search_that_is_declared_is_not_declared_twice() -> None:
 
 
 def test_a_conversation_has_a_session_of_its_own_unless_the_caller_names_one() -> None:
-    assert ask(prompt_cache_key="mine").request.session == "mine"
-    assert ask(headers={"session-id": "theirs"}).request.session == "theirs"
+    named = ask(prompt_cache_key="mine").request
+    assert orjson.loads(named.body)["prompt_cache_key"] == named.headers["session-id"] == "mine"
+    assert named.session == ask(USER, USER, headers={"session-id": "mine"}).request.session
     first = ask({"role": "system", "content": "s"}, USER).request
     later = ask({"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "a"}, USER).request
     other = ask({"role": "system", "content": "s"}, user({"type": "text", "text": "other"})).request

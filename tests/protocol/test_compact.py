@@ -19,6 +19,7 @@ from codex_proxy.protocol.compact import (
     render_count,
 )
 from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.protocol.responses_request import decode
 from codex_proxy.protocol.tokens import Count, count_request, estimate
 from codex_proxy.protocol.wire import JsonObject
 
@@ -52,7 +53,8 @@ def test_a_compactions_bytes_go_on_as_they_came() -> None:
     request = decode_passthrough(COMPACT, raw, CODEX, catalog=CATALOG)
     assert request.body is raw
     assert (request.endpoint, request.model, request.stream) == ("responses/compact", "gpt-5.5", False)
-    assert (request.session, request.is_codex, bool(request.compacted)) == ("s-1", True, True)
+    assert request.binding is not None
+    assert (request.binding.source, request.is_codex, bool(request.compacted)) == ("session-id", True, True)
     assert request.encrypted == ("sealed",)
     assert request.headers["x-codex-routing-hint"] == "model=gpt-5.5"
     stripped = request.body_for(None, lambda _: True)
@@ -98,6 +100,26 @@ def test_a_compaction_that_cannot_be_is_refused_by_its_path(body: Any, param: st
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
+def test_a_compaction_is_part_of_the_conversation_that_it_compacts() -> None:
+    """The account whose cache holds the conversation shortens it, also for those who name nothing."""
+    items = [
+        {"role": "user", "content": "a long story"},
+        {"role": "assistant", "content": "go on"},
+    ]
+    turn = decode(json.dumps({"model": "gpt-5.5-high", "input": items}).encode(), {}, catalog=CATALOG)
+    compaction = ask(COMPACT, {"model": "gpt-5.5", "input": items})
+    assert compaction.session == turn.session
+    assert compaction.headers == {"session-id": turn.session}
+    assert orjson.loads(compaction.body) == {"model": "gpt-5.5", "input": items}
+    assert not compaction.is_opening
+
+
+@pytest.mark.parametrize("endpoint", [SEARCH, *IMAGES])
+def test_what_is_no_conversation_is_known_by_a_name_only(endpoint: str) -> None:
+    assert ask(endpoint, {"input": "x", "user": "anna"}).binding is None
+    assert ask(endpoint, {"input": "x"}, {"session-id": "s"}).session
+
+
 @pytest.mark.parametrize("endpoint", [SEARCH, *IMAGES])
 def test_searches_and_pictures_pass_untouched(endpoint: str) -> None:
     raw = b'{ "model" : "gpt-image-9-high", "query": "x", "prompt_cache_key": "k" }'
@@ -105,7 +127,10 @@ def test_searches_and_pictures_pass_untouched(endpoint: str) -> None:
         endpoint, raw, {"content-type": "application/json; charset=utf-8"}, catalog=CATALOG
     )
     assert request.body is raw
-    assert (request.model, request.session) == ("gpt-image-9-high", "k")
+    assert request.model == "gpt-image-9-high"
+    assert request.binding is not None
+    assert request.binding.source == "prompt_cache_key"
+    assert "session-id" not in request.headers
     assert request.content_type == "application/json; charset=utf-8"
     assert ask(endpoint, {"query": "x"}).model == ""
 

@@ -36,6 +36,7 @@ from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.simulator.checks import check_shape
 from codex_proxy.trace import End, UsageSource
 from tests.protocol.replay import play, variants
+from tests.protocol.upstream_body import shown
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden" / "completions"
@@ -57,8 +58,7 @@ def edit(**fields: Any) -> Decoded:
 
 
 def sent(decoded: Decoded) -> dict[str, Any]:
-    value: dict[str, Any] = orjson.loads(decoded.request.body)
-    return value
+    return shown(decoded.request)
 
 
 def encoder(**fields: Any) -> Encoder:

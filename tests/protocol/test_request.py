@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from codex_proxy.errors import RequestError
+from codex_proxy.protocol.binding import Binding
 from codex_proxy.protocol.request import (
     BackendRequest,
     forwardable,
@@ -13,8 +14,8 @@ from codex_proxy.protocol.request import (
     model_of,
     parse_body,
     render_body,
-    session_of,
     set_routing_hint,
+    set_session,
 )
 
 REASONING: list[dict[str, Any]] = [
@@ -170,13 +171,39 @@ def test_the_routing_hint_names_what_goes_upstream() -> None:
     assert headers == {"x-codex-routing-hint": "model=gpt-5.5;tier=priority"}
 
 
-def test_a_conversation_is_known_by_its_cache_key_then_by_its_headers() -> None:
-    headers = {"conversation_id": "d", "session_id": "c", "thread-id": "b", "session-id": "a"}
-    assert session_of(headers, "key") == "key"
-    assert session_of(headers, "") == "a"
-    assert session_of(headers, 7) == "a"
-    assert session_of({"conversation_id": "d"}) == "d"
-    assert session_of({}) is None
+@pytest.mark.parametrize(
+    ("given", "key", "header"),
+    [
+        ({}, None, "conv_1"),
+        ({}, "", "conv_1"),
+        ({}, "talk", "talk"),
+        ({"session-id": "own"}, "talk", "own"),
+        ({"session-id": "own"}, None, "own"),
+        # No header holds them.
+        ({}, "x" * 257, "conv_1"),
+        ({}, "two\nlines", "conv_1"),
+        ({}, "gespräch", "conv_1"),
+    ],
+)
+def test_the_session_that_goes_out_is_the_callers_else_ours(
+    given: dict[str, str], key: str | None, header: str
+) -> None:
+    headers = dict(given)
+    set_session(headers, key, Binding("conv_1", "beginning"))
+    assert headers == {"session-id": header}
+
+
+def test_what_has_no_binding_names_no_session() -> None:
+    headers: dict[str, str] = {}
+    set_session(headers, None, None)
+    assert headers == {}
+
+
+def test_a_request_is_known_by_its_binding() -> None:
+    asked = request()
+    assert (asked.session, asked.is_opening) == (None, False)
+    asked.binding = Binding("conv_1", "beginning", is_opening=True)
+    assert (asked.session, asked.is_opening) == ("conv_1", True)
 
 
 @pytest.mark.parametrize(

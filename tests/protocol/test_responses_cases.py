@@ -9,8 +9,10 @@ import orjson
 import pytest
 
 from codex_proxy.protocol.catalog import Catalog
+from codex_proxy.protocol.chat import CHAT
 from codex_proxy.protocol.messages import MESSAGES
 from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.protocol.responses import RESPONSES
 from codex_proxy.protocol.responses_request import decode, prepare
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.simulator.faults import Reply
@@ -51,8 +53,14 @@ def test_a_large_body_that_is_already_normal_is_passed_on_and_not_copied(
     started = time.process_time()
     request = decode(raw, lowered, catalog=CATALOG)
     assert time.process_time() - started < 0.25 * megabytes
-    assert request.body is raw
-    assert request.body_for(None, lambda _: False) is raw
+    sent = request.body
+    if headers:
+        assert sent is raw
+    else:
+        # Only the name that it lacked was put in, without another rendering.
+        assert sent.endswith(raw[1:])
+        assert len(sent) < len(raw) + 100
+    assert request.body_for(None, lambda _: False) is sent
 
 
 # The name of a conversation.
@@ -77,33 +85,56 @@ def test_another_beginning_or_model_is_another_conversation() -> None:
         translated(message("hello there")),
         translated(message("be brief", "developer"), message("hello")),
         translated(message("hello"), model="gpt-6-sol"),
-        translated(message("hello"), instructions="be brief"),
+        translated(message("hello"), instructions="be verbose"),
     ]
     assert len({request.session for request in requests}) == len(requests)
 
 
 @pytest.mark.parametrize(
-    ("fields", "headers", "session", "key"),
+    ("fields", "headers", "key", "header"),
     [
         ({"prompt_cache_key": "mine"}, {}, "mine", "mine"),
-        ({"prompt_cache_key": "mine"}, {"session-id": "other"}, "mine", "mine"),
-        ({}, {"session-id": "other"}, "other", None),
+        ({"prompt_cache_key": "mine"}, {"session-id": "other"}, "mine", "other"),
+        # What the caller did not give is ours.
+        ({}, {"session-id": "other"}, None, "other"),
+        ({}, {"x-session-id": "other"}, None, None),
+        ({"user": "anna"}, {}, None, None),
     ],
 )
 def test_a_name_that_the_caller_gave_is_kept(
-    fields: dict[str, Any], headers: dict[str, str], session: str, key: str | None
+    fields: dict[str, Any], headers: dict[str, str], key: str | None, header: str | None
 ) -> None:
     request = translated(message("hello"), headers=headers, **fields)
-    assert request.session == session
-    assert orjson.loads(request.body).get("prompt_cache_key") == key
-    assert request.headers["session-id"] == headers.get("session-id", session)
+    assert orjson.loads(request.body)["prompt_cache_key"] == (key or request.session)
+    assert request.headers["session-id"] == (header or request.session)
 
 
-def test_a_responses_caller_gets_no_name_that_it_did_not_give() -> None:
-    """Its account is found by the encrypted items."""
-    request = decode(orjson.dumps({"model": STANDARD, "input": "hello"}), {}, catalog=CATALOG)
-    assert request.session is None
-    assert "prompt_cache_key" not in orjson.loads(request.body)
+@pytest.mark.parametrize("path", ["/responses", "/chat/completions"])
+def test_a_conversation_is_named_alike_whoever_names_it_for_the_backend(path: str) -> None:
+    """A Responses caller is treated as one of any other dialect."""
+    dialect = RESPONSES if path == "/responses" else CHAT
+    key = "input" if path == "/responses" else "messages"
+    body: JsonObject = {"model": STANDARD, key: [{"role": "user", "content": "hello"}]}
+    first = dialect.decode(orjson.dumps(body), {}, catalog=CATALOG).request
+    body[key] += [{"role": "assistant", "content": "hi"}, {"role": "user", "content": "and now?"}]
+    later = dialect.decode(orjson.dumps(body), {}, catalog=CATALOG).request
+    assert first.session == later.session
+    assert (first.is_opening, later.is_opening) == (True, False)
+    for request in (first, later):
+        assert orjson.loads(request.body)["prompt_cache_key"] == request.session
+        assert request.headers["session-id"] == request.session
+
+
+def test_a_codex_client_gets_no_name_that_it_did_not_give() -> None:
+    """Its conversation is known by how it begins all the same, and nothing of that is on the wire."""
+    body = {"model": STANDARD, "stream": True, "store": False, "include": ["reasoning.encrypted_content"]}
+    raw = orjson.dumps({**body, "input": [message("hello")]})
+    lowered = {name.lower(): value for name, value in CODEX_HEADERS.items()}
+    request = decode(raw, lowered, catalog=CATALOG)
+    assert request.body is raw
+    assert "session-id" not in request.headers
+    assert request.binding is not None
+    assert request.binding.source == "beginning"
 
 
 def test_each_agent_of_a_claude_session_has_a_conversation_of_its_own() -> None:

@@ -12,6 +12,7 @@ from codex_proxy.errors import RequestError
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses_request import LEFT_OUT, decode
+from tests.protocol.upstream_body import DERIVED, shown
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "responses_request").glob("*.json"))
 CATALOG = Catalog()
@@ -25,8 +26,7 @@ def ask(body: dict[str, Any], headers: dict[str, str] | None = None, **fields: A
 
 
 def sent(request: BackendRequest) -> dict[str, Any]:
-    value: dict[str, Any] = orjson.loads(request.body)
-    return value
+    return shown(request)
 
 
 def message(content: Any = "hello", role: str = "user") -> dict[str, Any]:
@@ -99,7 +99,7 @@ def test_what_went_upstream_is_normal_and_goes_unchanged_the_second_time(path: P
     if not once.lite:
         assert again.body is once.body
     else:
-        assert sent(again) == sent(once)
+        assert sent_any(again) == sent_any(once)
 
 
 # Codex clients.
@@ -112,7 +112,8 @@ def test_a_codex_clients_bytes_go_on_as_they_came(headers: dict[str, str]) -> No
     assert request.body is raw
     assert request.is_codex
     assert not request.was_lite_encoded
-    assert request.session == "session-1"
+    assert request.binding is not None
+    assert request.binding.source == "session-id"
     assert request.encrypted == ("gAAAA",)
     assert request.headers["x-codex-routing-hint"] == "model=gpt-6.1-sol;tier=priority"
     assert request.lite is (headers is LITE)
@@ -203,8 +204,23 @@ def test_the_turn_state_is_the_headers_or_the_metadatas() -> None:
 
 
 def test_a_body_that_is_already_normal_is_not_rendered_again() -> None:
-    raw = json.dumps(NORMAL, indent=2).encode()
+    raw = json.dumps({**NORMAL, "prompt_cache_key": "talk"}, indent=2).encode()
     assert decode(raw, {}, catalog=CATALOG).body is raw
+
+
+@pytest.mark.parametrize("space", ["", " \n\t"])
+def test_a_body_that_only_lacks_a_name_gets_it_and_is_not_rendered_again(space: str) -> None:
+    raw = (space + json.dumps(NORMAL, indent=2)).encode()
+    request = decode(raw, {}, catalog=CATALOG)
+    assert request.body.endswith(raw.lstrip()[1:])
+    assert sent(request) == {**NORMAL, "prompt_cache_key": DERIVED}
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_a_cache_key_that_says_nothing_is_none(empty: str | None) -> None:
+    request = ask({**NORMAL, "prompt_cache_key": empty})
+    assert request.body.count(b"prompt_cache_key") == 1
+    assert sent(request)["prompt_cache_key"] == DERIVED
 
 
 @pytest.mark.parametrize("key", sorted(LEFT_OUT))
@@ -274,10 +290,12 @@ def test_other_callers_send_no_headers_of_their_own() -> None:
     request = ask(
         MINIMAL, {"user-agent": "OpenAI/Python", "x-stainless-lang": "python", "authorization": "Bearer k"}
     )
-    assert request.headers == {}
+    assert request.headers == {"session-id": request.session}
     assert not request.is_codex
-    assert ask({**MINIMAL, "model": "gpt-6-sol"}).headers == {
-        "x-openai-internal-codex-responses-lite": "true"
+    lite = ask({**MINIMAL, "model": "gpt-6-sol"})
+    assert lite.headers == {
+        "session-id": lite.session,
+        "x-openai-internal-codex-responses-lite": "true",
     }
 
 
@@ -585,6 +603,7 @@ def sent_any(request: BackendRequest) -> dict[str, Any]:
     [
         ("talk-1", {}, "talk-1"),
         ("talk-1", {"session-id": "own"}, "own"),
+        # What no header holds is known by its digest there.
         ("talk\n1", {}, None),
         ("gespräch", {}, None),
         ("x" * 300, {}, None),
@@ -594,4 +613,6 @@ def test_the_name_of_a_conversation_goes_out_as_a_header_too(
     key: str, headers: dict[str, str], header: str | None
 ) -> None:
     body = {"model": "gpt-5.5", "input": "hi", "prompt_cache_key": key}
-    assert ask(body, headers).headers.get("session-id") == header
+    request = ask(body, headers)
+    assert request.headers["session-id"] == (header or request.session)
+    assert sent_any(request)["prompt_cache_key"] == key

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from codex_proxy.errors import RequestError
+from codex_proxy.protocol.binding import CHAIN, Binding
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.transcript import (
@@ -134,9 +135,9 @@ def test_an_answer_without_an_id_cannot_be_gone_on_from(final: dict[str, Any]) -
 
 @pytest.mark.parametrize("output", [None, "text", {}])
 def test_an_output_that_is_no_list_adds_nothing(output: Any) -> None:
-    gone = go_on(request(session="s"), b"[]", None, {"id": "resp_1", "output": output})
+    gone = go_on(request(binding=Binding("s", "session-id")), b"[]", None, {"id": "resp_1", "output": output})
     assert gone is not None
-    assert (gone[0], gone[1].items(), gone[1].session) == ("resp_1", [], "s")
+    assert (gone[0], gone[1].items(), gone[1].binding) == ("resp_1", [], Binding("s", CHAIN))
 
 
 # Going on ----------------------------------------------------------------------------------
@@ -188,14 +189,29 @@ def test_encrypted_items_of_the_conversation_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "kept", "found"), [(None, "chain-1", "chain-1"), ("mine", "chain-1", "mine"), (None, None, None)]
+    ("fields", "kept", "found"),
+    [
+        ({}, Binding("conv_1", "prompt_cache_key"), CHAIN),
+        ({}, Binding("conv_1", "beginning", is_opening=True), CHAIN),
+        ({"user": "anna"}, Binding("conv_1", "beginning", is_opening=True), CHAIN),
+        ({"prompt_cache_key": "mine"}, Binding("conv_1", "beginning"), "prompt_cache_key"),
+        ({}, None, "beginning"),
+    ],
 )
-def test_the_conversation_brings_its_session_unless_the_turn_has_one(
-    own: str | None, kept: str | None, found: str | None
+def test_the_conversation_brings_its_binding_unless_the_turn_names_one(
+    fields: dict[str, Any], kept: Binding | None, found: str
 ) -> None:
-    before = told(dumps([user("one")]), session=kept)
-    fields: dict[str, Any] = {"prompt_cache_key": own} if own is not None else {}
-    assert decode(before, input="two", **fields).session == found
+    made = decode(told(dumps([user("one")]), binding=kept), input="two", **fields)
+    assert made.binding is not None
+    assert made.binding.source == found
+    assert (made.session == "conv_1") == (found == CHAIN)
+    assert not made.is_opening
+
+
+def test_a_chain_is_known_by_a_name_of_its_own_when_it_has_one() -> None:
+    opening = Binding("conv_1", "beginning", is_opening=True, also="chain-1")
+    before = told(dumps([user("one")]), binding=opening)
+    assert decode(before, input="two").binding == Binding("chain-1", CHAIN)
 
 
 def test_a_conversation_has_a_limit() -> None:

@@ -6,12 +6,15 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
+import yarl
 from aiohttp import web
 
 from codex_proxy import __version__
+from codex_proxy.accounts.actions import Action, Done, unknown_account
 from codex_proxy.clock import ManualClock
 from codex_proxy.config import Live, Settings
 from codex_proxy.errors import ProxyError
@@ -20,6 +23,7 @@ from codex_proxy.protocol.wire import dumps
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.admin import (
     AccountView,
+    CacheView,
     Health,
     Item,
     ProblemView,
@@ -29,12 +33,15 @@ from codex_proxy.server.admin import (
     TokensView,
     WindowView,
     admin_handlers,
+    control_handlers,
     rfc3339,
 )
-from codex_proxy.server.app import ROUTES, SERVER_OPTIONS, build_app
+from codex_proxy.server.app import CONTROL_ROUTES, ROUTES, SERVER_OPTIONS, build_app
+from codex_proxy.server.decisions import Decisions
 from codex_proxy.tasks import Background
+from codex_proxy.trace import LOCAL, End, Trace
 
-NAMES = {"health", "livez", "readyz", "stats", "refresh", "check_quota"}
+NAMES = {"health", "livez", "readyz", "stats", "accounts", "why", "refresh", "check_quota"}
 ADMIN_ROUTES = [route for route in ROUTES if route.handler in NAMES]
 
 BUSY = AccountView(
@@ -62,8 +69,19 @@ BUSY = AccountView(
         checked_at=1_800_000_005,
         source="headers",
         plan="plus",
-        windows=(WindowView("primary", 300, 99.5, 1_800_000_006, 12.34), WindowView("secondary")),
+        windows=(
+            WindowView("5h", "codex", 300, 99.5, 1_800_000_006, "headers", 12.34),
+            WindowView("secondary", "codex_spark"),
+        ),
     ),
+    login="uncertain",
+    login_reason="cut off",
+    last_error="refresh uncertain",
+    priority=2,
+    weight=1.5,
+    max_concurrency=4,
+    models_allowed=("gpt-5*",),
+    models_denied=("*-mini",),
 )
 FRESH = AccountView(alias="acct-2", status="active")
 
@@ -78,6 +96,9 @@ class FakeAdmin:
         self.steps: asyncio.Queue[Item | Exception | None] = asyncio.Queue()
         self.planned = 0
         self.started = 0
+        self.bound: dict[str, CacheView] = {}
+        self.acted: list[tuple[str, str]] = []
+        self.decisions = Decisions()
         self._rounds = Rounds("refresh", self._work, background, clock.monotonic)
         self._quota = Rounds("quota", self._work, background, clock.monotonic)
 
@@ -105,8 +126,20 @@ class FakeAdmin:
     def accounts(self) -> list[AccountView]:
         return self.views
 
+    def account(self, alias: str) -> AccountView | None:
+        return next((view for view in self.views if view.alias == alias), None)
+
     def problems(self) -> list[ProblemView]:
         return self.found
+
+    def cache(self) -> dict[str, CacheView]:
+        return self.bound
+
+    async def act(self, alias: str, action: Action) -> Done:
+        if self.account(alias) is None:
+            raise unknown_account(alias, [view.alias for view in self.views])
+        self.acted.append((alias, action))
+        return Done(alias, action != "check", f"{action} was done")
 
     def refresh_all(self) -> Progress:
         return self._rounds.join()
@@ -148,9 +181,9 @@ async def served() -> AsyncIterator[Place]:
     admin = FakeAdmin(background, clock)
     app = build_app(
         Access(Live(Settings(listen="127.0.0.1:1"))),
-        admin_handlers(admin, clock.monotonic),
+        {**admin_handlers(admin, admin.decisions, clock.monotonic), **control_handlers(admin)},
         {"openai": render},
-        ADMIN_ROUTES,
+        [*ADMIN_ROUTES, *CONTROL_ROUTES],
     )
     runner = web.AppRunner(app, **SERVER_OPTIONS)
     await runner.setup()
@@ -174,8 +207,18 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_the_handlers_are_those_of_the_table() -> None:
     admin = FakeAdmin(Background(), ManualClock())
-    assert set(admin_handlers(admin, ManualClock().monotonic)) == NAMES
+    assert set(admin_handlers(admin, admin.decisions, ManualClock().monotonic)) == NAMES
     assert {route.handler for route in ROUTES if route.level is not Level.KEYED} == NAMES | {"hello"}
+    assert set(control_handlers(admin)) == {route.handler for route in CONTROL_ROUTES}
+
+
+def test_what_changes_an_account_is_on_the_control_socket_only() -> None:
+    assert {(route.method, route.path) for route in CONTROL_ROUTES} == {
+        ("POST", f"/accounts/{{alias}}/{action}")
+        for action in ("disable", "enable", "remove", "logout", "refresh", "reset", "check")
+    }
+    assert not {route.handler for route in CONTROL_ROUTES} & {route.handler for route in ROUTES}
+    assert not [route for route in ROUTES if route.path.startswith("/accounts/")]
 
 
 # --- health
@@ -247,6 +290,15 @@ async def test_an_account_is_shown_in_full() -> None:
                 "reasoning_tokens": 8,
                 "total_tokens": 120,
             },
+            "cached_share": 0.4,
+            "login": "uncertain",
+            "login_reason": "cut off",
+            "last_error": "refresh uncertain",
+            "priority": 2,
+            "weight": 1.5,
+            "max_concurrency": 4,
+            "models_allowed": ["gpt-5*"],
+            "models_denied": ["*-mini"],
             "quota": {
                 "valid": True,
                 "status_code": 200,
@@ -255,17 +307,21 @@ async def test_an_account_is_shown_in_full() -> None:
                 "plan": "plus",
                 "windows": [
                     {
-                        "window": "primary",
+                        "window": "5h",
+                        "limit": "codex",
                         "minutes": 300,
                         "used_percent": 99.5,
                         "resets_at": "2027-01-15T08:00:06Z",
+                        "source": "headers",
                         "age": 12.3,
                     },
                     {
                         "window": "secondary",
+                        "limit": "codex_spark",
                         "minutes": None,
                         "used_percent": None,
                         "resets_at": None,
+                        "source": None,
                         "age": None,
                     },
                 ],
@@ -383,6 +439,80 @@ async def test_a_page_that_is_none_is_named(query: str) -> None:
         status, answer = await place.get(f"/stats?{query}")
     assert status == 400
     assert answer["param"] == query.partition("=")[0]
+
+
+# --- accounts, one by one
+
+
+async def test_the_accounts_are_told_without_the_rest_of_the_statistics() -> None:
+    async with served() as place:
+        place.admin.views = [BUSY, FRESH]
+        place.admin.found = [ProblemView("broken.json", "not JSON")]
+        place.clock.advance(3)
+        status, answer = await place.get("/accounts")
+        everything = (await place.get("/stats"))[1]
+    assert status == 200
+    assert answer["accounts"] == everything["accounts"]
+    assert answer["problems"] == [{"file": "broken.json", "reason": "not JSON"}]
+    assert (answer["version"], answer["uptime_seconds"]) == (__version__, 3.0)
+
+
+@pytest.mark.parametrize("alias", ["acct-2", "a b", "a/b", "..", "日本", "disable", "a%2Fb", "50%"])
+async def test_an_action_is_done_to_the_account_that_is_named(alias: str) -> None:
+    async with served() as place:
+        place.admin.views = [AccountView(alias=alias, status="active")]
+        path = f"{place.url}/accounts/{quote(alias, safe='').replace('.', '%2E')}/disable"
+        async with place.session.post(yarl.URL(path, encoded=True)) as answer:
+            assert answer.status == 200
+            told = await answer.json()
+    assert place.admin.acted == [(alias, "disable")]
+    assert told["account"]["alias"] == alias
+    del told["account"]
+    assert told == {"alias": alias, "action": "disable", "success": True, "message": "disable was done"}
+
+
+async def test_an_action_that_failed_is_told_as_such_and_not_as_an_error() -> None:
+    async with served() as place:
+        place.admin.views = [FRESH]
+        async with place.session.post(f"{place.url}/accounts/acct-2/check") as answer:
+            assert (answer.status, (await answer.json())["success"]) == (200, False)
+
+
+async def test_an_account_that_there_is_not_is_named_with_those_like_it() -> None:
+    async with served() as place:
+        place.admin.views = [FRESH]
+        async with place.session.post(f"{place.url}/accounts/acct-22/enable") as answer:
+            assert answer.status == 404
+            assert "did you mean acct-2?" in (await answer.json())["message"]
+        async with place.session.post(f"{place.url}/accounts/acct-2/explode") as answer:
+            assert answer.status == 404
+        async with place.session.get(f"{place.url}/accounts/acct-2/enable") as answer:
+            assert answer.status == 405
+
+
+async def test_the_share_of_cached_tokens_is_told_by_what_conversations_were_known_by() -> None:
+    async with served() as place:
+        place.admin.bound = {"none": CacheView(3, 0, 0), "session": CacheView(2, 1000, 250)}
+        answer = (await place.get("/stats"))[1]
+    assert answer["cache"]["by_source"] == {
+        "none": {"turns": 3, "input_tokens": 0, "cached_tokens": 0, "cached_share": None},
+        "session": {"turns": 2, "input_tokens": 1000, "cached_tokens": 250, "cached_share": 0.25},
+    }
+
+
+async def test_the_last_decisions_are_shown_and_each_can_be_asked_for() -> None:
+    async with served() as place:
+        for number in range(25):
+            trace = Trace(f"req_{number}", "responses", LOCAL, 100.0, 1_800_000_000.0, model="gpt-5.5")
+            trace.finish(End.COMPLETED, 101.5)
+            place.admin.decisions.note(trace)
+        shown = (await place.get("/stats"))[1]["decisions"]
+        status, told = await place.get("/why/req_3")
+        missing, error = await place.get("/why/req_99")
+    assert [one["id"] for one in shown] == [f"req_{number}" for number in range(24, 4, -1)]
+    assert (status, told["id"], told["seconds"]) == (200, "req_3", 1.5)
+    assert missing == 404
+    assert "no finished turn with the id 'req_99' is remembered" in error["message"]
 
 
 # --- rounds

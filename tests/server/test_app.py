@@ -129,7 +129,13 @@ def test_only_liveness_is_public() -> None:
 
 def test_what_shows_or_moves_accounts_is_the_owners() -> None:
     owned = {(route.method, route.path) for route in ROUTES if route.level is Level.OWNER}
-    assert owned == {("GET", "/stats"), ("POST", "/refresh"), ("POST", "/check-quota")}
+    assert owned == {
+        ("GET", "/stats"),
+        ("GET", "/accounts"),
+        ("GET", "/why/{request_id}"),
+        ("POST", "/refresh"),
+        ("POST", "/check-quota"),
+    }
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")

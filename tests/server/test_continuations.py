@@ -262,12 +262,28 @@ def test_a_word_in_a_text_is_no_continuation(clock: ManualClock) -> None:
 def test_a_conversation_without_a_name_keeps_one_of_its_own(clock: ManualClock) -> None:
     kept = Continuations(clock)
     first = decode(kept, {"model": STANDARD, "input": "one"})
-    assert first.request.session
+    assert first.request.binding is not None
+    own = first.request.binding.also
     # It binds to an account here, and is nothing that the backend hears of.
-    assert first.request.session.encode() not in first.request.body
-    assert first.request.session not in first.request.headers.values()
+    assert own
+    assert own.encode() not in first.request.body
+    assert own not in first.request.headers.values()
     answer(first)
     second = decode(kept, {"model": STANDARD, "input": "two", "previous_response_id": "resp_1"})
-    assert second.request.session == first.request.session
+    assert second.request.session == own
+    # Another begins alike, and one that brings its whole conversation is known by that.
     other = decode(kept, {"model": STANDARD, "input": "one"})
-    assert other.request.session != first.request.session
+    assert other.request.session == first.request.session
+    assert other.request.binding is not None
+    assert other.request.binding.also not in (None, own)
+    # For the backend all of it is one conversation.
+    keys = {loads(one.request.body)["prompt_cache_key"] for one in (first, second)}
+    assert keys == {first.request.session}
+    assert second.request.headers == first.request.headers
+
+
+def test_callers_share_no_binding(clock: ManualClock) -> None:
+    kept = Continuations(clock)
+    one, other = (decode(kept, {"model": STANDARD, "input": "one"}, caller=who) for who in (ANNA, BERT))
+    assert one.request.session != other.request.session
+    assert one.request.body != other.request.body

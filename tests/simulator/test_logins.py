@@ -197,7 +197,8 @@ def login_query(challenge: str) -> dict[str, str]:
         "redirect_uri": "http://127.0.0.1:1455/auth/callback",
         "code_challenge": challenge,
         "code_challenge_method": "S256",
-        "state": "st",
+        "scope": "openid profile email offline_access",
+        "state": "state-of-this-login",
     }
 
 
@@ -208,7 +209,7 @@ async def test_a_browser_login_gives_working_tokens(caller: "Caller") -> None:
     assert answer.status == 302
     place = urlsplit(answer.headers["location"])
     back = parse_qs(place.query)
-    assert (place.netloc, back["state"]) == ("127.0.0.1:1455", ["st"])
+    assert (place.netloc, back["state"]) == ("127.0.0.1:1455", ["state-of-this-login"])
     form = {
         "grant_type": "authorization_code",
         "client_id": CLIENT_ID,
@@ -238,9 +239,29 @@ async def test_a_code_needs_what_it_was_asked_with(caller: "Caller", wrong: str)
     assert (await caller.ask("POST", "/oauth/token", account=None, data=form)).status == 400
 
 
-async def test_authorize_wants_a_challenge(caller: "Caller") -> None:
-    query = {**login_query("x"), "code_challenge_method": "plain"}
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"code_challenge_method": "plain"},
+        {"redirect_uri": "https://example.com/auth/callback"},
+        {"redirect_uri": "http://127.0.0.1:1455/elsewhere"},
+        {"scope": "openid"},
+        {"state": "short"},
+    ],
+)
+async def test_authorize_refuses_what_the_issuer_would_not_serve(
+    caller: "Caller", wrong: dict[str, str]
+) -> None:
+    query = {**login_query("x"), **wrong}
     assert (await caller.ask("GET", "/oauth/authorize", account=None, params=query)).status == 400
+
+
+async def test_a_person_may_refuse_a_browser_login(caller: "Caller") -> None:
+    caller.sim.issuer_state.login_error = "access_denied"
+    answer = await caller.ask("GET", "/oauth/authorize", account=None, params=login_query("x"))
+    back = parse_qs(urlsplit(answer.headers["location"]).query)
+    assert (back["error"], back["state"]) == (["access_denied"], ["state-of-this-login"])
+    assert "code" not in back
 
 
 async def test_a_device_login_waits_for_a_person(caller: "Caller") -> None:
@@ -277,12 +298,29 @@ async def test_device_logins_can_be_off_or_approve_themselves(caller: "Caller") 
     assert (await caller.post("/api/accounts/deviceauth/usercode", {}, account=None)).status == 404
 
 
+async def test_a_device_login_may_be_slowed_down_and_refused(caller: "Caller") -> None:
+    issuer = caller.sim.issuer_state
+    issuer.device_slow_down = 1
+    start = await caller.post("/api/accounts/deviceauth/usercode", {"client_id": CLIENT_ID}, account=None)
+    poll = {"device_auth_id": start.json["device_auth_id"], "user_code": start.json["user_code"]}
+    errors = []
+    for refusal in (None, None, "access_denied"):
+        issuer.login_error = refusal
+        answer = await caller.post("/api/accounts/deviceauth/token", poll, account=None)
+        errors.append((answer.status, answer.json["error"]))
+    assert errors == [(403, "slow_down"), (403, "authorization_pending"), (403, "access_denied")]
+
+
 async def test_revoke_ends_a_login(caller: "Caller") -> None:
     tokens = caller.sim.account("a1").tokens
-    answer = await caller.post(
-        "/oauth/revoke", {"token": tokens.refresh, "token_type_hint": "refresh_token"}, account=None
-    )
-    assert answer.status == 200
+    body = {"token": tokens.refresh, "token_type_hint": "refresh_token"}
+    assert (await caller.post("/oauth/revoke", body, account=None)).status == 400, "it names no client"
+    body["client_id"] = CLIENT_ID
+    caller.sim.issuer_state.revoke_status = 503
+    assert (await caller.post("/oauth/revoke", body, account=None)).status == 503
+    assert (await caller.turn()).status == 200
+    caller.sim.issuer_state.revoke_status = 200
+    assert (await caller.post("/oauth/revoke", body, account=None)).status == 200
     assert (await caller.turn()).status == 401
     assert (await caller.refresh(tokens.refresh)).status == 401
 

@@ -12,6 +12,7 @@ from codex_proxy.clock import ManualClock
 from codex_proxy.config import Live, Settings
 from codex_proxy.errors import (
     BackendFault,
+    PoolBusy,
     PoolEmpty,
     PoolExhausted,
     PoolShortage,
@@ -25,7 +26,7 @@ from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.sse import Batch
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.tasks import Background
-from codex_proxy.trace import LOCAL, End, Trace, Usage, UsageSource
+from codex_proxy.trace import LOCAL, Decision, End, Trace, Usage, UsageSource
 from codex_proxy.upstream.executor import Executor, Head
 
 CREATED = {"type": "response.created", "response": {"id": "r"}}
@@ -66,6 +67,7 @@ class Target:
     def __init__(self, key: str, *does: Played | UpstreamError) -> None:
         self.key = self.alias = key
         self.why = "played"
+        self.decision = Decision(self.key, "played", "none", 0.0)
         self.does = list(does)
         self.log: list[str] = []
         self.mends = False
@@ -104,6 +106,10 @@ class Targets:
         self.targets = targets
         self.nobody = nobody or PoolShortage("nobody", retry_after=1.0)
         self.picked: list[str] = []
+        self.waits: list[tuple[float, float]] = []
+        self.clock: ManualClock | None = None
+        self.comes_back: Target | None = None
+        """Who is there after a wait for a place."""
 
     def pick(self, request: BackendRequest, tried: Collection[str]) -> Target:
         for target in self.targets:
@@ -114,6 +120,13 @@ class Targets:
 
     def limits(self) -> JsonObject | None:
         return None
+
+    async def wait_for_place(self, seconds: float, ticket: float) -> None:
+        self.waits.append((seconds, ticket))
+        if self.clock is not None:
+            self.clock.advance(seconds)
+        if self.comes_back is not None:
+            self.targets = (*self.targets, self.comes_back)
 
 
 class Caller:
@@ -187,6 +200,7 @@ class Stage:
     """An executor with its clock, its caller and all that it told."""
 
     def __init__(self, route: Targets, **settings: Any) -> None:
+        self.route = route
         self.clock = ManualClock()
         self.background = Background()
         self.purse = Purse()
@@ -544,3 +558,39 @@ async def test_a_unary_answer_that_streams_passes_as_it_comes() -> None:
         played.request.endpoint = "responses/compact"
         await played.run()
         assert [entry.split()[0] for entry in played.caller.log] == ["open", "body", "body", "body", "end"]
+
+
+# -- places --------------------------------------------------------------------------------
+
+
+async def test_a_place_is_waited_for_and_is_no_retry() -> None:
+    async with stage(nobody=PoolBusy("full", retry_after=0.5), max_retry=0) as played:
+        played.route.comes_back = Target("a", good())
+        trace = await played.run()
+        assert trace.end is End.COMPLETED
+        assert played.route.waits == [(0.5, played.trace.started)]
+
+
+async def test_nobody_waits_for_a_place_longer_than_the_queue_may_take() -> None:
+    async with stage(nobody=PoolBusy("full", retry_after=1.0), queue_timeout=2.5) as played:
+        played.route.clock = played.clock
+        await played.run()
+        assert isinstance(played.caller.error, PoolBusy)
+        assert [seconds for seconds, _ in played.route.waits] == [1.0, 1.0, 0.5]
+
+
+async def test_without_a_queue_a_full_pool_says_so_at_once() -> None:
+    async with stage(nobody=PoolBusy("full", retry_after=1.0), queue_timeout=0) as played:
+        await played.run()
+        assert isinstance(played.caller.error, PoolBusy)
+        assert played.route.waits == []
+
+
+async def test_the_story_of_a_turn_has_every_choice_and_of_a_wait_the_last_look() -> None:
+    nobody = PoolBusy("full", retry_after=0.5)
+    nobody.decision = Decision("", "nobody could serve", "none", 0.0)
+    async with stage(Target("a", fault(Verdict.EXHAUSTED)), nobody=nobody, queue_timeout=2) as played:
+        played.route.clock = played.clock
+        trace = await played.run()
+        assert [decision.alias for decision in trace.decisions] == ["a", ""]
+        assert len(played.route.waits) == 4

@@ -1,0 +1,1 @@
+"""What the command line does beside running the daemon: one module for each subcommand."""
