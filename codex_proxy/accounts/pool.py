@@ -67,6 +67,9 @@ _CAUSES: dict[Verdict, Cause] = {
 _CANDIDATES_TOLD = 5
 _EXCLUSIONS_TOLD = 12
 
+# How long a request waits for a place before it looks again by itself.
+_LONGEST_LOOK = 5.0
+
 # The names of the ways in which conversations are known are the protocol's, and few; whatever
 # else comes is counted together.
 _MAX_SOURCES = 32
@@ -667,11 +670,12 @@ class Pool:
             else:
                 # Ready, but tried in vain for this request.
                 passing.append(now + 1.0)
-        soonest = min(passing, default=now + 1.0)
+        soonest = min(passing, default=math.inf)
         if is_busy:
             return PoolBusy(
                 "every account that could serve this carries all it may at a time; try again in a moment",
-                retry_after=min(1.0, max(0.05, soonest - now)),
+                # A place that comes free is told of; only what comes back by time alone is not.
+                retry_after=min(_LONGEST_LOOK, max(0.05, soonest - now)),
             )
         if passing and (not limits or soonest <= min(limits)):
             return PoolShortage(
@@ -697,16 +701,28 @@ class Pool:
             code="model_not_found",
         )
 
-    async def wait_for_place(self, seconds: float, ticket: float) -> None:
-        """Wait until an account has room for another request; *seconds* at most.
+    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
+        """Wait until an account has room for another request; *seconds* at most. True when one has.
 
         Places go to the smallest ticket first: whoever asked first is served first.
         """
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (ticket, next(self._tickets), place))
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(seconds):
                 await place
+        except TimeoutError:
+            return False
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                # It came and nobody takes it: its caller has just left.
+                self._wake(1)
+            raise
+        return True
+
+    def pass_place_on(self) -> None:
+        """Give a place that was no good for one request (another model, another account) to the next."""
+        self._wake(1)
 
     def _wake(self, places: int | None = None) -> None:
         """Let those go on who wait for a place; all of them, or as many as there are places."""
@@ -828,6 +844,9 @@ class Pool:
             case Verdict.UNENTITLED:
                 self._unentitled(account, lease, error, now)
             case Verdict.EXHAUSTED:
+                self._exhausted(account, lease, error, now)
+            case Verdict.LIMITED if _says_nothing(error) and account.quota.is_spent(now):
+                # A bare 429 is what the account's own numbers say it is.
                 self._exhausted(account, lease, error, now)
             case Verdict.PATH:
                 self._path_fault(account, lease, error, now)
@@ -1017,6 +1036,10 @@ def _may_come_back(account: Account, scan: Scan) -> bool:
         problem.skipped and not problem.is_final and problem.path in (path, path.parent)
         for problem in scan.problems
     )
+
+
+def _says_nothing(error: UpstreamError) -> bool:
+    return error.fault.code is None and error.fault.type is None and error.retry_after is None
 
 
 def _do_nothing(_: Account) -> None:

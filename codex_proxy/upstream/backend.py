@@ -75,9 +75,13 @@ class AccountRoute:
         """Return the pool's own view of its quota; None when that is nobody's business."""
         return self._pool.pool_limits() if self._live.current.pool_limits == "show" else None
 
-    async def wait_for_place(self, seconds: float, ticket: float) -> None:
+    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
         """Wait until an account may carry another request; see `Pool.wait_for_place`."""
-        await self._pool.wait_for_place(seconds, ticket)
+        return await self._pool.wait_for_place(seconds, ticket)
+
+    def pass_place_on(self) -> None:
+        """Let the next one look; see `Pool.pass_place_on`."""
+        self._pool.pass_place_on()
 
 
 class AccountLease:

@@ -260,15 +260,20 @@ class Exchange:
         last: UpstreamError | None = None
         # What leaves an account for good costs no retry, but it may not take for ever either.
         patience = settings.first_byte_timeout
+        has_place = False
         while True:
             begun = clock.monotonic()
             try:
                 key, error = await self._try(left | resting, last)
             except PoolBusy as exc:
+                if has_place:
+                    executor.route.pass_place_on()
                 left_over = self._started + settings.queue_timeout - clock.monotonic()
                 if left_over <= 0:
                     raise
-                await executor.route.wait_for_place(min(left_over, exc.retry_after), self._started)
+                has_place = await executor.route.wait_for_place(
+                    min(left_over, exc.retry_after), self._started
+                )
                 continue
             except PoolError as exc:
                 pause = self._pause(exc, last, pauses, settings.max_retry)

@@ -67,8 +67,12 @@ class Route(Protocol):
         """
         ...
 
-    async def wait_for_place(self, seconds: float, ticket: float) -> None:
+    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
         """Wait until a target has room again, *seconds* at most; the smallest ticket goes first."""
+        ...
+
+    def pass_place_on(self) -> None:
+        """Give a place that came, and was no good for this request, to the next who waits."""
         ...
 
     def limits(self) -> JsonObject | None:

@@ -162,7 +162,7 @@ async def test_a_place_goes_to_whoever_asked_first() -> None:
 
 async def test_nobody_waits_longer_than_asked() -> None:
     pool, _ = pool_of(credential("a", max_concurrency=1))
-    await pool.wait_for_place(0.01, 1.0)
+    assert not await pool.wait_for_place(0.01, 1.0)
 
 
 async def test_a_place_is_not_lost_to_one_who_has_left() -> None:
@@ -175,6 +175,17 @@ async def test_a_place_is_not_lost_to_one_who_has_left() -> None:
     await asyncio.sleep(0)
     lease.release()
     await asyncio.wait_for(stays, 1.0)
+
+
+async def test_a_place_that_came_as_its_caller_left_goes_to_the_next() -> None:
+    pool, _ = pool_of(credential("a", max_concurrency=1))
+    lease = take(pool)
+    left = asyncio.ensure_future(pool.wait_for_place(60.0, 1.0))  # noqa: TID251
+    stays = asyncio.ensure_future(pool.wait_for_place(60.0, 2.0))  # noqa: TID251
+    await asyncio.sleep(0)
+    lease.release()
+    left.cancel()
+    assert await asyncio.wait_for(stays, 1.0)
 
 
 async def test_a_new_account_is_room_for_those_who_wait() -> None:
@@ -464,6 +475,24 @@ def test_a_strategy_that_stays_keeps_what_it_has_learned() -> None:
     strategy = pool._strategy
     pool.apply_settings(Settings(strategy="quota-balance", max_concurrency=3))
     assert pool._strategy is strategy
+
+
+def test_a_bare_429_is_what_the_accounts_own_numbers_say() -> None:
+    pool, _ = pool_of(credential("a"), credential("b"))
+    for user, used in (("a", "100"), ("b", "60")):
+        pool.read_headers(
+            named(pool, user),
+            {
+                "x-codex-primary-used-percent": used,
+                "x-codex-primary-window-minutes": "300",
+                "x-codex-primary-reset-after-seconds": "7000",
+            },
+        )
+        bare = failure(Verdict.LIMITED, status=429, code=None)
+        lease = take(pool, but=("b",) if user == "a" else ("a",))
+        lease.failed(bare)
+    assert named(pool, "a").holds == {Cause.LIMIT: NOW + 7000}
+    assert set(named(pool, "b").holds) == {Cause.RATE}
 
 
 # -- numbers -------------------------------------------------------------------------------

@@ -426,6 +426,25 @@ async def test_tokens_that_no_disk_takes_are_used_from_memory_and_saved_later(tm
         assert not is_unsaved(h)
 
 
+async def test_the_record_of_an_exchange_stays_while_no_disk_has_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, "a") as h:
+
+        async def exchange(_: Call) -> Reply:
+            # The disk is full from now on.
+            no_room_in(tmp_path, monkeypatch)
+            return tokens()
+
+        h.world.answer("/oauth/token", exchange)
+        assert await h.keeper.token(h.account()) is not None
+        assert h.pending == ["exchange.json"]
+        # Killed now, the next start knows why the token in the file is refused.
+        after = House(tmp_path)
+        await after.keeper.load()
+        assert login_of(after.account()) is Login.UNCERTAIN
+
+
 async def test_the_next_process_completes_what_could_not_be_saved(tmp_path: Path) -> None:
     async with house(tmp_path, "a") as h:
         h.world.answer("/oauth/token", tokens())
@@ -731,6 +750,7 @@ async def test_an_exchange_that_breaks_off_pauses_and_leaves_its_record(
         assert h.account().refreshing is None
         assert h.account().refresh_after == NOW + 30
         assert h.pending == ["exchange.json"]
+        assert login_of(h.account()) is Login.UNCERTAIN
         await asyncio.sleep(0)
         assert "task died name=exchange:a" in caplog.text
 

@@ -108,6 +108,8 @@ class Targets:
         self.picked: list[str] = []
         self.waits: list[tuple[float, float]] = []
         self.clock: ManualClock | None = None
+        self.brings_places = False
+        self.passed = 0
         self.comes_back: Target | None = None
         """Who is there after a wait for a place."""
 
@@ -121,12 +123,16 @@ class Targets:
     def limits(self) -> JsonObject | None:
         return None
 
-    async def wait_for_place(self, seconds: float, ticket: float) -> None:
+    def pass_place_on(self) -> None:
+        self.passed += 1
+
+    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
         self.waits.append((seconds, ticket))
         if self.clock is not None:
             self.clock.advance(seconds)
         if self.comes_back is not None:
             self.targets = (*self.targets, self.comes_back)
+        return self.brings_places or self.comes_back is not None
 
 
 class Caller:
@@ -594,3 +600,12 @@ async def test_the_story_of_a_turn_has_every_choice_and_of_a_wait_the_last_look(
         trace = await played.run()
         assert [decision.alias for decision in trace.decisions] == ["a", ""]
         assert len(played.route.waits) == 4
+
+
+async def test_a_place_that_is_no_good_for_a_request_goes_to_the_next() -> None:
+    async with stage(nobody=PoolBusy("full", retry_after=1.0), queue_timeout=2.5) as played:
+        played.route.clock = played.clock
+        played.route.brings_places = True
+        await played.run()
+        assert isinstance(played.caller.error, PoolBusy)
+        assert (len(played.route.waits), played.route.passed) == (3, 3)
