@@ -5,7 +5,6 @@ lock. What a failure does to an account is one `match` over its verdict (`Pool.f
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import enum
 import heapq
@@ -294,12 +293,13 @@ class Pool:
             account = self._accounts.get(credential.key)
             if account is None:
                 self._add(credential)
-            elif account.refreshing is None:
+            else:
+                # Also while its token is exchanged: a save reads the file again before it writes.
                 self.adopt(account, credential)
         removed = False
         for key in [key for key in self._accounts if key not in seen]:
             account = self._accounts[key]
-            if account.refreshing is not None or _may_come_back(account, scan):
+            if _may_come_back(account, scan):
                 # The next look at the folder decides.
                 continue
             account.removed = True
@@ -317,15 +317,16 @@ class Pool:
     def adopt(self, account: Account, credential: Credential) -> bool:
         """Take over what the account's file says; True when its tokens are other ones."""
         old = account.credential
+        if credential is old:
+            return False
         if credential.refresh and credential.refresh.digest() in old.superseded:
             # The file, or a look at it before our save, still shows what we have spent.
             return False
-        if credential.refresh == old.refresh:
-            if account.unsaved and not credential.is_unsaved:
-                # The exchange brought an access token only, and the file could not take it.
-                return False
-            # What no file says goes on being known.
-            credential.superseded |= old.superseded
+        if credential.refresh == old.refresh and account.unsaved and not credential.is_unsaved:
+            # The exchange brought an access token only, and the file could not take it.
+            return False
+        # What no file says goes on being known.
+        credential.superseded |= old.superseded
         account.unsaved = credential.is_unsaved
         account.credential = credential
         now = self._clock.now()
@@ -520,7 +521,8 @@ class Pool:
         return kept
 
     def _ask(self, want: Want, home: Account | None) -> Ask:
-        return Ask(self.learned_families.get(want.counted), home, want.tokens)
+        idle = self.affinity.idle(want.session, self._clock.now()) if home is not None else 0.0
+        return Ask(self.learned_families.get(want.counted), home, want.tokens, idle)
 
     def _obstacle(self, account: Account, want: Want, exclude: Collection[str], now: float) -> Rule | None:
         """Return the rule by which an account cannot serve a request; None when it can."""

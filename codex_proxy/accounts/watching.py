@@ -125,7 +125,7 @@ class AccountFiles:
         credentials = list(scan.credentials)
         for place, credential in enumerate(credentials):
             account = self._pool.get(credential.key)
-            if account is None or account.refreshing is not None:
+            if account is None:
                 continue
             mine = account.credential
             if credential.refresh == mine.refresh:
@@ -202,15 +202,22 @@ def _place(folder: Path) -> Place | None:
     return status.st_dev, status.st_ino
 
 
-def _is_of_others(change: watchfiles.Change, path: str) -> bool:
-    return not os.path.basename(path).startswith(files.TEMPORARY_PREFIX)
+def _concerns(folder: Path, name: str) -> bool:
+    """Tell whether a change of that name in *folder* may be one of an account.
+
+    Not our own files on their way, nor whatever else is kept there. Names with two dots are
+    links that mounted secrets are switched by; the folder's own name tells of itself.
+    """
+    if name.startswith("."):
+        return name.startswith("..")
+    return name.lower().endswith(files.SUFFIX) or name == folder.name
 
 
 async def _notices(folder: Path) -> AsyncGenerator[bool, None]:
     """Yield True when something in *folder* changed, and False every second when nothing did."""
     changes = watchfiles.awatch(
         folder,
-        watch_filter=_is_of_others,
+        watch_filter=lambda _, path: _concerns(folder, os.path.basename(path)),
         debounce=_LONGEST_MS,
         step=_REST_MS,
         rust_timeout=_WAKE_MS,

@@ -300,6 +300,22 @@ def test_processes_that_add_at_the_same_time_make_one_file_per_account(auths: Pa
     assert not scan.problems
 
 
+def test_a_file_that_holds_another_account_by_now_keeps_that(
+    auths: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(auths / "a.json", flat("mine"))
+    real = store.edit
+
+    def edit(*args: Any) -> store.Credential:
+        write(path, flat("other"))
+        return real(*args)
+
+    monkeypatch.setattr(store, "edit", edit)
+    with pytest.raises(Unusable, match="another account by now"):
+        store.add(auths, flat("mine", refresh_token="rt_new", last_refresh="2027-01-15T09:00:00Z"))
+    assert read(path) == flat("other")
+
+
 # -- take out -----------------------------------------------------------------------------
 
 

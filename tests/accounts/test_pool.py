@@ -750,14 +750,26 @@ def test_an_access_token_that_no_file_took_is_not_given_up_for_the_older_one() -
     assert account.unsaved
 
 
-def test_an_account_is_left_alone_while_its_token_is_exchanged() -> None:
+def test_what_its_owner_wants_counts_while_its_token_is_exchanged() -> None:
     pool, _ = make_pool("a", "b")
     account = named(pool, "a")
     account.refreshing = object()  # type: ignore[assignment]
+    pool.apply(Scan([credential("a", disabled=True), credential("b")], []))
+    assert account.state is State.DISABLED
     pool.apply(Scan([credential("b")], []))
-    assert pool.get(account.key) is account
-    pool.apply(Scan([credential("a", n=5), credential("b")], []))
-    assert account.credential.refresh.reveal() == "rt_a_0"
+    assert pool.get(account.key) is None
+    assert account.removed
+
+
+def test_a_spent_token_stays_spent_whatever_the_file_said_meanwhile() -> None:
+    pool, _ = make_pool("a")
+    account = named(pool, "a")
+    spent = account.credential.refresh.digest()
+    account.credential.superseded = frozenset({"older"})
+    pool.apply(Scan([credential("a", n=5)], []))
+    assert account.credential.refresh.reveal() == "rt_a_5"
+    assert account.credential.superseded >= {"older"}
+    assert spent not in account.credential.superseded
 
 
 @pytest.mark.parametrize("path", ["/nowhere/a.json", "/nowhere"])

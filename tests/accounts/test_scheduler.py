@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_proxy.accounts.account import Account
+from codex_proxy.accounts.pool import Pool, Want
 from codex_proxy.accounts.quota import Window
 from codex_proxy.accounts.scheduler import (
     STRATEGIES,
@@ -23,8 +24,10 @@ from codex_proxy.accounts.scheduler import (
     cost_of,
     make_strategy,
 )
+from codex_proxy.accounts.store import Scan
+from codex_proxy.clock import ManualClock
 from codex_proxy.config import STRATEGIES as NAMES
-from tests.accounts.making import DAY, HOUR, NOW, account
+from tests.accounts.making import DAY, HOUR, NOW, Middle, account, credential
 
 WEEK = 7 * DAY
 
@@ -450,11 +453,58 @@ def test_a_conversation_stays_although_another_account_is_a_little_better() -> N
 
 def test_a_conversation_moves_only_when_what_expires_is_worth_more_than_its_cache() -> None:
     home = plus("home", hours_left=60, week_left=20, week_reset=6 * DAY)
-    expiring = plus("expiring", hours_left=100, hours_reset=HOUR, week_left=90, week_reset=DAY)
-    short = horizon(home, expiring, home=home, tokens=1_000)
-    assert short.account is expiring
-    assert short.rule == "expires first, worth a move"
-    assert horizon(home, expiring, home=home, tokens=2_000_000).account is home
+    expiring = plus("expiring", hours_reset=HOUR, week_left=90, week_reset=DAY)
+    choice = horizon(home, expiring, home=home, tokens=100_000)
+    assert choice.account is expiring
+    assert choice.rule == "expires first, worth a move"
+    little = plus("little", hours_reset=HOUR, week_left=3, week_reset=HOUR)
+    assert horizon(home, little, home=home, tokens=1_000_000).account is home
+    assert horizon(home, expiring, home=home, tokens=100_000_000).account is home
+
+
+def test_a_conversation_whose_cache_has_gone_cold_moves_freely() -> None:
+    home, better = plus("home"), plus("better", week_reset=WEEK / 2 - 16 * HOUR)
+    strategy = Horizon()
+    warm = Ask(home=home, tokens=100_000, idle=600.0)
+    cold = Ask(home=home, tokens=100_000, idle=2 * HOUR)
+    assert strategy.choose([home, better], warm, NOW).account is home
+    assert strategy.stays(warm, NOW) == "conversation"
+    assert strategy.stays(cold, NOW) is None
+    assert strategy.choose([home, better], cold, NOW).account is better
+
+
+class Recording(RoundRobin):
+    """Round-robin that keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks: list[Ask] = []
+
+    def stays(self, ask: Ask, now: float) -> str | None:
+        self.asks.append(ask)
+        return super().stays(ask, now)
+
+
+def test_the_pool_says_how_long_a_conversation_was_idle() -> None:
+    clock, strategy = ManualClock(NOW), Recording()
+    pool = Pool(clock, rng=Middle(), strategy=strategy)
+    pool.apply(Scan([credential("a"), credential("b")], []))
+    for pause in (0, 30, 5_000):
+        clock.advance(pause)
+        lease = pool.pick(Want("gpt-5", session="s", tokens=900))
+        lease.ok()
+        lease.release()
+    assert [(ask.idle, ask.tokens) for ask in strategy.asks] == [(30.0, 900), (5_000.0, 900)]
+
+
+def test_a_running_conversation_does_not_hop_from_one_unknown_account_to_the_next() -> None:
+    home = plus("home")
+    strategy, unknown = Horizon(), [account(user) for user in "abc"]
+    idle = plus("idle", week_left=100, week_reset=-DAY)
+    for tokens in (0, 10, 20_000):
+        ask = Ask(home=home, tokens=tokens, idle=30.0)
+        assert strategy.choose([home, idle, *unknown], ask, NOW).account is home
+        assert strategy.stays(ask, NOW) == "conversation"
 
 
 def test_what_a_move_costs_is_among_the_parts_of_the_home_only() -> None:

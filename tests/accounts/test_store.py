@@ -479,13 +479,17 @@ def test_a_symlink_is_followed_wherever_it_leads(auths: Path, tmp_path: Path, re
     scan = folder.look()
     assert scan is not None
     assert scan.credentials[0].identity.user_id == "other"
-    # The same file at another place.
-    other.rename(tmp_path / "moved.json")
-    (auths / "new").symlink_to(tmp_path / "moved.json")
+    # The same file at another place: only its folder was renamed, which leaves no mark on it.
+    home = write(tmp_path / "home" / "auth.json", flat("third"))
+    (auths / "new").symlink_to(home)
+    (auths / "new").rename(link)
+    assert found(folder) == ["a.json"]
+    home.parent.rename(tmp_path / "moved")
+    (auths / "new").symlink_to(tmp_path / "moved" / "auth.json")
     (auths / "new").rename(link)
     scan = folder.look()
     assert scan is not None
-    assert scan.credentials[0].target == tmp_path / "moved.json"
+    assert scan.credentials[0].target == tmp_path / "moved" / "auth.json"
     assert found(folder) is None
 
 
@@ -1056,6 +1060,17 @@ def test_a_new_login_after_a_lost_answer_starts_afresh(auths: Path, data: Path) 
     path = write(auths / "a.json", flat())
     store.note_exchange(data, store.load(path), now=NOW)
     write(path, flat(refresh_token="rt_fresh"))
+    assert store.scan(auths, data).credentials[0].interrupted is None
+
+
+def test_an_exchange_that_ends_during_the_look_is_not_an_interrupted_one(
+    auths: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credential = store.load(write(auths / "a.json", flat()))
+    store.note_exchange(data, credential, now=NOW)
+    records = Pending.load(data)
+    store.clear_exchange(data, credential)
+    monkeypatch.setattr(Pending, "load", lambda _: records)
     assert store.scan(auths, data).credentials[0].interrupted is None
 
 

@@ -1311,6 +1311,9 @@ async def test_an_account_that_may_go_on_serves_again(tmp_path: Path, answer: Re
         reply(200, usage(100)),
         reply(200, usage(10, week=100)),
         reply(200, usage(10, limit_reached=True)),
+        reply(200, usage(100, limit_reached=False)),
+        reply(200, usage(10, week=100, limit_reached=False)),
+        reply(200, {**usage(10), "spend_control": {"reached": True}}),
         reply(200, usage(10, allowed=None)),
         reply(200, usage(10, allowed="true")),
         reply(200, {"rate_limit": None}),
@@ -1335,6 +1338,14 @@ async def test_nothing_else_ends_a_cooldown_or_makes_it_longer(
         assert h.account().holds == {Cause.LIMIT: NOW + DAY}
         assert state_of(h.account()) is State.COOLING
         assert h.account().login_lost == ""
+
+
+async def test_an_answer_about_an_account_that_does_not_rest_changes_no_familys_limit(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.account().family_holds["codex_other"] = NOW + HOUR
+        h.world.answer("/wham/usage", reply(200, usage(27)))
+        assert (await h.keeper.check_usage(h.account())).success
+        assert h.account().family_holds == {"codex_other": NOW + HOUR}
 
 
 async def test_a_limit_that_is_met_while_the_answer_is_on_its_way_stays(tmp_path: Path) -> None:

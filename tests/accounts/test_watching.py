@@ -159,10 +159,28 @@ async def test_a_storm_of_changes_is_few_looks_and_rest_is_none(tmp_path: Path) 
         await asyncio.sleep(0.2)
         before = h.files.looks
         (h.auths / ".codex-proxy-0123.tmp").write_bytes(b"x")
+        (h.auths / "daemon.log").write_bytes(b"x")
+        (h.auths / ".a.json.swp").write_bytes(b"x")
         with files.lock(h.auths, "a"):
             pass
         await asyncio.sleep(0.3)
         assert h.files.looks == before
+
+
+async def test_secrets_that_are_switched_by_a_link_are_seen_at_once(tmp_path: Path) -> None:
+    """As Kubernetes mounts them: the files are links through `..data`, which is turned in one step."""
+    async with house(tmp_path) as h:
+        for number in (1, 2):
+            write_file(h.auths / f"..{number}", "a", priority=number)
+        (h.auths / "..data").symlink_to("..1")
+        (h.auths / "a.json").symlink_to("..data/a.json")
+        await h.files.follow()
+        h.start_watching()
+        await h.watched()
+        assert h.account().credential.priority == 1
+        (h.auths / "..next").symlink_to("..2")
+        (h.auths / "..next").replace(h.auths / "..data")
+        assert await until(lambda: h.account().credential.priority == 2) < SOON
 
 
 async def test_the_end_does_not_wait_for_the_watch(tmp_path: Path) -> None:
