@@ -41,6 +41,8 @@ MODELS_RETRY_SECONDS = 300.0
 # met their limit together do not knock together.
 _PROBE_SECONDS = (180.0, 300.0)
 _RESET_SECONDS = (5.0, 60.0)
+# One that has just come, of which nothing is known.
+_NEW_SECONDS = (0.5, 3.0)
 # How long the timer of these questions sleeps at most.
 _PROBE_LOOK_SECONDS = 30.0
 
@@ -94,6 +96,8 @@ class Keeper:
         self._checks = Slots(lambda: live.current.health_check_concurrency)
         self._models_after: dict[str, float] = {}
         self._probes: dict[str, _Probe] = {}
+        self._asking: set[str] = set()
+        """The accounts whose usage is being asked for, or waits for its turn."""
         self.files = AccountFiles(pool, live=live, clock=clock)
         self.exchanges = Exchanges(
             pool,
@@ -253,7 +257,7 @@ class Keeper:
                 logger.debug("usage check failed alias=%s reason=%s", result.account.alias, result.reason)
 
     async def probe_due(self) -> None:
-        """Ask for the usage of those that rest for a limit, or whose window has started again.
+        """Ask for the usage of those that rest for a limit, are new, or whose window has started again.
 
         So a reset that came early, a new plan and bought credits count within minutes. No
         answer makes a cooldown longer, and only one that says so plainly ends it.
@@ -281,12 +285,14 @@ class Keeper:
         """Keep a time for the next question of every account that has a reason for one."""
         plan: dict[str, _Probe] = {}
         for account in self._pool:
-            if account.state in _AT_REST:
+            if account.state in _AT_REST or account.key in self._asking:
                 continue
             if account.holds.get(Cause.LIMIT, now) > now:
                 between = _PROBE_SECONDS
             elif _has_passed_reset(account, now):
                 between = _RESET_SECONDS
+            elif account.quota.seen_at is None and account.quota.usage_at is None:
+                between = _NEW_SECONDS
             else:
                 continue
             known = self._probes.get(account.key)
@@ -303,8 +309,8 @@ class Keeper:
     async def keep_connections(self) -> None:
         """Let each way to the backend carry something, so that its connection stays open.
 
-        The next request then waits neither for a name nor for a proxy nor for TLS. It is sent
-        without a token, as a browser's first knock, and what is answered does not matter.
+        The next request then waits neither for a name nor for a proxy nor for TLS. No token goes
+        with it, and what is answered does not matter.
         """
         settings = self._live.current
         ways = {account.proxy_url for account in self._pool if account.state not in _AT_REST}
@@ -371,10 +377,15 @@ class Keeper:
         """Ask for the usage of *accounts*, several at a time, in the order they finish."""
 
         async def one(account: Account) -> Result:
-            async with self._checks:
-                return await self.check_usage(account)
+            try:
+                async with self._checks:
+                    return await self.check_usage(account)
+            finally:
+                self._asking.discard(account.key)
 
-        async for result in self._each(accounts, one):
+        asked = list(accounts)
+        self._asking.update(account.key for account in asked)
+        async for result in self._each(asked, one):
             yield result
 
     async def each_refresh(self, accounts: Iterable[Account]) -> AsyncIterator[Result]:

@@ -1249,6 +1249,7 @@ async def test_an_account_that_rests_for_its_limit_is_asked_every_few_minutes(tm
         for user in "abcde":
             h.account(user).hold(Cause.LIMIT, NOW + 3 * HOUR)
         h.account("f").hold(Cause.RATE, NOW + 3 * HOUR)
+        h.account("f").quota.seen_at = NOW
         times: dict[str, list[float]] = {user: [NOW] for user in "abcdef"}
         while h.clock.now() < NOW + 3 * HOUR - 1:
             h.clock.advance(h.keeper.seconds_to_next_probe())
@@ -1263,6 +1264,29 @@ async def test_an_account_that_rests_for_its_limit_is_asked_every_few_minutes(tm
             assert h.account(user).holds == {Cause.LIMIT: NOW + 3 * HOUR}
         assert times["f"] == [NOW], "what passes by itself is not asked for"
         assert len({times[user][1] for user in "abcde"}) == 5, "they do not knock together"
+
+
+async def test_what_has_an_account_that_just_came_is_asked_at_once_and_once(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + 10 * DAY) as h:
+        h.account("b").quota.seen_at = NOW
+        h.world.answer("/wham/usage", reply(200, usage(27)))
+        assert h.keeper.seconds_to_next_probe() < 4
+        for _ in range(10):
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            await h.keeper.probe_due()
+        (call,) = h.world.calls
+        assert call.headers["chatgpt-account-id"] == "acc-a"
+        assert h.account().left(h.clock.now(), None) == 73
+
+
+async def test_an_account_that_cannot_be_asked_is_not_asked_all_the_time(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        h.world.answer("/wham/usage", NetError(NetKind.CONNECT, "no"))
+        end = h.clock.now() + HOUR
+        while h.clock.now() < end:
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            await h.keeper.probe_due()
+        assert 10 <= len(h.world.calls) <= 21
 
 
 async def test_a_reset_that_came_early_is_seen(tmp_path: Path) -> None:
