@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-long test-clients lint format types check bench docs lock clean
+.PHONY: help install demo run test test-long test-clients lint format types check bench bench-schedule docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ check: $(STAMP) ## format, lint and types, changing nothing
 
 bench: $(STAMP) ## numbers of the hot paths
 	$(BIN)/python bench/run.py $(ARGS)
+
+bench-schedule: $(STAMP) ## what each strategy serves of what could be served (ARGS=--quick for a minute)
+	$(BIN)/python -m bench.schedule $(ARGS)
 
 docs: $(STAMP) ## renew the generated tables
 	$(BIN)/python -m codex_proxy.config docs/configuration.md

@@ -39,6 +39,11 @@ class Recent(Generic[V]):
         self._entries.move_to_end(key)
         return entry[1]
 
+    def put_at(self, key: str) -> float | None:
+        """Return when *key* was put last; None when it is not there."""
+        entry = self._entries.get(key)
+        return entry[0] if entry is not None else None
+
     def entries(self) -> Iterator[tuple[str, float, V]]:
         """Yield keys, times and values, the least recently used first."""
         for key, (at, value) in self._entries.items():
@@ -83,6 +88,11 @@ class Affinity:
     def homes(self, session: str | None, now: float) -> tuple[str, ...]:
         """Return the keys of the accounts that served *session*, the last one first."""
         return (self._sessions.get(session, now) or ()) if session is not None else ()
+
+    def idle(self, session: str | None, now: float) -> float:
+        """Return how many seconds ago *session* was served last; 0 when that is not remembered."""
+        at = self._sessions.put_at(session) if session is not None else None
+        return max(0.0, now - at) if at is not None else 0.0
 
     def dump(self) -> list[list[object]]:
         """Return all of it as JSON: `[session, time, [accounts]]`, the least recent first."""

@@ -208,32 +208,37 @@ def _weight(account: Account) -> float:
 
 # --- horizon
 
-# All of these were tuned on the traces 1 to 20 of bench/schedule.py.
+# Scores are binary logarithms, so that parts add up as factors do: one more is twice as good.
+# These were tuned on the traces 1 to 20 of bench/schedule.py, never on those it reports.
 
-# The value of quota halves with each unit of a score, so the parts add up as factors do.
 CLIP = 4.0
-"""How much better or worse one window can make an account: a factor of 16."""
-WEEK_UP = 1.0
+"""How far from an even pace still counts: sixteen times as much left, or a sixteenth."""
+_LEAST = 2.0**-CLIP
+WEEK_UP = 3.0
+"""What a doubling counts where more of the week is left than an even pace would leave: that expires."""
 WEEK_DOWN = 0.25
-HOURS_FACTOR = 0.1
-"""The window of hours comes back soon, so what expires in it is worth less."""
+"""What a halving counts where less is left. Little, because `room` speaks of that, too."""
+HOURS_FACTOR = 0.25
+"""The same for the window of hours, which comes back soon: what expires in it is worth less."""
 ROOM_FACTOR = 1.0
-NEED_TURNS = 25.0
-"""A conversation wants room for so many turns before it must move."""
+NEED_TURNS = 50.0
+"""An account should have room for so many turns, in its scarcest window, beside what it is busy with."""
 LOAD_FACTOR = 2.0
 LOAD_SECONDS = 1_800.0
-"""How long a turn goes on saying how busy its account is."""
-STAY_TURNS = 1.0
-"""Over how many turns a move must pay for itself: nobody knows how long a conversation goes on."""
+"""How long a turn goes on telling how busy its account is."""
+MOVE_FACTOR = 1.5
+"""How much more than it costs a move must be worth."""
 STAY_ANYWAY = 0.5
-"""What speaks for the conversation's own account beside its cache: it alone can read its encrypted reasoning."""
+"""What speaks for a conversation's own account beside the cache: it alone reads its encrypted reasoning."""
 CACHE_SECONDS = 3_600.0
-"""How long an account's prompt cache keeps a conversation: an hour is the most that is documented for it."""
+"""How long a prompt cache keeps a conversation: an hour is the most that is documented for it in memory."""
+START_PRICE = STAY_ANYWAY
+"""What moving may cost at most where it only begins a window or explores an account: what a cold one costs."""
 START_WEEK = 8.0
+"""A weekly window begins with its first use: the sooner, the sooner there is another."""
 START_HOURS = 0.5
 EXPLORE = 8.0
-"""How much better than an even pace quota is taken to be that nobody has seen."""
-_LEAST = 2.0**-CLIP
+"""Quota that nobody has seen is looked at first: a turn shows it, and begins its windows."""
 LOOK_SECONDS = 60.0
 """How long the last comparison speaks for the accounts that a conversation did not choose."""
 
@@ -244,7 +249,7 @@ MOST_OF_A_TURN = 10_000_000.0
 TYPICAL_TURN = 15_000.0
 TYPICAL_PERCENT = 30_000.0
 """What a percent of a window of hours is worth where nothing of that plan has been learned."""
-WEEKS_HOURS = 6.0
+WEEKS_HOURS = 4.0
 """How many windows of hours a week holds, likewise."""
 
 
@@ -324,8 +329,11 @@ class Horizon:
         best, seen_at = self._best.get(ask.family, (0.0, -inf))
         if not 0.0 <= now - seen_at <= LOOK_SECONDS:
             return None
-        value = self._weigh(ask.home, ask.family, now)[0]
-        return "conversation" if value + self._price_of_moving(ask) >= best else None
+        value, _, _, _, start = self._weigh(ask.home, ask.family, now)
+        moving = self._price_of_moving(ask)
+        if moving <= START_PRICE:
+            return None
+        return "conversation" if value - start + moving >= best else None
 
     def choose(self, accounts: Sequence[Account], ask: Ask, now: float) -> Choice:
         home = ask.home
@@ -333,6 +341,8 @@ class Horizon:
         count = len(accounts)
         turn = self._round % count
         moving = self._price_of_moving(ask) if home is not None else 0.0
+        # A window is begun, and an account explored, by a conversation that has nothing to lose.
+        may_start = moving <= START_PRICE
         weigh = self._weigh
         scores: list[Score] = []
         best, most, top = accounts[0], -inf, -inf
@@ -340,7 +350,10 @@ class Horizon:
         for index in range(-turn, count - turn):
             account = accounts[index]
             value, week, hours, room, start = weigh(account, ask.family, now)
-            top = max(top, value)
+            top = max(top, value - start)
+            if start > 0.0 and not may_start:
+                value -= start
+                start = 0.0
             if account is home:
                 value += moving
                 parts: tuple[tuple[str, float], ...] = (
@@ -356,20 +369,45 @@ class Horizon:
             if value > most:
                 best, most = account, value
         self._best[ask.family] = (top, now)
-        if best is home:
-            return Choice(best, "conversation", scores)
+        if home is not None and (best is home or not self._is_worth_a_move(best, ask, now)):
+            return Choice(home, "conversation", scores)
         meter = self._meter(best)
         meter.load = self._load(meter, now) + self._turn * NEED_TURNS / 4
         meter.load_at = now
         return Choice(best, "expires first" if home is None else "expires first, worth a move", scores)
+
+    def _is_worth_a_move(self, account: Account, ask: Ask, now: float) -> bool:
+        """Tell whether more expires on *account* than the conversation would read anew there."""
+        if ask.idle > CACHE_SECONDS:
+            return True
+        families = account.quota.families
+        limit = (families.get(ask.family) if ask.family is not None else None) or families.get(MAIN_FAMILY)
+        if limit is None:
+            return False
+        meter, plan = self._meters.get(account.key), account.quota.plan
+        expires, room = 0.0, inf
+        for window, is_long in ((limit.long, True), (limit.short, False)):
+            if window is None or window.is_over(now):
+                continue
+            unit = self._unit(meter, plan, is_long)
+            length = (window.minutes or (10_080 if is_long else 300)) * 60.0
+            left = 1.0 - window.used_percent / 100.0
+            expires = max(expires, (left - (window.ends_at - now) / length) * 100.0 * unit)
+            # What one window lets expire, the other must have as well.
+            room = min(room, left * 100.0 * unit)
+        return min(expires, room) > self._anew(ask)
 
     def _price_of_moving(self, ask: Ask) -> float:
         """Return how much dearer another account than the conversation's own is."""
         if ask.idle > CACHE_SECONDS:
             # Read anew it must be wherever it goes.
             return STAY_ANYWAY
-        anew = (1.0 - CACHED_COST) * max(0, ask.tokens)
-        return log2(1.0 + anew / (self._turn * STAY_TURNS)) + STAY_ANYWAY
+        return log2(1.0 + MOVE_FACTOR * self._anew(ask) / self._turn) + STAY_ANYWAY
+
+    def _anew(self, ask: Ask) -> float:
+        """Return what another account would pay for what the conversation's own one has in its cache."""
+        # Where nobody counted the tokens, there is still a conversation.
+        return (1.0 - CACHED_COST) * (ask.tokens if ask.tokens > 0 else self._turn)
 
     def _weigh(
         self, account: Account, family: str | None, now: float
