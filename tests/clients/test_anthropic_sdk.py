@@ -366,9 +366,10 @@ async def test_a_closed_stream_frees_the_account_at_once(bench: SdkBench) -> Non
 
 async def test_usage_is_estimated_at_first_and_true_at_the_end(bench: SdkBench) -> None:
     bench.sim.script(*(Script.reasoning("**Hm**", "Counted.") for _ in range(2)))
-    asked = say("word " * 400)
+    session = json.dumps({"session_id": "5f0c1d5e-0000-4000-8000-000000000001"})
+    asked = say("word " * 400, metadata={"user_id": session})
     first = (await bench.aio_anthropic().messages.create(**asked)).usage
-    stream = await begin(bench.aio_anthropic(), messages=asked["messages"])
+    stream = await begin(bench.aio_anthropic(), messages=asked["messages"], metadata=asked["metadata"])
     seen: list[Any] = []
     await read(stream, seen)
     begun, ended = seen[0].message.usage, seen[-2].usage

@@ -345,13 +345,14 @@ async def test_a_closed_stream_frees_the_account_at_once(bench: SdkBench) -> Non
 async def test_usage_ends_a_stream_only_when_it_is_asked_for(bench: SdkBench) -> None:
     bench.sim.script(*(Script.reasoning("**Hm**", "Counted.") for _ in range(3)))
     sdk = bench.aio_openai()
-    plain = (await sdk.chat.completions.create(**say())).usage
+    talk = {"prompt_cache_key": "one conversation"}
+    plain = (await sdk.chat.completions.create(**say(**talk))).usage
     assert plain is not None
     assert plain.completion_tokens_details is not None
     assert (plain.completion_tokens_details.reasoning_tokens or 0) > 0
-    without = await chunks_to_end(sdk)
+    without = await chunks_to_end(sdk, **talk)
     assert all("usage" not in chunk.model_fields_set for chunk in without)
-    *chunks, last = await chunks_to_end(sdk, stream_options={"include_usage": True})
+    *chunks, last = await chunks_to_end(sdk, stream_options={"include_usage": True}, **talk)
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
     assert last.choices == []
     assert last.usage is not None
