@@ -445,7 +445,7 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "oauth-issuer", "https://auth.openai.com", False,
-            "Where tokens are refreshed; the simulator's address together with `base-url`.",
+            "Where accounts log in and tokens are refreshed; the simulator's address together with `base-url`.",
             "an http or https URL without user, query and fragment", _url,
         ),
         Key(
@@ -490,7 +490,7 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "api-keys", [], True,
-            "Keys that clients send, with or without a name; they also open /stats, /refresh and /check-quota.",
+            "Keys that clients send, with or without a name; they also open /stats, /accounts, /why, /refresh and /check-quota.",
             'a list of keys, a list of "name: key", or a mapping of names to keys, each in quotes', _api_keys,
             kind="list", secret=True,
         ),

@@ -8,11 +8,13 @@ for, unsaved tokens are tried once more. A second signal skips the waiting for s
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from codex_proxy import __version__, config, logs
 from codex_proxy.accounts.actions import Actions
@@ -36,7 +38,7 @@ from codex_proxy.server.middleware import Handler
 from codex_proxy.server.public import Public, log_turn
 from codex_proxy.server.usage import PoolUsage
 from codex_proxy.server.views import Phase, PoolAdmin
-from codex_proxy.tasks import Background
+from codex_proxy.tasks import Background, Job
 from codex_proxy.upstream.backend import AccountRoute
 from codex_proxy.upstream.executor import Executor
 
@@ -44,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 CONTROL_SOCKET = "control.sock"
 """In data-dir: where commands reach a running daemon; only its owner may open it."""
+
+# How soon a daemon that was started beside another notices that it is alone.
+_TAKE_OVER_SECONDS = 2.0
 
 # How long the last terminal errors may take to reach their callers.
 _CUT_SECONDS = 5.0
@@ -88,6 +93,7 @@ class Daemon:
         self.executor.listen(self.pool.count_turn)
         self.decisions = Decisions()
         self.executor.listen(self.decisions.note)
+        self._open_control: Callable[[Path], Awaitable[bool]] | None = None
         self._phase: Phase = "starting"
         self._listener = Listener()
         self._counter = TokenCounter()
@@ -143,17 +149,35 @@ class Daemon:
         self.port = await self._listener.open_port(app, settings.listen_host, settings.listen_port)
         owner |= control_handlers(admin)
         control = build_app(access, owner, _RENDERERS, self._control_routes(owner))
-        await self._listener.open_unix(control, settings.data_dir / CONTROL_SOCKET)
+        self._open_control = functools.partial(self._listener.open_unix, control)
+        await self._take_control()
 
         self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
         self.live.subscribe(lambda _, new: self.pool.apply_settings(new))
-        for job in (*self.keeper.jobs(), *self.memory.jobs(), *self.executor.jobs(), *public.jobs()):
+        own = Job("control", lambda: 0.0 if self.memory.may_write else _TAKE_OVER_SECONDS, self._take_control)
+        jobs = (*self.keeper.jobs(), *self.memory.jobs(), *self.executor.jobs(), *public.jobs(), own)
+        for job in jobs:
             _ = self.background.start(job)
         _ = self.background.spawn(
             config.watch(self.live, self._loaded.path, self._environ, since=self._loaded), name="config"
         )
         self._phase = "ready"
         logger.info("listening url=%s accounts=%d version=%s", self.url, len(self.pool), __version__)
+
+    async def _take_control(self) -> None:
+        """Listen for commands, and write what is remembered, unless another daemon on this data-dir does."""
+        assert self._open_control is not None
+        path = self.live.current.data_dir / CONTROL_SOCKET
+        was_ours = self.memory.may_write
+        self.memory.may_write = not await self._listener.is_taken(path)
+        if self.memory.may_write:
+            await self._open_control(path)
+        elif was_ours:
+            logger.warning(
+                "another daemon uses this data-dir: commands reach that one, and until it ends nothing is written of "
+                "what this one learns; if both are to stay, give each its own path=%s",
+                path.parent,
+            )
 
     def _client_key(self, settings: Settings) -> ApiKey | None:
         if not keyfile.needs_key(settings):

@@ -173,7 +173,12 @@ class PoolShortage(PoolError):
 
 
 class PoolBusy(PoolShortage):
-    """Every account that could serve carries all that it may at a time; a place is waited for."""
+    """Every account that could serve carries all that it may at a time, or is on trial; a place is waited for."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0, patience: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.patience = patience
+        """How long to wait for it in all; None: as long as the configuration lets a request queue."""
 
 
 class PoolEmpty(PoolError):

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 REFRESH_BEFORE = 300.0
 
 
+# How long "this account lacks this model" is believed.
+REFUSAL_SECONDS = 3_600.0
+
+# Callers choose the names that are refused.
+MAX_REFUSALS = 256
+
 # How long one request may try an account that has rested, before others follow it unasked.
 TRIAL_SECONDS = 10.0
 
@@ -108,6 +114,8 @@ class Account:
     quota: Quota = field(default_factory=Quota)
     holds: dict[Cause, float] = field(default_factory=dict)
     """Cooldowns by cause, as wall clock; the account rests until the last of them."""
+    lengths: dict[Cause, float] = field(default_factory=dict)
+    """How long those were to be that we chose ourselves: a clock that is set back must not stretch them."""
     family_holds: dict[str, float] = field(default_factory=dict)
     """Limits of one model family beside the main one."""
     refusals: dict[str, float] = field(default_factory=dict)
@@ -140,7 +148,7 @@ class Account:
     on_trial: bool = False
     """It has rested, and no request has been answered since: one goes ahead, the others wait for its word."""
     trial_since: float | None = None
-    """Monotonic time at which a request went ahead; None while none has."""
+    """Monotonic time at which the one request went ahead; None while none has."""
 
     in_flight: int = 0
     total_requests: int = 0
@@ -245,17 +253,27 @@ class Account:
             return False
         if (
             before is State.READY
-            and not (self.holds or self.family_holds or self.refusals)
+            and not (self.holds or self.family_holds)
             and self.unavailable_until <= now
             and self.access_is_valid(now)
         ):
             # Nearly every account, and every choice asks all of them.
             return False
+        for cause, length in self.lengths.items():
+            if self.holds.get(cause, 0.0) > now + length + 1.0:
+                # The clock was ahead when it was set.
+                self.holds[cause] = now
         for cause in [cause for cause, until in self.holds.items() if until <= now]:
             del self.holds[cause]
-        for table in (self.family_holds, self.refusals):
-            for name in [name for name, until in table.items() if until <= now]:
-                del table[name]
+            self.lengths.pop(cause, None)
+        for name in [name for name, until in self.family_holds.items() if until <= now]:
+            del self.family_holds[name]
+        if self.unavailable_until > now + REPROBE.cap * 1.2:
+            self.unavailable_until = now + REPROBE.cap * 1.2
+        usable = self.access_is_valid(now) or self.can_refresh()
+        if self.state is State.NEEDS_LOGIN and usable:
+            # Our clock was ahead for a moment, and a token only looked over.
+            self.signal(Signal.REFRESHED)
         if self.state is State.UNAVAILABLE and self.unavailable_until <= now:
             self.signal(Signal.RESTED)
         if self.state is State.COOLING and not self.holds:
@@ -265,18 +283,26 @@ class Account:
             self.signal(Signal.UNENTITLED)
         if self.state is State.READY and self.holds:
             self.signal(Signal.HELD)
-        if not self.access_is_valid(now) and not self.can_refresh():
+        if not usable:
             self.signal(Signal.LOGIN_LOST)
         return self.state is not before
 
-    def hold(self, cause: Cause, until: float) -> bool:
-        """Cool until *until*; a cooldown only ever grows. True when the state changed."""
+    def hold(self, cause: Cause, until: float, *, length: float | None = None) -> bool:
+        """Cool until *until*; a cooldown only ever grows. True when the state changed.
+
+        *length* is given where the time is our own choice, counted from now.
+        """
         self.holds[cause] = max(until, self.holds.get(cause, 0.0))
+        if length is not None:
+            self.lengths[cause] = max(length, self.lengths.get(cause, 0.0))
+        else:
+            self.lengths.pop(cause, None)
         return self.signal(Signal.HELD)
 
     def absolve(self, cause: Cause) -> bool:
         """Take back what *cause* held, because it was not the account's fault."""
         self.strikes.pop(cause, None)
+        self.lengths.pop(cause, None)
         if self.holds.pop(cause, None) is None:
             return False
         return not self.holds and self.signal(Signal.ABSOLVED)
@@ -291,13 +317,22 @@ class Account:
         self.on_trial = False
         self.trial_since = None
 
-    def awaits_trial(self, now: float) -> bool:
-        """Tell whether a request is finding out just now; *now* is monotonic."""
-        return self.on_trial and self.trial_since is not None and now - self.trial_since < TRIAL_SECONDS
+    def trial_left(self, now: float) -> float:
+        """Return for how long others wait for the word of the one that went ahead; *now* is monotonic.
+
+        One that shows nothing in that time has opened the account to all.
+        """
+        if not self.on_trial or self.trial_since is None:
+            return 0.0
+        left = self.trial_since + TRIAL_SECONDS - now
+        if left <= 0.0:
+            self.end_trial()
+        return max(0.0, left)
 
     def reset(self) -> None:
         """Forget everything that keeps it from serving but its owner's wish and its login."""
         self.holds.clear()
+        self.lengths.clear()
         self.family_holds.clear()
         self.refusals.clear()
         self.strikes.clear()
@@ -345,6 +380,20 @@ class Account:
                 return self.login_lost or "no usable token"
             case State.DISABLED:
                 return "disabled in its file"
+
+    def refuse(self, name: str, until: float, now: float) -> None:
+        """Note that it lacks something, until *until*; of too many the oldest are forgotten."""
+        if len(self.refusals) >= MAX_REFUSALS and name not in self.refusals:
+            for old in [one for one, ends in self.refusals.items() if ends <= now]:
+                del self.refusals[old]
+            while len(self.refusals) >= MAX_REFUSALS:
+                del self.refusals[next(iter(self.refusals))]
+        self.refusals[name] = until
+
+    def lacks(self, name: str, now: float) -> bool:
+        """Tell whether the backend said so lately; a time too far ahead is that of a clock that was wrong."""
+        until = self.refusals.get(name)
+        return until is not None and now < until <= now + REFUSAL_SECONDS
 
     def serves(self, model: str) -> bool:
         """Tell whether its owner lets it serve *model*."""

@@ -5,6 +5,7 @@ lock. What a failure does to an account is one `match` over its verdict (`Pool.f
 """
 
 import asyncio
+import bisect
 import dataclasses
 import enum
 import heapq
@@ -16,7 +17,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from codex_proxy.accounts.account import BACKOFF, REPROBE, Account, Cause, Strikes
+from codex_proxy.accounts.account import (
+    BACKOFF,
+    REFUSAL_SECONDS,
+    REPROBE,
+    TRIAL_SECONDS,
+    Account,
+    Cause,
+    Strikes,
+)
 from codex_proxy.accounts.affinity import Affinity, Origins, Owner, Ownership, OwnersInMemory, digest
 from codex_proxy.accounts.poolview import PoolView
 from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
@@ -40,9 +49,6 @@ from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.trace import Candidate, Decision, Exclusion, Trace, Usage, UsageSource
 
 logger = logging.getLogger(__name__)
-
-# How long "this account lacks this model" is believed.
-REFUSAL_SECONDS = 3_600.0
 
 # Failures that speak of the way to the backend, seen on several accounts within this time,
 # are the way's fault.
@@ -68,6 +74,13 @@ _EXCLUSIONS_TOLD = 12
 
 # How long a request waits for a place before it looks again by itself.
 _LONGEST_LOOK = 5.0
+
+# How long a conversation stays for the word on its own account before it moves.
+_STAY_SECONDS = 2.0
+
+_ON_TRIAL = (
+    "the account that could serve this has rested, and one request is finding out whether it serves again"
+)
 
 # The names of the ways in which conversations are known are the protocol's, and few; whatever
 # else comes is counted together.
@@ -186,6 +199,21 @@ class Lease:
             self._pool.released(self)
 
 
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A request that waits for a place."""
+
+    ticket: float
+    number: int
+    want: Want
+    exclude: frozenset[str]
+    place: asyncio.Future[Account | None]
+    """Set when it should look again; to the account that has room, where one has."""
+
+    def order(self) -> tuple[float, int]:
+        return (self.ticket, self.number)
+
+
 @dataclass(slots=True)
 class Bindings:
     """What the turns had whose conversations were known by one kind of name."""
@@ -224,7 +252,8 @@ class Pool:
         self.owners: Ownership = owners if owners is not None else OwnersInMemory()
         self.bindings: dict[str, Bindings] = {}
         """By the kind of name that conversations were known by; '' for those known by none."""
-        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._waiting: list[_Waiter] = []
+        """By ticket, the smallest first."""
         self._tickets = itertools.count()
         self.learned_families: dict[str, str] = {}
         """Which limit a model (or an endpoint without one) counts on, learned from refusals."""
@@ -271,7 +300,7 @@ class Pool:
         self._max_concurrency = settings.max_concurrency
         self._keeps_sessions = settings.session_affinity
         self.affinity.ttl = settings.session_affinity_ttl
-        self._wake()
+        self._look_again()
 
     @property
     def strategy_name(self) -> str:
@@ -312,7 +341,7 @@ class Pool:
             self._relist()
         for credential in scan.credentials:
             self._name(self._accounts[credential.key], credential)
-        self._wake()
+        self._look_again()
 
     def adopt(self, account: Account, credential: Credential) -> bool:
         """Take over what the account's file says; True when its tokens are other ones."""
@@ -381,9 +410,15 @@ class Pool:
         account.total_requests += 1
         account.last_used = now
         started = self._clock.monotonic()
-        if account.on_trial:
+        if account.on_trial and account.trial_since is None:
             account.trial_since = started
-        return Lease(self, account, want, decision, has_moved=homes != (account.key,), started=started)
+        has_moved = homes != (account.key,) or self._has_foreign(want, account, now)
+        return Lease(self, account, want, decision, has_moved=has_moved, started=started)
+
+    def _has_foreign(self, want: Want, account: Account, now: float) -> bool:
+        """Tell whether the reasoning in a request may be of several accounts: its first and its last item say."""
+        ends = {want.encrypted[0], want.encrypted[-1]} if want.encrypted else ()
+        return any(self.origins.is_foreign(content, account.key, now) for content in ends)
 
     def _homes(self, want: Want, now: float) -> tuple[str, ...]:
         """Name the accounts on which the conversation has lived, the last one first."""
@@ -406,11 +441,29 @@ class Pool:
         owner = self.owners.get(digest(want.compacted[-1])) if want.compacted else None
         if owner is not None:
             return self._historian(owner, want, exclude, now)
+        self._stay_for_trial(homes, want, exclude, now)
         home = self._first_able(homes, want, exclude, now)
         if home is None:
             return None
         rule = self._strategy.stays(self._ask(want, home), now)
         return (home, self._decision(home, rule, now)) if rule is not None else None
+
+    def _stay_for_trial(
+        self, homes: tuple[str, ...], want: Want, exclude: Collection[str], now: float
+    ) -> None:
+        """Have a conversation wait for the word on its own account: a move would cost it its cache.
+
+        Raises:
+            PoolBusy: While the trial is young.
+        """
+        home = self._accounts.get(homes[0]) if homes else None
+        if home is None or not home.on_trial or self._obstacle(home, want, exclude, now) is not Rule.ON_TRIAL:
+            return
+        young = _STAY_SECONDS - (TRIAL_SECONDS - home.trial_left(self._clock.monotonic()))
+        if young > 0.0:
+            raise self._with_decision(
+                PoolBusy(_ON_TRIAL, retry_after=young, patience=_STAY_SECONDS), [(home, Rule.ON_TRIAL)], now
+            )
 
     def _first_able(
         self, keys: Iterable[str | None], want: Want, exclude: Collection[str], now: float
@@ -426,49 +479,55 @@ class Pool:
     ) -> tuple[Account, Decision]:
         """Choose the account that wrote the history, else one of its workspace, which may read it too."""
         account = self._accounts.get(owner.account)
-        obstacle = self._obstacle(account, want, exclude, now) if account is not None else None
-        if account is not None and obstacle is None:
-            return account, self._decision(account, "compacted history", now)
         kin = [one for one in self._accounts.values() if one.workspace == owner.workspace]
-        ready = [one for one in kin if self._obstacle(one, want, exclude, now) is None]
+        if account is not None and account not in kin:
+            # Logged in again for another workspace: what it wrote before may still be its own to read.
+            kin.append(account)
+        rules = [(one, self._obstacle(one, want, exclude, now)) for one in kin]
+        ready = [one for one, rule in rules if rule is None]
+        if account is not None and account in ready:
+            return account, self._decision(account, "compacted history", now)
+        excluded = [(one, rule) for one, rule in rules if rule is not None]
         if ready:
             choice = self._strategy.choose(ready, self._ask(want, None), now)
             return choice.account, self._told(
-                choice, "workspace of the compacted history", [], now, compared=len(ready)
+                choice, "workspace of the compacted history", excluded, now, compared=len(ready)
             )
-        if account is None:
-            raise RequestError(
-                "this conversation's history was compacted by an account that is not here any more, and no other "
-                "can read it; log that account in again, or start a new conversation",
-                param="input",
-                code="compaction_owner_gone",
-            )
-        assert obstacle is not None
-        raise self._history_waits(account, obstacle, want, now)
+        raise self._history_waits(account, excluded, want, now)
 
-    def _history_waits(self, account: Account, rule: Rule, want: Want, now: float) -> ProxyError:
-        """Say why the one account that could read the history cannot serve."""
-        excluded = [(account, rule)]
-        if rule in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED):
+    def _history_waits(
+        self, owner: Account | None, excluded: list[tuple[Account, Rule]], want: Want, now: float
+    ) -> ProxyError:
+        """Say why none of the accounts that could read the history can serve."""
+        able = [(one, rule) for one, rule in excluded if rule in _PASSING_RULES]
+        if able:
+            error = self._shortage(able, want, now)
+            # Those that were tried in vain have had their say: that they could not read it, perhaps.
+            error.is_for_history = any(rule is not Rule.TRIED for _, rule in able)
+            return self._with_decision(error, excluded, now)
+        if any(rule in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED) for _, rule in excluded):
             return RequestError(
                 f"this conversation's history was compacted by an account that does not serve {want.model!r}, and no "
                 "other can read it; go on with the model it was compacted with, or start a new conversation",
                 param="model",
                 code="model_not_found",
             )
-        if rule not in _PASSING_RULES:
+        if excluded:
+            one, rule = next((e for e in excluded if e[0] is owner), excluded[0])
             return self._with_decision(
                 PoolEmpty(
-                    f"this conversation's history can be read by the account {account.alias} only, which cannot serve "
+                    f"this conversation's history can be read by the account {one.alias} only, which cannot serve "
                     f"without help: {rule.value}; see `codex-proxy accounts`"
                 ),
                 excluded,
                 now,
             )
-        error = self._shortage(excluded, want, now)
-        # One that was tried in vain has had its say: that it could not read it, perhaps.
-        error.is_for_history = rule is not Rule.TRIED
-        return self._with_decision(error, excluded, now)
+        return RequestError(
+            "this conversation's history was compacted by an account that is not here any more, and no other "
+            "can read it; log that account in again, or start a new conversation",
+            param="input",
+            code="compaction_owner_gone",
+        )
 
     def _best(
         self, want: Want, exclude: Collection[str], homes: tuple[str, ...], now: float
@@ -483,7 +542,13 @@ class Pool:
                 excluded.append((account, rule))
         if not ready:
             error = self._nobody(want, excluded, now)
-            raise self._with_decision(error, excluded, now) if isinstance(error, PoolError) else error
+            if not isinstance(error, PoolError):
+                raise error
+            # Nobody knows who wrote the history: one that has not been asked yet may have.
+            error.is_for_history = bool(want.compacted) and any(
+                rule in _PASSING_RULES and rule is not Rule.TRIED for _, rule in excluded
+            )
+            raise self._with_decision(error, excluded, now)
         home = next((a for key in homes for a in ready if a.key == key), None)
         candidates = self._first_rank(ready, home, want, excluded, now)
         choice = self._strategy.choose(candidates, self._ask(want, home), now)
@@ -531,7 +596,7 @@ class Pool:
             return _OF_STATE[account.state]
         if not account.serves(want.model):
             return Rule.NOT_ALLOWED
-        if not self._has(account, want):
+        if not self._has(account, want, now):
             return Rule.LACKS_MODEL
         if account.key in exclude:
             return Rule.TRIED
@@ -542,12 +607,12 @@ class Pool:
             most = self._max_concurrency
         if most and account.in_flight >= most:
             return Rule.BUSY
-        if account.on_trial and account.awaits_trial(self._clock.monotonic()):
+        if account.on_trial and account.trial_left(self._clock.monotonic()) > 0.0:
             return Rule.ON_TRIAL
         return None
 
-    def _has(self, account: Account, want: Want) -> bool:
-        if account.refusals and want.refusal in account.refusals:
+    def _has(self, account: Account, want: Want, now: float) -> bool:
+        if account.refusals and account.lacks(want.refusal, now):
             return False
         return (
             not want.model
@@ -658,13 +723,16 @@ class Pool:
     def _shortage(self, able: list[tuple[Account, Rule]], want: Want, now: float) -> PoolError:
         limits: list[float] = []
         passing: list[float] = []
-        is_busy = False
+        is_full = is_tried = False
         for account, rule in able:
             cause = account.cooling_cause()
             until = account.cooling_until()
             family = self._family_hold(account, want, now)
-            if rule in (Rule.BUSY, Rule.ON_TRIAL):
-                is_busy = True
+            if rule is Rule.BUSY:
+                is_full = True
+            elif rule is Rule.ON_TRIAL:
+                is_tried = True
+                passing.append(now + account.trial_left(self._clock.monotonic()))
             elif until is not None and (family is None or until >= family):
                 (limits if cause is Cause.LIMIT else passing).append(until)
             elif family is not None:
@@ -673,11 +741,14 @@ class Pool:
                 # Ready, but tried in vain for this request.
                 passing.append(now + 1.0)
         soonest = min(passing, default=math.inf)
-        if is_busy:
+        if is_full or is_tried:
             return PoolBusy(
-                "every account that could serve this carries all it may at a time; try again in a moment",
+                "every account that could serve this carries all it may at a time; try again in a moment"
+                if is_full
+                else _ON_TRIAL,
                 # A place that comes free is told of; only what comes back by time alone is not.
                 retry_after=min(_LONGEST_LOOK, max(0.05, soonest - now)),
+                patience=None if is_full else TRIAL_SECONDS,
             )
         if passing and (not limits or soonest <= min(limits)):
             return PoolShortage(
@@ -703,37 +774,71 @@ class Pool:
             code="model_not_found",
         )
 
-    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
-        """Wait until an account has room for another request; *seconds* at most. True when one has.
+    def has_other(self, want: Want, exclude: Collection[str]) -> bool:
+        """Tell whether another account could serve a request now."""
+        now = self._clock.now()
+        return any(self._obstacle(one, want, exclude, now) is None for one in self._accounts.values())
 
-        Places go to the smallest ticket first: whoever asked first is served first.
+    async def wait_for_place(
+        self, want: Want, exclude: Collection[str], *, seconds: float, ticket: float
+    ) -> None:
+        """Wait until an account that could serve *want* has room; *seconds* at most.
+
+        A place goes to the smallest ticket that it is good for: whoever asked first is served first.
         """
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (ticket, next(self._tickets), place))
+        place: asyncio.Future[Account | None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(ticket, next(self._tickets), want, frozenset(exclude), place)
+        bisect.insort(self._waiting, waiter, key=_Waiter.order)
         try:
             async with asyncio.timeout(seconds):
                 await place
         except TimeoutError:
-            return False
+            pass
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                # It came and nobody takes it: its caller has just left.
-                self._wake(1)
+            offered = place.result() if place.done() and not place.cancelled() else None
+            if offered is not None:
+                # It came, and its caller has just left.
+                self._offer(offered)
             raise
-        return True
+        finally:
+            self._forget(waiter)
 
-    def pass_place_on(self) -> None:
-        """Give a place that was no good for one request (another model, another account) to the next."""
-        self._wake(1)
+    def _forget(self, waiter: "_Waiter") -> None:
+        at = bisect.bisect_left(self._waiting, waiter.order(), key=_Waiter.order)
+        if at < len(self._waiting) and self._waiting[at] is waiter:
+            del self._waiting[at]
 
-    def _wake(self, places: int | None = None) -> None:
-        """Let those go on who wait for a place; all of them, or as many as there are places."""
-        while self._waiting and (places is None or places > 0):
-            place = heapq.heappop(self._waiting)[2]
-            if not place.done():
-                place.set_result(None)
-                if places is not None:
-                    places -= 1
+    def _offer(self, account: Account) -> bool:
+        """Tell the first for whom *account* could serve; False when that is nobody."""
+        now = self._clock.now()
+        for waiter in self._waiting:
+            # One that is done has left, and is about to go from the list.
+            if waiter.place.done():
+                continue
+            if self._obstacle(account, waiter.want, waiter.exclude, now) is None:
+                self._forget(waiter)
+                waiter.place.set_result(account)
+                return True
+        return False
+
+    def _open(self, account: Account) -> None:
+        """Tell as many as *account* has room for now, after it had none for anybody."""
+        for _ in range(self._room(account)):
+            if not self._offer(account):
+                return
+
+    def _room(self, account: Account) -> int:
+        most = account.credential.max_concurrency
+        if most is None:
+            most = self._max_concurrency
+        return max(0, most - account.in_flight) if most else len(self._waiting)
+
+    def _look_again(self) -> None:
+        """Let all who wait look again, once: nobody knows for whom what has changed is good."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.place.done():
+                waiter.place.set_result(None)
 
     # -- what happened --------------------------------------------------------------------
 
@@ -744,7 +849,7 @@ class Pool:
         if account.on_trial and account.trial_since == lease.started:
             # Its caller left before the account could show anything: the next one tries.
             account.trial_since = None
-        self._wake(1)
+        self._offer(account)
 
     def succeeded(self, lease: Lease) -> None:
         """Note that an account answered: its conversation stays, old failures are forgotten."""
@@ -764,7 +869,7 @@ class Pool:
             if self.owners.get(name) is None:
                 self.owners.add(name, account.key, account.workspace, now)
         if was_on_trial and not account.on_trial:
-            self._wake()
+            self._open(account)
 
     def wrote(self, account: Account, content: str, *, is_history: bool) -> None:
         """Note that *account* issued an encrypted item; history can be read by nobody else, and for ever."""
@@ -804,17 +909,37 @@ class Pool:
         usage = trace.usage
         self.spent(account, cost_of(usage.input_tokens, usage.cached_tokens, usage.output_tokens))
 
-    def relieve(self, account: Account) -> None:
+    def relieve(self, account: Account, family: str = MAIN_FAMILY) -> None:
         """Note that the backend gives an account quota again before its limit was to end."""
         before, now = account.state, self._clock.now()
-        account.strikes.pop(Cause.LIMIT, None)
-        if account.holds.pop(Cause.LIMIT, None) is None and not account.family_holds:
+        if family != MAIN_FAMILY:
+            if account.family_holds.pop(family, None) is not None:
+                self._open(account)
             return
-        account.family_holds.clear()
+        account.strikes.pop(Cause.LIMIT, None)
+        if account.holds.pop(Cause.LIMIT, None) is None:
+            return
         account.begin_trial()
         account.settle(now)
         self._note(account, before, now)
-        self._wake()
+        self._offer(account)
+
+    def entitle(self, account: Account) -> None:
+        """Let one request try an account that was told it is not entitled: its plan or its purse has changed."""
+        if account.unavailable_until <= self._clock.now():
+            return
+        before, now = account.state, self._clock.now()
+        account.unavailable_until = 0.0
+        account.begin_trial()
+        account.settle(now)
+        self._note(account, before, now)
+        self._offer(account)
+
+    def plan_changed(self, account: Account) -> None:
+        """Note that an account has another plan: what it lacked before says nothing any more."""
+        account.refusals.clear()
+        self.entitle(account)
+        self._open(account)
 
     def reset(self, account: Account) -> None:
         """Forget what keeps an account from serving, as its owner wishes: cooldowns, numbers, and what was learned."""
@@ -824,7 +949,7 @@ class Pool:
         self._strategy.forget(account.key)
         account.settle(now)
         self._note(account, before, now)
-        self._wake()
+        self._open(account)
 
     def spent(self, account: Account, cost: float) -> None:
         """Note what a turn on *account* cost, in uncached input tokens' worth."""
@@ -836,11 +961,12 @@ class Pool:
         if account.trial_since is not None and lease.started >= account.trial_since:
             # What it met speaks below; if it does not cool, the next one may try.
             account.trial_since = None
+            self._look_again()
         match error.verdict:
             case Verdict.CALLER | Verdict.ENCRYPTED:
                 return
             case Verdict.MODEL:
-                account.refusals[lease.want.refusal] = now + REFUSAL_SECONDS
+                account.refuse(lease.want.refusal, now + REFUSAL_SECONDS, now)
                 logger.info("account lacks model alias=%s model=%s", account.alias, lease.want.model)
                 return
             case Verdict.UNENTITLED:
@@ -901,6 +1027,7 @@ class Pool:
     ) -> None:
         strikes = account.strikes.setdefault(cause, Strikes())
         counted = strikes.add(lease.started, self._clock.monotonic())
+        is_named = until is not None
         if until is None and error.retry_after is not None:
             until = reset_time(None, error.retry_after, now)
         if until is None:
@@ -909,7 +1036,8 @@ class Pool:
                 return
             until = now + BACKOFF[cause].seconds(strikes.count, self._rng.random())
         before = account.state
-        account.hold(cause, until)
+        # A reset that the backend named by the clock stays where it is; a pause counts from now.
+        account.hold(cause, until, length=None if is_named else until - now)
         self._note(account, before, now)
 
     def _path_fault(self, account: Account, lease: Lease, error: UpstreamError, now: float) -> None:
@@ -925,6 +1053,7 @@ class Pool:
                     before = other.state
                     other.absolve(Cause.PATH)
                     self._note(other, before, now)
+                    self._open(other)
             if self._clock.monotonic() - self._egress_told >= EGRESS_WINDOW:
                 # Not once per attempt: then every attempt of every caller fails so.
                 self._egress_told = self._clock.monotonic()
@@ -943,7 +1072,7 @@ class Pool:
         account.signal(Signal.REFRESHED)
         account.settle(self._clock.now())
         self._note(account, before, self._clock.now())
-        self._wake()
+        self._open(account)
 
     def login_lost(self, account: Account, reason: str) -> None:
         """Note that an account's refresh token is dead; its access token may serve to its end."""

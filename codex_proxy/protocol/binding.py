@@ -17,7 +17,7 @@ the conversation. The first of these that a request has counts:
 | `prompt_cache_key`                        | a field of Responses and Chat                            |
 | `metadata.user_id`                        | the session that Claude Code writes into it, also where  |
 |                                           | a relay has made it the `user`                           |
-| `conversation`                            | a field of Responses, an id or an object with one        |
+| `conversation`                            | a field of Chat, an id or an object with one             |
 | `user`, `safety_identifier`               | with the beginning: alone it would be all that one       |
 |                                           | person, or one tool, ever asks                           |
 | `beginning`                               | model, the head of the instructions, the user's first    |

@@ -56,6 +56,10 @@ class Listener:
         await place.site.start()
         return port or int(place.runner.addresses[0][1])
 
+    async def is_taken(self, path: Path) -> bool:
+        """Tell whether somebody listens on the socket at *path*."""
+        return await asyncio.to_thread(_is_in_use, path)
+
     async def open_unix(self, app: web.Application, path: Path) -> bool:
         """Serve *app* on a socket that only this user can open; False, with a warning, if that fails."""
         if await asyncio.to_thread(_is_in_use, path):

@@ -3,6 +3,7 @@
 Facts: backend contract, sections 2.1, 4 and 5.
 """
 
+import asyncio
 import re
 from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
@@ -31,6 +32,9 @@ _TAG_LENGTH = 12
 # What a header can hold, and a server takes.
 _TURN_STATE = re.compile(r"[\x21-\x7e]{1,4096}")
 
+# How long a request waits for a token while another account could serve it.
+EXCHANGE_PATIENCE = 5.0
+
 BYTES_PER_TOKEN = 4
 """About how much text is a token (toolbox of agents' bodies: 4.0 to 4.4 characters)."""
 
@@ -49,21 +53,8 @@ class AccountRoute:
 
     def pick(self, request: BackendRequest, tried: Collection[str]) -> "AccountLease":
         """Take the account that serves best; see `Pool.pick`."""
-        tag, _ = split_turn_state(request.turn_state)
-        bound = self._pool.by_tag(tag)
-        want = Want(
-            request.model,
-            request.endpoint,
-            request.session,
-            prefer=bound.key if bound is not None else None,
-            compacted=request.compacted,
-            encrypted=request.encrypted,
-            tokens=request.input_bytes // BYTES_PER_TOKEN,
-            is_opening=request.is_opening,
-            also=request.binding.also if request.binding is not None else None,
-        )
         try:
-            return AccountLease(self, self._pool.pick(want, tried))
+            return AccountLease(self, self._pool.pick(self._want(request), tried))
         except RequestError as exc:
             asked = request.asked_model
             if exc.param == "model" and not asked.lower().startswith(request.model.lower()):
@@ -75,13 +66,26 @@ class AccountRoute:
         """Return the pool's own view of its quota; None when that is nobody's business."""
         return self._pool.pool_limits() if self._live.current.pool_limits == "show" else None
 
-    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
-        """Wait until an account may carry another request; see `Pool.wait_for_place`."""
-        return await self._pool.wait_for_place(seconds, ticket)
+    async def wait_for_place(
+        self, request: BackendRequest, tried: Collection[str], *, seconds: float, ticket: float
+    ) -> None:
+        """Wait until an account that could serve *request* has room; see `Pool.wait_for_place`."""
+        await self._pool.wait_for_place(self._want(request), tried, seconds=seconds, ticket=ticket)
 
-    def pass_place_on(self) -> None:
-        """Let the next one look; see `Pool.pass_place_on`."""
-        self._pool.pass_place_on()
+    def _want(self, request: BackendRequest) -> Want:
+        tag, _ = split_turn_state(request.turn_state)
+        bound = self._pool.by_tag(tag)
+        return Want(
+            request.model,
+            request.endpoint,
+            request.session,
+            prefer=bound.key if bound is not None else None,
+            compacted=request.compacted,
+            encrypted=request.encrypted,
+            tokens=request.input_bytes // BYTES_PER_TOKEN,
+            is_opening=request.is_opening,
+            also=request.binding.also if request.binding is not None else None,
+        )
 
 
 class AccountLease:
@@ -100,7 +104,7 @@ class AccountLease:
     async def open(self, request: BackendRequest) -> Answer:
         """Send the request with the account's token; see `route.Lease.open`."""
         route, account = self._route, self._account
-        token = await route._keeper.token(account)
+        token = await self._token()
         if token is None:
             raise UpstreamError(
                 Verdict.UNAUTHORIZED, BackendFault("no usable access token", code="no_token"), status=401
@@ -130,6 +134,22 @@ class AccountLease:
             raise await self._refusal(answer)
         finally:
             answer.release()
+
+    async def _token(self, *, refused: Secret | None = None) -> Secret | None:
+        """Return a token that can be sent; None when there is none soon enough.
+
+        An exchange takes a moment, or half a minute when the issuer hangs. It goes on without us when
+        another account can take over.
+        """
+        keeper, account = self._route._keeper, self._account
+        if refused is None and account.access_is_valid(self._route._clock.now()):
+            return account.credential.access
+        others = self._route._pool.has_other(self._lease.want, {account.key})
+        try:
+            async with asyncio.timeout(EXCHANGE_PATIENCE if others else None):
+                return await keeper.token(account, refused=refused)
+        except TimeoutError:
+            return None
 
     def _headers(self, request: BackendRequest, token: Secret, turn_state: str | None) -> dict[str, str]:
         settings = self._route._live.current
@@ -169,7 +189,7 @@ class AccountLease:
     async def recover(self, error: UpstreamError, request: BackendRequest) -> bool:
         """Mend a refused token by an exchange, and unreadable items by leaving them out."""
         if error.verdict is Verdict.UNAUTHORIZED and self._sent is not None:
-            return await self._route._keeper.token(self._account, refused=self._sent) is not None
+            return await self._token(refused=self._sent) is not None
         if error.verdict is Verdict.ENCRYPTED:
             return self._leave_out_foreign(request)
         return False

@@ -58,10 +58,6 @@ MAX_HELD_BYTES = 4 * 1024 * 1024
 LONGEST_PAUSE = 3.0
 LONGEST_PAUSES = 6.0
 
-# While the backend works a place in the retry budget is free in a moment; when none is for so
-# long, the caller is better told than kept.
-LONGEST_WAIT_FOR_RETRY = 10.0
-
 # After the terminal event the backend ends its body at once; a connection whose end has been
 # read serves the next request.
 _TAIL_SECONDS = 1.0
@@ -259,21 +255,24 @@ class Exchange:
         pauses: list[float] = []
         last: UpstreamError | None = None
         # What leaves an account for good costs no retry, but it may not take for ever either.
-        patience = settings.first_byte_timeout
-        has_place = False
+        free_seconds = settings.first_byte_timeout
         while True:
             begun = clock.monotonic()
             try:
                 key, error = await self._try(left | resting, last)
             except PoolBusy as exc:
-                if has_place:
-                    executor.route.pass_place_on()
-                left_over = self._started + settings.queue_timeout - clock.monotonic()
+                patience = exc.patience if exc.patience is not None else settings.queue_timeout
+                left_over = self._started + patience - clock.monotonic()
                 if left_over <= 0:
                     raise
-                has_place = await executor.route.wait_for_place(
-                    min(left_over, exc.retry_after), self._started
+                await executor.route.wait_for_place(
+                    self._request,
+                    left,
+                    seconds=min(left_over, exc.retry_after),
+                    ticket=self._started,
                 )
+                # Those that were in passing trouble may be well again.
+                resting.clear()
                 continue
             except PoolError as exc:
                 pause = self._pause(exc, last, pauses, settings.max_retry)
@@ -303,8 +302,8 @@ class Exchange:
                     | Verdict.LIMITED
                 ):
                     (resting if error.verdict is Verdict.LIMITED else left).add(key)
-                    patience -= clock.monotonic() - begun
-                    if patience <= 0:
+                    free_seconds -= clock.monotonic() - begun
+                    if free_seconds <= 0:
                         raise self._gave_up(error)
                 case (
                     Verdict.OVERLOADED
@@ -696,6 +695,8 @@ class Executor:
     async def retry_slot(self, is_retry: bool) -> AsyncIterator[Slot]:
         """Hold a place in the retry budget when this is a retry after passing trouble.
 
+        Waited for as long as for an answer: those that hold the places may be slow, and well.
+
         Raises:
             NoPlace: If there was none for too long.
         """
@@ -704,7 +705,7 @@ class Executor:
             return
         async with contextlib.AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(LONGEST_WAIT_FOR_RETRY):
+                async with asyncio.timeout(self.live.current.first_byte_timeout):
                     slot = await stack.enter_async_context(self._budget.slot())
             except TimeoutError as exc:
                 raise NoPlace from exc

@@ -67,12 +67,10 @@ class Route(Protocol):
         """
         ...
 
-    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
-        """Wait until a target has room again, *seconds* at most; the smallest ticket goes first."""
-        ...
-
-    def pass_place_on(self) -> None:
-        """Give a place that came, and was no good for this request, to the next who waits."""
+    async def wait_for_place(
+        self, request: BackendRequest, tried: Collection[str], *, seconds: float, ticket: float
+    ) -> None:
+        """Wait until a target that could serve *request* has room, *seconds* at most; the smallest ticket goes first."""
         ...
 
     def limits(self) -> JsonObject | None:

@@ -4,7 +4,15 @@ import itertools
 
 import pytest
 
-from codex_proxy.accounts.account import BACKOFF, REFRESH_BEFORE, REPROBE, Backoff, Cause, Strikes
+from codex_proxy.accounts.account import (
+    BACKOFF,
+    MAX_REFUSALS,
+    REFRESH_BEFORE,
+    REPROBE,
+    Backoff,
+    Cause,
+    Strikes,
+)
 from codex_proxy.accounts.quota import Window
 from codex_proxy.accounts.state import Signal, State
 from codex_proxy.accounts.tokens import Identity, Secret
@@ -213,7 +221,7 @@ def test_limits_and_refusals_of_models_end_by_the_clock() -> None:
     one.refusals = {"responses m": NOW + 10, "responses n": NOW + 20}
     one.settle(NOW + 10)
     assert one.family_holds == {"codex_y": NOW + 20}
-    assert one.refusals == {"responses n": NOW + 20}
+    assert [one.lacks(f"responses {name}", NOW + 10) for name in "mn"] == [False, True]
     assert state_of(one) is State.READY
 
 
@@ -310,3 +318,31 @@ def test_a_model_family_counts_on_its_own_limit_when_that_is_known() -> None:
     one.quota.family("codex_x").primary = Window(95.0, 300, NOW + 100, NOW, "headers")
     assert one.left(NOW, "codex_x") == 5.0
     assert one.left(NOW, None) == 70.0
+
+
+def test_what_it_lacks_is_remembered_within_bounds() -> None:
+    one = account()
+    one.refuse("responses early", NOW + 5, NOW)
+    for number in range(1000):
+        one.refuse(f"responses made-up-{number}", NOW + 3600, NOW + 10)
+    assert len(one.refusals) == MAX_REFUSALS
+    assert one.lacks("responses made-up-999", NOW + 20)
+    assert not one.lacks("responses early", NOW + 20)
+
+
+def test_a_clock_that_was_ahead_does_not_stretch_a_pause() -> None:
+    one = account(ends=NOW + 10 * DAY)
+    one.hold(Cause.SERVER, NOW + DAY + 1, length=1.0)
+    one.hold(Cause.LIMIT, NOW + DAY)
+    one.settle(NOW)
+    assert one.holds == {Cause.LIMIT: NOW + DAY}
+    one.refuse("responses m", NOW + DAY, NOW + DAY - 3600)
+    assert not one.lacks("responses m", NOW)
+
+
+def test_a_token_that_only_looked_over_serves_again() -> None:
+    one = account(refresh="", ends=NOW + 3600)
+    one.settle(NOW + DAY)
+    assert one.state is State.NEEDS_LOGIN
+    one.settle(NOW)
+    assert one.state is State.READY

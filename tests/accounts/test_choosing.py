@@ -17,6 +17,7 @@ from codex_proxy.config import Settings
 from codex_proxy.errors import (
     PoolBusy,
     PoolEmpty,
+    PoolError,
     PoolExhausted,
     PoolShortage,
     RequestError,
@@ -147,7 +148,7 @@ async def test_a_place_goes_to_whoever_asked_first() -> None:
     order: list[str] = []
 
     async def wait(name: str, ticket: float) -> None:
-        await pool.wait_for_place(60.0, ticket)
+        await pool.wait_for_place(WANT, (), seconds=60.0, ticket=ticket)
         order.append(name)
 
     late, early = asyncio.ensure_future(wait("late", 2.0)), asyncio.ensure_future(wait("early", 1.0))  # noqa: TID251
@@ -162,14 +163,14 @@ async def test_a_place_goes_to_whoever_asked_first() -> None:
 
 async def test_nobody_waits_longer_than_asked() -> None:
     pool, _ = pool_of(credential("a", max_concurrency=1))
-    assert not await pool.wait_for_place(0.01, 1.0)
+    await pool.wait_for_place(WANT, (), seconds=0.01, ticket=1.0)
 
 
 async def test_a_place_is_not_lost_to_one_who_has_left() -> None:
     pool, _ = pool_of(credential("a", max_concurrency=1))
     lease = take(pool)
-    left = asyncio.ensure_future(pool.wait_for_place(60.0, 1.0))  # noqa: TID251
-    stays = asyncio.ensure_future(pool.wait_for_place(60.0, 2.0))  # noqa: TID251
+    left = asyncio.ensure_future(pool.wait_for_place(WANT, (), seconds=60.0, ticket=1.0))  # noqa: TID251
+    stays = asyncio.ensure_future(pool.wait_for_place(WANT, (), seconds=60.0, ticket=2.0))  # noqa: TID251
     await asyncio.sleep(0)
     left.cancel()
     await asyncio.sleep(0)
@@ -180,20 +181,64 @@ async def test_a_place_is_not_lost_to_one_who_has_left() -> None:
 async def test_a_place_that_came_as_its_caller_left_goes_to_the_next() -> None:
     pool, _ = pool_of(credential("a", max_concurrency=1))
     lease = take(pool)
-    left = asyncio.ensure_future(pool.wait_for_place(60.0, 1.0))  # noqa: TID251
-    stays = asyncio.ensure_future(pool.wait_for_place(60.0, 2.0))  # noqa: TID251
+    left = asyncio.ensure_future(pool.wait_for_place(WANT, (), seconds=60.0, ticket=1.0))  # noqa: TID251
+    stays = asyncio.ensure_future(pool.wait_for_place(WANT, (), seconds=60.0, ticket=2.0))  # noqa: TID251
     await asyncio.sleep(0)
     lease.release()
     left.cancel()
-    assert await asyncio.wait_for(stays, 1.0)
+    await asyncio.wait_for(stays, 1.0)
 
 
 async def test_a_new_account_is_room_for_those_who_wait() -> None:
     pool, _ = pool_of(credential("a", max_concurrency=1))
-    waits = asyncio.ensure_future(pool.wait_for_place(60.0, 1.0))  # noqa: TID251
+    waits = asyncio.ensure_future(pool.wait_for_place(WANT, (), seconds=60.0, ticket=1.0))  # noqa: TID251
     await asyncio.sleep(0)
     pool.apply(Scan([credential("a", max_concurrency=1), credential("b")], []))
     await asyncio.wait_for(waits, 1.0)
+
+
+async def test_those_who_wait_are_told_of_what_is_good_for_them_and_of_nothing_else() -> None:
+    pool, _ = pool_of(
+        credential("a", max_concurrency=1, models_allowed=("m-a",)),
+        credential("b", max_concurrency=1, models_allowed=("m-b",)),
+    )
+    of_a, of_b = pool.pick(Want("m-a")), pool.pick(Want("m-b"))
+    first = asyncio.ensure_future(pool.wait_for_place(Want("m-a"), (), seconds=60.0, ticket=1.0))  # noqa: TID251
+    second = asyncio.ensure_future(pool.wait_for_place(Want("m-b"), (), seconds=60.0, ticket=2.0))  # noqa: TID251
+    await asyncio.sleep(0)
+    of_b.release()
+    await asyncio.wait_for(second, 1.0)
+    assert not first.done()
+    of_a.release()
+    await asyncio.wait_for(first, 1.0)
+
+
+async def test_a_change_of_the_settings_makes_everybody_look_once() -> None:
+    pool, _ = pool_of(credential("a", max_concurrency=1))
+    lease = take(pool)
+    looks = 0
+
+    async def wait(ticket: float) -> None:
+        nonlocal looks
+        for _ in range(2):
+            await pool.wait_for_place(WANT, (), seconds=0.2, ticket=ticket)
+            looks += 1
+
+    waits = [asyncio.ensure_future(wait(float(number))) for number in range(5)]  # noqa: TID251
+    await asyncio.sleep(0)
+    pool.apply_settings(Settings(strategy="quota-balance"))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert looks == 5, "they wake each other"
+    lease.release()
+    await asyncio.gather(*waits)
+
+
+async def test_those_who_give_up_leave_nothing_behind() -> None:
+    pool, _ = pool_of(credential("a", max_concurrency=1))
+    take(pool)
+    await asyncio.gather(*(pool.wait_for_place(WANT, (), seconds=0.0, ticket=float(n)) for n in range(50)))
+    assert pool._waiting == []
 
 
 # -- after a rest --------------------------------------------------------------------------
@@ -236,6 +281,45 @@ def test_a_trial_that_shows_nothing_holds_the_others_up_for_a_moment_only() -> N
     take(pool)
     clock.advance(TRIAL_SECONDS)
     assert take(pool).account.alias == "a"
+
+
+def test_a_trial_is_over_with_the_first_answer_however_late_that_begins() -> None:
+    pool, clock = pool_of(credential("a"))
+    limit(pool, "a")
+    clock.advance(HOUR + 1)
+    first = take(pool)
+    clock.advance(TRIAL_SECONDS)
+    leases = [take(pool) for _ in range(5)]
+    clock.advance(5.0)
+    first.ok()
+    assert not named(pool, "a").on_trial
+    assert len(leases) == 5
+
+
+def test_a_trial_is_waited_for_even_without_a_queue() -> None:
+    pool, clock = pool_of(credential("a"), queue_timeout=0.0)
+    limit(pool, "a")
+    clock.advance(HOUR + 1)
+    take(pool)
+    clock.advance(4.0)
+    with pytest.raises(PoolBusy, match="one request is finding out") as caught:
+        take(pool)
+    assert caught.value.patience == TRIAL_SECONDS
+    assert caught.value.retry_after == 5.0
+
+
+def test_a_conversation_waits_a_moment_for_its_own_account_on_trial() -> None:
+    pool, clock = pool_of(credential("a"), credential("b"))
+    talk = Want("gpt-5.5", session="talk", tokens=100_000)
+    take(pool, talk, but=("b",)).ok()
+    limit(pool, "a", 60.0)
+    clock.advance(61.0)
+    take(pool, but=("b",))
+    with pytest.raises(PoolBusy) as caught:
+        pool.pick(talk)
+    assert 0 < caught.value.retry_after <= 2.0
+    clock.advance(2.0)
+    assert pool.pick(talk).account.alias == "b"
 
 
 def test_quota_that_comes_back_early_ends_the_rest_at_once() -> None:
@@ -334,6 +418,36 @@ def test_what_another_workspace_issued_cannot_be_read() -> None:
     assert not pool.cannot_read(b, "of unknown origin")
 
 
+def test_reasoning_of_another_account_is_looked_for_under_any_name_of_the_conversation() -> None:
+    pool, _ = pool_of(credential("a"), credential("b"))
+    pool.wrote(named(pool, "a"), "old thought", is_history=False)
+    fork = Want("gpt-5.5", session="fork", encrypted=("old thought",))
+    first = take(pool, fork, but=("a",))
+    assert first.has_moved
+    first.ok()
+    pool.wrote(named(pool, "b"), "new thought", is_history=False)
+    assert take(pool, Want("gpt-5.5", session="fork", encrypted=("old thought", "new thought"))).has_moved
+    assert not take(pool, Want("gpt-5.5", session="fork", encrypted=("new thought",))).has_moved
+
+
+def test_a_new_plan_undoes_what_the_old_one_lacked() -> None:
+    pool, _ = pool_of(credential("a"))
+    account = named(pool, "a")
+    take(pool).failed(failure(Verdict.UNENTITLED, status=402))
+    account.refuse(WANT.refusal, NOW + HOUR, NOW)
+    assert account.state is State.UNAVAILABLE
+    pool.plan_changed(account)
+    assert served(pool, 1) == ["a"]
+
+
+def test_the_limit_of_a_family_ends_by_its_own_numbers() -> None:
+    pool, _ = pool_of(credential("a"))
+    account = named(pool, "a")
+    account.family_holds = {"x": NOW + DAY, "y": NOW + DAY}
+    pool.relieve(account, "x")
+    assert account.family_holds == {"y": NOW + DAY}
+
+
 # -- compacted history ---------------------------------------------------------------------
 
 
@@ -368,6 +482,34 @@ def test_history_may_be_read_by_another_account_of_its_workspace() -> None:
     limit(pool, "a", 2 * HOUR)
     lease = pool.pick(HISTORY)
     assert (lease.account.alias, lease.why) == ("k", "workspace of the compacted history")
+
+
+def test_history_waits_for_whoever_of_its_workspace_is_back_first() -> None:
+    kin = Identity("user-k", "acc-a")
+    pool, clock = pool_of(credential("a"), credential("b"), credential("k", identity=kin))
+    pool.wrote(named(pool, "a"), "history", is_history=True)
+    limit(pool, "a", 5 * DAY)
+    named(pool, "k").hold(Cause.OVERLOAD, NOW + 2)
+    with pytest.raises(PoolShortage) as caught:
+        pool.pick(HISTORY)
+    assert caught.value.retry_after == 2.0
+    # The same when the owner is gone, or switched off.
+    pool.apply(Scan([credential("b"), credential("k", identity=kin)], []))
+    with pytest.raises(PoolShortage):
+        pool.pick(HISTORY)
+    pool.apply(Scan([credential("a", disabled=True), credential("b"), credential("k", identity=kin)], []))
+    with pytest.raises(PoolShortage):
+        pool.pick(HISTORY)
+    clock.advance(3.0)
+    assert pool.pick(HISTORY).account.alias == "k"
+
+
+def test_history_of_an_unknown_owner_waits_for_one_that_has_not_been_asked() -> None:
+    pool, _ = pool_of(credential("a"), credential("b"))
+    limit(pool, "a", 2 * HOUR)
+    with pytest.raises(PoolError) as caught:
+        take(pool, Want("gpt-5.5", compacted=("unknown",)), but=("b",))
+    assert caught.value.is_for_history
 
 
 def test_history_whose_owner_is_gone_is_a_clear_refusal() -> None:

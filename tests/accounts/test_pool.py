@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from codex_proxy.accounts.account import BACKOFF, REPROBE, Account, Cause
-from codex_proxy.accounts.pool import EGRESS_WINDOW, REFUSAL_SECONDS, Lease, Pool, Want
+from codex_proxy.accounts.account import BACKOFF, REFUSAL_SECONDS, REPROBE, Account, Cause
+from codex_proxy.accounts.pool import EGRESS_WINDOW, Lease, Pool, Want
 from codex_proxy.accounts.quota import Window
 from codex_proxy.accounts.state import State
 from codex_proxy.accounts.store import Credential, Problem, Scan

@@ -12,11 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from codex_proxy.accounts.memory import STATE_FILE
 from codex_proxy.daemon import CONTROL_SOCKET
 from codex_proxy.protocol.sse import Parser
 from codex_proxy.simulator import Simulator
 from tests.harness import Stand, standing
-from tests.process import client, running, write_config
+from tests.process import client, running, until, write_config
 
 
 async def frames(stand: Stand, path: str) -> list[tuple[str, Any]]:
@@ -260,7 +261,7 @@ async def test_a_socket_left_by_a_kill_is_replaced_and_a_living_one_is_not(short
         async with running(config):
             inode = path.stat().st_ino
             async with running(config) as second:
-                await second.logged("control socket is in use by another daemon")
+                await second.logged("another daemon uses this data-dir")
                 assert await second.stop() == 0
             assert path.stat().st_ino == inode, "the second one took the first one's socket away"
             async with (
@@ -268,6 +269,20 @@ async def test_a_socket_left_by_a_kill_is_replaced_and_a_living_one_is_not(short
                 session.get("http://localhost/health") as answer,
             ):
                 assert answer.status == 200
+
+
+async def test_a_daemon_beside_another_takes_over_when_it_is_alone(short: Path) -> None:
+    async with Simulator(1) as sim:
+        sim.write_auth_files(short / "auths")
+        config = write_config(short, sim)
+        path, state = short / "data" / CONTROL_SOCKET, short / "data" / STATE_FILE
+        async with running(config) as first, running(config) as second:
+            await second.logged("another daemon uses this data-dir")
+            assert await first.stop() == 0
+            state.unlink()
+            await until(path.exists, 10.0)
+            assert await second.stop() == 0
+        assert state.exists(), "what it learned is written by the one that is left"
 
 
 async def test_a_data_dir_too_deep_for_a_socket_costs_only_the_socket(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ async def test_kill_9_at_random_moments_leaves_every_account_file_whole(
 
 @pytest.mark.long
 async def test_kill_9_at_many_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = await kill_often(tmp_path, 100)
-    show(capsys, "kill -9 of the daemon, 100 times over 3 accounts", found)
-    assert sum(found.values()) == 300
+    found = await kill_often(tmp_path, 200)
+    show(capsys, "kill -9 of the daemon, 200 times over 3 accounts", found)
+    assert sum(found.values()) == 600
     assert found["login intact"]

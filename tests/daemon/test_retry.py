@@ -172,14 +172,13 @@ async def test_a_broken_backend_is_not_flooded(tmp_path: Path, brief: None) -> N
         asking = asyncio.gather(*(stand.ask("hi") for _ in range(callers)))
         await stand.until(look)
         assert {answer.status for answer in await asking} == {429}
-        # A fifth of what is under way, which only gets less.
-        assert 3 <= peak <= callers // 5
+        # A fifth of what is under way, which only gets less; and of an account that has rested, one.
+        assert 1 <= peak <= callers // 5
         assert stand.daemon.executor.in_flight == 0
 
 
-async def test_who_gets_no_place_to_retry_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codex_proxy.upstream.executor.LONGEST_WAIT_FOR_RETRY", 0.2)
-    async with standing(tmp_path) as stand:
+async def test_who_gets_no_place_to_retry_is_told(tmp_path: Path) -> None:
+    async with standing(tmp_path, first_byte_timeout="300ms") as stand:
         stand.in_order()
         first, *others = stand.accounts
         first.set("server_error")
@@ -194,6 +193,16 @@ async def test_who_gets_no_place_to_retry_is_told(tmp_path: Path, monkeypatch: p
                 assert answer.headers["retry-after"] == "1"
         await stand.idle()
         assert all(account.in_flight == 0 for account in stand.daemon.pool)
+
+
+async def test_a_wave_of_retries_is_absorbed_by_an_account_that_is_slow(tmp_path: Path, brief: None) -> None:
+    async with standing(tmp_path, accounts=2) as stand:
+        stand.in_order()
+        first, second = stand.accounts
+        first.set("server_error")
+        second.set("slow", delay=0.5)
+        answers = await asyncio.gather(*(stand.ask("hi") for _ in range(12)))
+        assert {answer.status for answer in answers} == {200}
 
 
 async def test_a_retry_chooses_when_its_turn_has_come(tmp_path: Path, brief: None) -> None:

@@ -108,8 +108,6 @@ class Targets:
         self.picked: list[str] = []
         self.waits: list[tuple[float, float]] = []
         self.clock: ManualClock | None = None
-        self.brings_places = False
-        self.passed = 0
         self.comes_back: Target | None = None
         """Who is there after a wait for a place."""
 
@@ -123,16 +121,14 @@ class Targets:
     def limits(self) -> JsonObject | None:
         return None
 
-    def pass_place_on(self) -> None:
-        self.passed += 1
-
-    async def wait_for_place(self, seconds: float, ticket: float) -> bool:
+    async def wait_for_place(
+        self, request: BackendRequest, tried: Collection[str], *, seconds: float, ticket: float
+    ) -> None:
         self.waits.append((seconds, ticket))
         if self.clock is not None:
             self.clock.advance(seconds)
         if self.comes_back is not None:
             self.targets = (*self.targets, self.comes_back)
-        return self.brings_places or self.comes_back is not None
 
 
 class Caller:
@@ -602,10 +598,19 @@ async def test_the_story_of_a_turn_has_every_choice_and_of_a_wait_the_last_look(
         assert len(played.route.waits) == 4
 
 
-async def test_a_place_that_is_no_good_for_a_request_goes_to_the_next() -> None:
-    async with stage(nobody=PoolBusy("full", retry_after=1.0), queue_timeout=2.5) as played:
+async def test_what_was_in_passing_trouble_is_tried_again_after_a_wait_for_a_place() -> None:
+    flaky = Target("a", fault(Verdict.SERVER), good())
+    async with stage(flaky, nobody=PoolBusy("full", retry_after=0.5), max_retry=1) as played:
         played.route.clock = played.clock
-        played.route.brings_places = True
+        trace = await played.run()
+        assert trace.end is End.COMPLETED
+        assert len(played.route.waits) == 1
+
+
+async def test_what_is_over_by_itself_is_waited_for_without_a_queue() -> None:
+    busy = PoolBusy("on trial", retry_after=1.0, patience=2.5)
+    async with stage(nobody=busy, queue_timeout=0) as played:
+        played.route.clock = played.clock
         await played.run()
-        assert isinstance(played.caller.error, PoolBusy)
-        assert (len(played.route.waits), played.route.passed) == (3, 3)
+        assert played.caller.error is busy
+        assert [seconds for seconds, _ in played.route.waits] == [1.0, 1.0, 0.5]
