@@ -343,6 +343,6 @@ def test_a_clock_that_was_ahead_does_not_stretch_a_pause() -> None:
 def test_a_token_that_only_looked_over_serves_again() -> None:
     one = account(refresh="", ends=NOW + 3600)
     one.settle(NOW + DAY)
-    assert one.state is State.NEEDS_LOGIN
+    assert state_of(one) is State.NEEDS_LOGIN
     one.settle(NOW)
-    assert one.state is State.READY
+    assert state_of(one) is State.READY
