@@ -461,8 +461,9 @@ class Pool:
             return
         young = _STAY_SECONDS - (TRIAL_SECONDS - home.trial_left(self._clock.monotonic()))
         if young > 0.0:
+            # However late it is for the request: then another account takes over.
             raise self._with_decision(
-                PoolBusy(_ON_TRIAL, retry_after=young, patience=_STAY_SECONDS), [(home, Rule.ON_TRIAL)], now
+                PoolBusy(_ON_TRIAL, retry_after=young, patience=math.inf), [(home, Rule.ON_TRIAL)], now
             )
 
     def _first_able(

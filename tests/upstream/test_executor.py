@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any
@@ -614,3 +615,11 @@ async def test_what_is_over_by_itself_is_waited_for_without_a_queue() -> None:
         await played.run()
         assert played.caller.error is busy
         assert [seconds for seconds, _ in played.route.waits] == [1.0, 1.0, 0.5]
+
+
+async def test_a_moment_for_its_own_account_is_waited_for_however_late_it_is() -> None:
+    own = PoolBusy("on trial", retry_after=0.5, patience=math.inf)
+    async with stage(nobody=own, queue_timeout=0) as played:
+        played.clock.advance(100.0)
+        played.route.comes_back = Target("a", good())
+        assert (await played.run()).end is End.COMPLETED
