@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import yaml
 
 from codex_proxy import __version__, config
 from codex_proxy.commands import options
+from codex_proxy.commands.terminal import printable
 from codex_proxy.errors import ConfigError, ProxyError
 from codex_proxy.server import keyfile
 
@@ -63,19 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    for line in message.splitlines():
-        print(f"codex-proxy: {line}", file=sys.stderr)
+    for line in message.split("\n"):
+        print(f"codex-proxy: {printable(line)}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints quote arguments as they can be shown."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="codex-proxy",
+        # Written out, because nothing else says that the command may be left out.
+        usage="codex-proxy [-h] [--version] [-config FILE] [COMMAND ...]",
         description="Serve your ChatGPT/Codex accounts through one address. Without a command: run the daemon.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"codex-proxy {__version__}")
     options.add_config(parser, is_top=True)
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", prog=parser.prog)
     for command in COMMANDS:
         sub = commands.add_parser(
             command.name, help=command.help, description=_sentence(command.help), allow_abbrev=False
@@ -100,9 +111,8 @@ def _run_daemon(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     loaded = options.load(args)
-    print(
-        f"# {loaded.path if loaded.path is not None else 'no configuration file'}: valid; these settings count"
-    )
+    source = printable(str(loaded.path)) if loaded.path is not None else "no configuration file"
+    print(f"# {source}: valid; these settings count")
     for name, value in config.masked(loaded.settings).items():
         text = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=1000).rstrip("\n")
         first, newline, rest = text.partition("\n")

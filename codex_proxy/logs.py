@@ -20,8 +20,8 @@ _LEVELS = {
 }
 
 # A caller's words end up in some messages; with a line break in them they could write lines
-# of their own.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+# of their own, and with an escape sequence (C1 has a short one) steer a terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class RedactingFormatter(logging.Formatter):

@@ -242,3 +242,13 @@ def test_the_module_can_be_run(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("codex-proxy: environment: CODEX_PROXY_MAX_RETRY: ")
+
+
+def test_what_steers_a_terminal_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "-config", "a\x1b[2J\x9b5n.yaml"]) == cli.USAGE
+    with pytest.raises(SystemExit):
+        cli.main(["version", "\x1b]0;gotcha\x07"])
+    output = capsys.readouterr()
+    assert r"a\x1b[2J\x9b5n.yaml" in output.err
+    assert r"\x1b]0;gotcha\x07" in output.err
+    assert not {"\x1b", "\x9b", "\x07"} & set(output.out + output.err)

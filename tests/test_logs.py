@@ -44,10 +44,10 @@ def test_no_part_of_a_line_shows_a_secret(stream: io.StringIO) -> None:
 
 def test_a_line_break_in_a_value_makes_no_line_of_its_own(stream: io.StringIO) -> None:
     logging.getLogger("codex_proxy.test").info(
-        "asked model=%s", "x\n2026-01-01 ERROR forged\r\x1b[31m\u2028y"
+        "asked model=%s", "x\n2026-01-01 ERROR forged\r\x1b[31m\u2028y\x9b2J\x7f"
     )
     assert stream.getvalue().count("\n") == 1
-    assert r"model=x\n2026-01-01 ERROR forged\r\x1b[31m\u2028y" in stream.getvalue()
+    assert r"model=x\n2026-01-01 ERROR forged\r\x1b[31m\u2028y\x9b2J\x7f" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

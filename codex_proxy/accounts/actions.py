@@ -6,6 +6,7 @@ before it counts, so that it outlives the process.
 """
 
 import asyncio
+import contextlib
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from codex_proxy.accounts.credential import Credential
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.tokens import NO_SECRET, mask_name
 from codex_proxy.accounts.upkeep import Keeper
+from codex_proxy.accounts.words import words
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import RequestError
@@ -147,22 +149,75 @@ class Actions:
         credential = await asyncio.to_thread(store.load, account.credential.path)
         if credential.key != account.key:
             return Done(account.alias, False, "its file holds another account by now; nothing was done")
+        try:
+            # A login that has ended does not come back, so what may fail here is tried before.
+            await asyncio.to_thread(store.check_take_out, credential, self._removed_folder)
+        except store.NotSaved as exc:
+            return Done(account.alias, False, f"nothing was done: {exc.message}")
         failure = await self._revoke(account, credential)
-        path = await asyncio.to_thread(store.take_out, credential, self._removed_folder)
-        await asyncio.to_thread(_blank, path)
+        if failure:
+            return await self._not_revoked(account, credential, failure)
+        ended = "the issuer has ended its login"
         await asyncio.to_thread(_forget_tokens, self._live.current.data_dir, [credential, account.credential])
+        try:
+            path = await asyncio.to_thread(store.take_out, credential, self._removed_folder)
+        except store.Vanished:
+            await self._keeper.load()
+            return Done(account.alias, True, f"{ended}; its file was taken away meanwhile")
+        except store.NotSaved as exc:
+            # Its tokens are of no more use, whatever the file says.
+            self._pool.reject(account)
+            self._pool.login_lost(account, "logged out")
+            name = mask_name(credential.path.name)
+            return Done(
+                account.alias,
+                False,
+                f"{ended}, but {exc.message}: its file is still in {self._live.current.auth_dir} as {name},"
+                " with tokens that are good for nobody; take it out by hand",
+            )
         await self._keeper.load()
-        gone = (
-            f"its file is in {path.parent} as {mask_name(path.name)}, without its tokens"
-            f"{self._other_file(account)}"
+        place = f"in {path.parent} as {mask_name(path.name)}"
+        if path.is_symlink():
+            return Done(
+                account.alias,
+                True,
+                f"{ended}; its file is a symlink, which is now {place}; what it leads to was left as it is,"
+                f" with tokens that are good for nobody{self._other_file(account)}",
+            )
+        try:
+            await asyncio.to_thread(_blank, path)
+        except store.Unusable as exc:
+            return Done(
+                account.alias,
+                False,
+                f"{ended}; its file is {place}, still with its tokens, which are good for nobody: {exc.message}"
+                f"{self._other_file(account)}",
+            )
+        return Done(
+            account.alias,
+            True,
+            f"{ended}; its file is {place}, without its tokens{self._other_file(account)}",
         )
-        if not failure:
-            return Done(account.alias, True, f"the issuer has ended its login; {gone}")
+
+    async def _not_revoked(self, account: Account, credential: Credential, failure: str) -> Done:
+        """Take the account out of the pool all the same; its tokens are kept, to end the login with later."""
+        said = f"the issuer did not end its login ({failure}), so whoever has its tokens may still use them"
+        auth_dir = self._live.current.auth_dir
+        try:
+            path = await asyncio.to_thread(store.take_out, credential, self._removed_folder)
+        except store.NotSaved as exc:
+            return Done(account.alias, False, f"{said}; {exc.message}, and it is still in {auth_dir}")
+        kept = "a symlink as before" if path.is_symlink() else "with its tokens, readable by you only"
+        if not path.is_symlink():
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(path.chmod, 0o600)
+        await self._keeper.load()
         return Done(
             account.alias,
             False,
-            f"the issuer did not end its login ({failure}), so whoever has its tokens may still use them until"
-            f" you log out of all devices in the account's own settings; {gone}",
+            f"{said}. Its file is in {path.parent} as {mask_name(path.name)}, {kept}: to try again, move it back"
+            f" into {auth_dir} and log out once more, or log out of all devices in the account's own"
+            f" settings{self._other_file(account)}",
         )
 
     def _other_file(self, account: Account) -> str:
@@ -200,20 +255,22 @@ class Actions:
             return Done(
                 account.alias,
                 False,
-                f"its login is lost ({result.reason}); log it in again: codex-proxy accounts relogin {account.alias}",
+                f"its login is lost: {words(result.reason)}; log it in again: codex-proxy accounts relogin {account.alias}",
             )
         return Done(
             account.alias,
             False,
-            f"it has no new tokens ({result.reason}); its old ones are kept, and the log says more",
+            f"it has no new tokens: {words(result.reason)}; its old ones are kept, and the log says more",
         )
 
     async def _check(self, account: Account) -> Done:
         try:
             result = await self._keeper.check_usage(account)
         except NetError as exc:
-            return Done(account.alias, False, exc.kind.value)
-        return Done(account.alias, result.success, result.reason or "its quota was read")
+            return Done(account.alias, False, words(exc.kind.value))
+        return Done(
+            account.alias, result.success, "its quota was read" if result.success else words(result.reason)
+        )
 
     async def _exchanged(self, account: Account) -> None:
         """Wait until no exchange of the account is in flight here: its answer exists only once."""
@@ -246,9 +303,10 @@ def _blank(path: Path) -> None:
     try:
         target = files.resolve(path)
         raw, seen = files.read_json(target)
-        files.write_atomic(target, files.encode(_without_tokens(raw)), expected=seen)
+        if not files.write_atomic(target, files.encode(_without_tokens(raw)), expected=seen):
+            raise store.Unusable("it was changed meanwhile")
     except OSError as exc:
-        raise store.Unusable(f"its file was taken out, but still holds tokens: {files.why(exc)}") from None
+        raise store.Unusable(files.why(exc)) from None
 
 
 def _without_tokens(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,9 +45,11 @@ class Recent(Generic[V]):
         return entry[0] if entry is not None else None
 
     def entries(self) -> Iterator[tuple[str, float, V]]:
-        """Yield keys, times and values, the least recently used first."""
-        for key, (at, value) in self._entries.items():
-            yield key, at, value
+        """Yield keys, times and values, the least recently used first; it may change meanwhile."""
+        for key in list(self._entries):
+            entry = self._entries.get(key)
+            if entry is not None:
+                yield key, *entry
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -94,9 +96,9 @@ class Affinity:
         at = self._sessions.put_at(session) if session is not None else None
         return max(0.0, now - at) if at is not None else 0.0
 
-    def dump(self) -> list[list[object]]:
-        """Return all of it as JSON: `[session, time, [accounts]]`, the least recent first."""
-        return [[session, at, list(homes)] for session, at, homes in self._sessions.entries()]
+    def dump(self) -> Iterator[tuple[str, float, tuple[str, ...]]]:
+        """Yield all of it, ready to be JSON: session, time, accounts; the least recent first."""
+        return self._sessions.entries()
 
     def restore(self, entries: list[object], now: float) -> None:
         """Take up what `dump` returned; whatever else stands there is left out."""

@@ -31,6 +31,9 @@ Shape = Literal["flat", "codex"]
 _LARGEST = 1_000_000
 _LONGEST_PATTERN = 200
 
+# How far two machines' clocks may be apart, a wrong time zone included.
+_CLOCK_SECONDS = 86_400.0
+
 
 @dataclass(slots=True, repr=False)
 class Credential:
@@ -198,13 +201,23 @@ def token_of(holder: dict[str, Any], name: str) -> Secret:
     return Secret(word)
 
 
-def newer(one: Credential, other: Credential) -> bool:
+def newer(one: Credential, other: Credential, *, now: float) -> bool:
     """Tell whether *one*'s tokens were made after *other*'s; False when nothing says so."""
-    for mine, theirs in ((one.last_refresh, other.last_refresh), (one.expires_at, other.expires_at)):
+    mine_at, theirs_at = made_at(one, now), made_at(other, now)
+    for mine, theirs in ((mine_at, theirs_at), (one.expires_at, other.expires_at)):
         if mine is not None and theirs is not None:
             return mine > theirs
-    times = (one.last_refresh, one.expires_at)
-    return any(at is not None for at in times) and other.last_refresh is None and other.expires_at is None
+    times = (mine_at, one.expires_at)
+    return any(at is not None for at in times) and theirs_at is None and other.expires_at is None
+
+
+def made_at(credential: Credential, now: float) -> float | None:
+    """Return when its tokens were made, None when that is not known.
+
+    A time that has not come is a mistake, and believed it would outdo every login to come.
+    """
+    at = credential.last_refresh
+    return None if at is None or at > now + _CLOCK_SECONDS else at
 
 
 def _account_id(holder: dict[str, Any], raw: dict[str, Any], complaints: list[str]) -> str | None:
@@ -255,8 +268,9 @@ def _proxy_url(raw: dict[str, Any]) -> Secret | None:
         return None
     word = word_of(value)
     if word is None or "://" not in word:
-        # Left out, it would send the account's tokens another way than its owner wants.
-        raise Unusable("proxy-url is no address: scheme://host:port would do")
+        # Left out, it would send the account's tokens another way than its owner wants. Final,
+        # because its owner no longer wants the way that was there before either.
+        raise Unusable("proxy-url is no address: scheme://host:port would do", is_final=True)
     return Secret(word)
 
 

@@ -53,6 +53,13 @@ _INTERRUPTED = "an exchange was interrupted before its answer was saved"
 _Found = Literal["same", "other tokens", "gone"]
 
 
+def of_the_pool(kept: dict[str, float], pool: Pool) -> dict[str, float]:
+    """Return what is kept by account, without those that have left when they are as many as there are."""
+    if len(kept) <= 2 * len(pool):
+        return kept
+    return {key: value for key, value in kept.items() if pool.get(key) is not None}
+
+
 class Exchanges:
     """Exchange refresh tokens, each of them once.
 
@@ -139,6 +146,7 @@ class Exchanges:
     def seconds_to_next(self) -> float:
         """Return how long the timer may sleep; refresh-interval at most."""
         now = self._clock.now()
+        self._jitter = of_the_pool(self._jitter, self._pool)
         longest = self._live.current.refresh_interval
         times = [due for account in self._pool if (due := self.due(account)) is not None]
         # Asked again each second of the pause (`tasks.Job`), so a new account need not wait.

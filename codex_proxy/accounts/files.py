@@ -141,7 +141,7 @@ def decode(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as exc:
         raise Unusable(f"not UTF-8 at byte {exc.start}") from None
     except json.JSONDecodeError as exc:
-        raise Unusable(f"not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}") from None
+        raise Unusable(not_json(exc)) from None
     except RecursionError:
         raise Unusable("not JSON: nested too deep") from None
     except ValueError:
@@ -149,6 +149,12 @@ def decode(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Unusable("not a JSON object")
     return document
+
+
+def not_json(exc: json.JSONDecodeError) -> str:
+    """Say where a text stops being JSON."""
+    # Some of the parser's messages end in the word that introduces the place.
+    return f"not JSON: {exc.msg.removesuffix(' at')} at line {exc.lineno} column {exc.colno}"
 
 
 def _refuse_constant(name: str) -> float:
@@ -258,6 +264,16 @@ def move(path: Path, folder: Path) -> Path:
         with contextlib.suppress(OSError):
             sync_folder(place)
     return target
+
+
+def probe(folder: Path) -> None:
+    """Find out whether files can be made and renamed in *folder*; nothing is left of it.
+
+    Raises:
+        OSError: If they cannot.
+    """
+    with _temporary(folder, b"{}", None, 0o600):
+        pass
 
 
 def _reserve(target: Path) -> None:

@@ -76,7 +76,7 @@ def bring(items: Iterable[Item], auth_dir: Path, *, now: float) -> Iterator[Brou
 
     An account that is there already gets newer tokens, and keeps all else.
     """
-    with store.Adding(auth_dir) as adding:
+    with store.Adding(auth_dir, now=now) as adding:
         for item in items:
             if item.raw is None:
                 yield Brought(item, "refused", reason=item.reason)
@@ -210,7 +210,7 @@ def _load(text: str) -> object:
         try:
             return json.loads(text)
         except json.JSONDecodeError as exc:
-            raise Unusable(f"not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}") from None
+            raise Unusable(files.not_json(exc)) from None
         except (ValueError, RecursionError):
             raise Unusable("not JSON") from None
     # An account is read as the daemon will read it.
@@ -223,13 +223,21 @@ def _text(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise Unusable(f"not readable: {files.why(exc)}") from None
-    with open(descriptor, "rb") as source:
+    try:
         status = os.fstat(descriptor)
+        # Asked before it is opened as a file: what is a folder can be none.
+        if stat.S_ISDIR(status.st_mode):
+            raise Unusable("a folder, not a file")
         if not stat.S_ISREG(status.st_mode):
             raise Unusable("not a regular file")
         if status.st_size > MAX_SOURCE_SIZE:
             raise Unusable(f"larger than {MAX_SOURCE_SIZE // 2**20} MiB")
-        data = source.read(MAX_SOURCE_SIZE)
+        with open(descriptor, "rb", closefd=False) as source:
+            data = source.read(MAX_SOURCE_SIZE)
+    except OSError as exc:
+        raise Unusable(f"not readable: {files.why(exc)}") from None
+    finally:
+        os.close(descriptor)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from codex_proxy.accounts import files
-from codex_proxy.accounts.account import Account, Cause
+from codex_proxy.accounts.account import BACKOFF, REFUSAL_SECONDS, REPROBE, Account, Cause
 from codex_proxy.accounts.affinity import Affinity, Owner
 from codex_proxy.accounts.quota import MAX_RESET_SECONDS, Quota
 from codex_proxy.accounts.tokens import seconds_of
@@ -62,8 +63,12 @@ _MAX_NAMES = 256
 _MAX_FAMILIES = 4_096
 _MAX_TEXT = 200
 
-# Between two of so many accounts other work gets its turn.
+# No cause but a limit rests an account for longer, unless the backend itself named a time.
+_MIN_CAP_SECONDS = 3_600.0
+
+# Between two of so many accounts, or rows of JSON, other work gets its turn: some milliseconds.
 _SLICE = 50
+_ROWS = 500
 
 
 class Remembered(Protocol):
@@ -100,10 +105,12 @@ class Memory:
         self._saving = asyncio.Lock()
         self._saved = b""
         """Digest of what `state.json` holds."""
-        self._known: dict[str, JsonObject] = {}
+        self._known: dict[str, _Known] = {}
         """What was last known of each account, also of those whose file is gone."""
         self._met: dict[str, Account] = {}
         """The accounts that have got back what was known of them."""
+        self.may_write = True
+        """Whether `state.json` is ours; another daemon on the same data-dir has its own view of all this."""
         self._is_failing = False
         self._is_loaded = False
         self._flushing: asyncio.Task[None] | None = None
@@ -136,7 +143,7 @@ class Memory:
         if isinstance(accounts, dict):
             for key, said in accounts.items():
                 if isinstance(said, dict) and len(self._known) < _MAX_ABSENT:
-                    self._known[key] = said
+                    self._known[key] = (seconds_of(said.pop("at", None)), dumps(said))
         recalled = sum(self.recall(account) for account in self._pool)
         families = document.get("families")
         for name, family in families.items() if isinstance(families, dict) else ():
@@ -153,13 +160,13 @@ class Memory:
         To be called with every account that was just made: one whose file comes later, or comes
         back, has its limits still.
         """
-        said = self._known.get(account.key)
+        known = self._known.get(account.key)
         if self._met.get(account.key) is account or not self._is_loaded:
             return False
         self._met[account.key] = account
-        if said is None:
+        if known is None:
             return False
-        restore_account(account, said, self._clock.now())
+        restore_account(account, loads(known[1]), self._clock.now())
         return True
 
     # -- writing --------------------------------------------------------------------------
@@ -167,7 +174,7 @@ class Memory:
     async def save(self) -> None:
         """Write down what has changed since the last time; what was never read is not written over."""
         async with self._saving:
-            if self._is_loaded:
+            if self._is_loaded and self.may_write:
                 await self._save_state()
         if self._owners is not None:
             await self._owners.flush()
@@ -176,23 +183,25 @@ class Memory:
         now = self._clock.now()
         for number, account in enumerate(self._pool):
             self.recall(account)
-            self._known[account.key] = dump_account(account, self._known.get(account.key), now)
+            known, said = self._known.get(account.key), dumps(dump_account(account))
+            if known is None or known[1] != said:
+                self._known[account.key] = (now, said)
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
         self._drop_absent(now)
-        body = {
-            "since": self.since,
-            "accounts": self._known,
-            "families": dict(self._pool.learned_families),
-            "conversations": self._pool.affinity.dump(),
-        }
-        data, digest = await asyncio.to_thread(_render, body)
+        # In slices, and not in a thread: while one renders, nothing else runs either way.
+        parts = [b'"since":', dumps(self.since), b',"accounts":{']
+        parts += await _rendered(iter(list(self._known.items())), _rows)
+        parts += [b'},"families":', dumps(dict(self._pool.learned_families)), b',"conversations":[']
+        parts += await _rendered(self._pool.affinity.dump(), lambda rows: dumps(rows)[1:-1])
+        parts.append(b"]}")
+        data, digest = await asyncio.to_thread(_joined, parts)
         if digest == self._saved:
             return
         # The frame is put around the same bytes: rendering twice would take twice as long.
         head = b'{"version":%d,"saved_at":%d,' % (VERSION, int(now))
         try:
-            await asyncio.to_thread(files.write_atomic, self._path, head + data[1:])
+            await asyncio.to_thread(files.write_atomic, self._path, head + data)
         except OSError as exc:
             if not self._is_failing:
                 logger.warning("memory not saved file=%s reason=%s", self._path.name, _why(exc))
@@ -211,7 +220,7 @@ class Memory:
         for number, key in enumerate(absent):
             if (
                 len(absent) - number > _MAX_ABSENT
-                or _past(self._known[key].get("at"), now, _MAX_HOLD_SECONDS) is None
+                or _past(self._known[key][0], now, _MAX_HOLD_SECONDS) is None
             ):
                 del self._known[key]
 
@@ -224,10 +233,22 @@ class Memory:
 # -- one account --------------------------------------------------------------------------
 
 
-def dump_account(account: Account, before: JsonObject | None, now: float) -> JsonObject:
-    """Return what is kept of an account; *before* itself when nothing has changed since."""
+_Known = tuple[float | None, bytes]
+"""When it was so, and what `dump_account` said, rendered: as objects it would keep the garbage collector busy."""
+
+
+def _rows(entries: list[tuple[str, _Known]]) -> bytes:
+    """Render entries of the accounts in `state.json`."""
+    return b",".join(
+        b'%s:%s%s"at":%s}' % (dumps(key), said[:-1], b"," if len(said) > 2 else b"", dumps(at))
+        for key, (at, said) in entries
+    )
+
+
+def dump_account(account: Account) -> JsonObject:
+    """Return what is kept of an account."""
     usage, credential = account.usage, account.credential
-    said: JsonObject = {
+    return {
         "quota": account.quota.to_json(),
         "holds": {cause.name.lower(): until for cause, until in account.holds.items()},
         "family_holds": _newest(account.family_holds),
@@ -254,10 +275,6 @@ def dump_account(account: Account, before: JsonObject | None, now: float) -> Jso
             usage.reasoning_tokens,
         ],
     }
-    if before is not None and {**before, "at": 0} == {**said, "at": 0}:
-        return before
-    said["at"] = now
-    return said
 
 
 def restore_account(account: Account, said: Mapping[str, Any], now: float) -> None:
@@ -279,17 +296,21 @@ def restore_account(account: Account, said: Mapping[str, Any], now: float) -> No
     for name, until in _holds(said.get("holds"), now).items():
         cause = causes.get(name)
         if cause is not None and (cause is not Cause.REJECTED or same_access):
+            if cause is not Cause.LIMIT:
+                # A clock that was ahead: only a limit lasts for days.
+                until = min(until, now + max(1.2 * BACKOFF[cause].cap, _MIN_CAP_SECONDS))
             account.holds[cause] = max(until, account.holds.get(cause, 0.0))
-    for held, table in (
-        (said.get("family_holds"), account.family_holds),
-        (said.get("refusals"), account.refusals),
+    for held, table, longest in (
+        (said.get("family_holds"), account.family_holds, _MAX_HOLD_SECONDS),
+        (said.get("refusals"), account.refusals, REFUSAL_SECONDS),
     ):
         for name, until in _holds(held, now).items():
-            table[name] = max(until, table.get(name, 0.0))
+            table[name] = max(min(until, now + longest), table.get(name, 0.0))
 
     match said.get("unavailable"):
         case [until, str(reason), int(count)] if _until(until, now) is not None:
-            account.unavailable_until = max(account.unavailable_until, float(until))
+            until = min(float(until), now + 1.2 * REPROBE.cap)
+            account.unavailable_until = max(account.unavailable_until, until)
             account.unavailable_reason = reason[:_MAX_TEXT]
             account.unavailable_count = max(1, min(count, 100))
 
@@ -378,8 +399,17 @@ def _read_state(path: Path) -> JsonObject | None:
     return document
 
 
-def _render(body: JsonObject) -> tuple[bytes, bytes]:
-    data = dumps(body)
+async def _rendered(rows: Iterator[Any], render: Callable[[list[Any]], bytes]) -> list[bytes]:
+    """Render *rows* in slices, with the commas between; other work gets its turn."""
+    parts: list[bytes] = []
+    while some := list(itertools.islice(rows, _ROWS)):
+        parts += [b"," if parts else b"", render(some)]
+        await asyncio.sleep(0)
+    return parts
+
+
+def _joined(parts: list[bytes]) -> tuple[bytes, bytes]:
+    data = b"".join(parts)
     return data, hashlib.blake2b(data, digest_size=16).digest()
 
 

@@ -32,6 +32,7 @@ from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
 from codex_proxy.accounts.scheduler import Ask, Choice, Strategy, cost_of, make_strategy
 from codex_proxy.accounts.state import Signal, State
 from codex_proxy.accounts.store import Credential, Problem, Scan
+from codex_proxy.accounts.words import words
 from codex_proxy.clock import Clock
 from codex_proxy.config import Settings
 from codex_proxy.errors import (
@@ -676,17 +677,22 @@ class Pool:
             case Rule.COOLING:
                 until = account.cooling_until()
                 rest = f", {_in_words(until - now)} left" if until is not None else ""
-                return f"{account.reason()}{rest}; last error: {account.last_error or 'none'}"
+                said = f"; the last time {words(account.last_error)}" if account.last_error else ""
+                return f"{words(account.reason())}{rest}{said}"
             case Rule.UNAVAILABLE:
-                return f"{account.reason()}, tried again in {_in_words(account.unavailable_until - now)}"
+                return (
+                    f"{words(account.reason())}, tried again in {_in_words(account.unavailable_until - now)}"
+                )
             case Rule.NEEDS_LOGIN | Rule.DISABLED:
-                return account.reason()
+                return words(account.reason())
             case Rule.TRIED:
-                return account.last_error or "it could not answer this request"
+                return words(account.last_error) if account.last_error else "it could not answer this request"
             case Rule.LACKS_MODEL:
                 return "refused it lately" if account.refusals else "not in its model list"
             case Rule.NOT_ALLOWED:
-                return "`models` in its file"
+                credential = account.credential
+                patterns = [*credential.models_allowed, *(f"!{one}" for one in credential.models_denied)]
+                return f"models: {', '.join(patterns)}"
             case Rule.FAMILY_LIMIT:
                 ends = max(account.family_holds.values(), default=now)
                 return f"{', '.join(sorted(account.family_holds))}: {_in_words(ends - now)} left"
@@ -1094,13 +1100,19 @@ class Pool:
         self, account: Account, headers: Mapping[str, str], *, asked: float | None = None
     ) -> None:
         """Take quota and model-list news from an answer's headers; *asked* is when its request was sent."""
-        account.quota.read_headers(headers, self._clock.now(), asked=asked)
+        if account.quota.read_headers(headers, self._clock.now(), asked=asked):
+            self.plan_changed(account)
         etag = headers.get("x-models-etag")
         if etag and etag != account.models_etag:
             if account.models_etag:
                 # The list changed since we read it.
                 account.models_at = None
             account.models_etag = etag
+
+    def read_event(self, account: Account, event: Mapping[str, object]) -> None:
+        """Take what a `codex.rate_limits` event tells."""
+        if account.quota.read_event(event, self._clock.now()):
+            self.plan_changed(account)
 
     def set_models(self, account: Account, objects: list[JsonObject]) -> None:
         """Note an account's model list.

@@ -14,10 +14,10 @@ is shown, by length class (hours, days):
   the reset is when the first of them is free again.
 """
 
-import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from codex_proxy.accounts.account import Account, Cause
 from codex_proxy.accounts.quota import MAIN_FAMILY, SHORT_MINUTES
@@ -27,6 +27,8 @@ from codex_proxy.protocol.wire import JsonObject
 _SERVING = frozenset({State.READY, State.COOLING})
 """The states of accounts that serve, now or after a rest."""
 
+
+T = TypeVar("T")
 
 # Every answer to a Codex client carries the view: so many are looked at each time, more (some microseconds each)
 # once a second.
@@ -96,21 +98,6 @@ def rate_limits_event(accounts: Iterable[Account], now: float) -> JsonObject | N
     }
 
 
-class PoolView:
-    """The event of `rate_limits_event`, kept for a moment where looking at all accounts takes long."""
-
-    def __init__(self) -> None:
-        self._event: JsonObject | None = None
-        self._made_at = -math.inf
-
-    def event(self, accounts: Collection[Account], now: float) -> JsonObject | None:
-        """Return the pool's quota as an event; None when nothing is known."""
-        if len(accounts) <= _FEW or not self._made_at <= now < self._made_at + _KEEP_SECONDS:
-            self._event = rate_limits_event(accounts, now)
-            self._made_at = now
-        return self._event
-
-
 def usage_page(accounts: Iterable[Account], now: float) -> JsonObject:
     """Return the pool's quota in the shape of the backend's usage endpoint.
 
@@ -133,6 +120,40 @@ def usage_page(accounts: Iterable[Account], now: float) -> JsonObject:
         "rate_limit_reached_type": {"type": "rate_limit_reached"} if main.is_reached else None,
         "promo": None,
     }
+
+
+class _Kept(Generic[T]):
+    """What is made of all accounts, kept for a moment where that takes long."""
+
+    def __init__(self, make: Callable[[Collection[Account], float], T]) -> None:
+        self._make = make
+        self._made: tuple[float, T] | None = None
+
+    def of(self, accounts: Collection[Account], now: float) -> T:
+        """Return what was made a moment ago, or make it."""
+        if len(accounts) <= _FEW:
+            # Not kept: it says nothing of the many that come after them.
+            self._made = None
+            return self._make(accounts, now)
+        if self._made is None or not self._made[0] <= now < self._made[0] + _KEEP_SECONDS:
+            self._made = (now, self._make(accounts, now))
+        return self._made[1]
+
+
+class PoolView:
+    """What is shown of the pool's quota, up to a second old where there are many accounts."""
+
+    def __init__(self) -> None:
+        self._event = _Kept(rate_limits_event)
+        self._page = _Kept(usage_page)
+
+    def event(self, accounts: Collection[Account], now: float) -> JsonObject | None:
+        """Return it as `rate_limits_event` does."""
+        return self._event.of(accounts, now)
+
+    def page(self, accounts: Collection[Account], now: float) -> JsonObject:
+        """Return it as `usage_page` does."""
+        return self._page.of(accounts, now)
 
 
 @dataclass(slots=True, frozen=True)
@@ -187,8 +208,8 @@ def _limit(key: str, accounts: list[Account], now: float) -> Limit:
 def _rests_until(account: Account, key: str, now: float) -> float | None:
     """Return until when an account gives nothing of a limit; None while it may."""
     ends = [account.holds.get(Cause.LIMIT), account.family_holds.get(key)]
-    limit = account.quota.limit_of(now, key) if account.quota.is_spent(now, key) else None
-    if limit is not None:
+    limit = account.quota.limit_of(now, key)
+    if limit is not None and account.quota.is_spent(now, key):
         ends.append(limit.ends_at)
     running = [end for end in ends if end is not None and end > now]
     return max(running) if running else None

@@ -242,7 +242,7 @@ class Quota:
     """Everything that one account's answers have told us about its limits.
 
     The readers take `asked`: when the answer was asked for, which is how old its numbers are;
-    without it they are of *now*.
+    without it they are of *now*. They return whether the plan is another one than before.
     """
 
     families: dict[str, Family] = field(default_factory=dict)
@@ -251,6 +251,8 @@ class Quota:
     plan_at: float | None = None
     """When an answer told the plan; None when it is only the token's word."""
     plan_source: Source | None = None
+    told_plans: dict[Source, str] = field(default_factory=dict, compare=False)
+    """The plan by each source's own last word: two that spell one plan differently change nothing."""
     spend: Spend | None = None
     reset_credits: Fact | None = None
     """How many times the owner can have the windows reset."""
@@ -298,9 +300,10 @@ class Quota:
 
     # -- reading --------------------------------------------------------------------------
 
-    def read_headers(self, headers: Mapping[str, str], now: float, *, asked: float | None = None) -> None:
+    def read_headers(self, headers: Mapping[str, str], now: float, *, asked: float | None = None) -> bool:
         """Take what an answer's `x-<family>-...` headers say; *headers* has lower-case names."""
         at = now if asked is None else asked
+        before = self._plan_by("headers")
         plan = headers.get("x-codex-plan-type")
         changed = self._take_plan(plan, at, "headers") if plan else False
         prefixes = [h[: -len(_PRIMARY)] for h in headers if h.endswith(_PRIMARY) and h.startswith("x-")]
@@ -330,13 +333,15 @@ class Quota:
                 at,
                 "headers",
             )
+        return before is not None and self._plan_by("headers") != before
 
-    def read_event(self, event: Mapping[str, Any], now: float, *, asked: float | None = None) -> None:
+    def read_event(self, event: Mapping[str, Any], now: float, *, asked: float | None = None) -> bool:
         """Take what a `codex.rate_limits` event says."""
         at = now if asked is None else asked
+        before = self._plan_by("event")
         limits = event.get("rate_limits")
         if not isinstance(limits, Mapping):
-            return
+            return False
         changed = self._take_plan(event.get("plan_type"), at, "event")
         name = event.get("metered_limit_name") or event.get("limit_name") or MAIN_FAMILY
         told: dict[Place, _Told] = {}
@@ -350,10 +355,12 @@ class Quota:
             )
         self._take(name, None, told, now, at, "event", limits=limits, plan_changed=changed)
         self._read_credits(event.get("credits"), at, "event")
+        return before is not None and self._plan_by("event") != before
 
-    def read_usage(self, usage: Mapping[str, Any], now: float, *, asked: float | None = None) -> None:
+    def read_usage(self, usage: Mapping[str, Any], now: float, *, asked: float | None = None) -> bool:
         """Take what the usage endpoint says."""
         at = now if asked is None else asked
+        before = self._plan_by("usage")
         changed = self._take_plan(usage.get("plan_type"), at, "usage")
         self._read_limit(MAIN_FAMILY, None, usage.get("rate_limit"), now, at, plan_changed=changed)
         extra = usage.get("additional_rate_limits")
@@ -371,6 +378,7 @@ class Quota:
         if "rate_limit_reached_type" in usage:
             kind = usage["rate_limit_reached_type"]
             self._take_reached(kind.get("type") if isinstance(kind, Mapping) else kind, at, "usage")
+        return before is not None and self._plan_by("usage") != before
 
     def _read_limit(
         self, family: Any, name: Any, limit: Any, now: float, at: float, *, plan_changed: bool = False
@@ -478,7 +486,12 @@ class Quota:
             return False
         before, self.plan = self.plan, word
         self.plan_at, self.plan_source = at, source
+        self.told_plans[source] = word
         return before is not None and before != word
+
+    def _plan_by(self, source: Source) -> str | None:
+        """Return the plan by the last word of *source*, by another's while it has not told any."""
+        return self.told_plans.get(source, self.plan)
 
     def _take_reached(self, kind: Any, at: float, source: Source) -> None:
         if _is_older(at, _seen(self.reached)):
@@ -569,6 +582,19 @@ class Quota:
         if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599:
             quota.usage_status, quota.usage_at = status, _moment(at, now)
         return quota
+
+
+def limits_told(usage: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return what a usage answer says of each limit, by family; of one it may say more than one thing."""
+    told: dict[str, list[Mapping[str, Any]]] = {}
+    extra = usage.get("additional_rate_limits")
+    main = {"metered_feature": MAIN_FAMILY, "rate_limit": usage.get("rate_limit")}
+    for entry in [main, *(extra[:MAX_FAMILIES] if isinstance(extra, list) else [])]:
+        key = _key(entry.get("metered_feature")) if isinstance(entry, Mapping) else None
+        limit = entry.get("rate_limit") if key is not None else None
+        if key is not None and isinstance(limit, Mapping):
+            told.setdefault(key, []).append(limit)
+    return told
 
 
 _Told = tuple[Any, Any, Any, Any]

@@ -32,7 +32,7 @@ from typing import Any, Literal, Self
 
 from codex_proxy.accounts import files, pending
 from codex_proxy.accounts.credential import Credential as Credential
-from codex_proxy.accounts.credential import newer, parse, with_tokens
+from codex_proxy.accounts.credential import made_at, newer, parse, with_tokens
 from codex_proxy.accounts.files import Unusable as Unusable
 from codex_proxy.accounts.pending import Pending
 from codex_proxy.accounts.pending import clear_exchange as clear_exchange
@@ -147,7 +147,8 @@ class Folder:
             # The marks first: a change while we read is then seen by the next look.
             marks = _marks(self._auth_dir)
         except OSError as exc:
-            self._trouble = f"folder not readable: {files.why(exc)}"
+            is_file = isinstance(exc, NotADirectoryError)
+            self._trouble = "auth-dir is no folder" if is_file else f"folder not readable: {files.why(exc)}"
             return self._trouble != trouble
         self._trouble = ""
         self._entries = {}
@@ -318,8 +319,10 @@ def _without_doubles(credentials: list[Credential]) -> tuple[list[Credential], l
 
 
 def _newest(group: list[Credential]) -> Credential:
-    if all(member.last_refresh is not None for member in group):
-        return max(group, key=lambda member: (member.last_refresh or 0.0, member.mtime_ns))
+    # A time after the one at which it was written down is none.
+    made = {id(member): made_at(member, member.mtime_ns / 1e9) for member in group}
+    if None not in made.values():
+        return max(group, key=lambda member: (made[id(member)] or 0.0, member.mtime_ns))
     if all(member.expires_at is not None for member in group):
         return max(group, key=lambda member: (member.expires_at or 0.0, member.mtime_ns))
     return max(group, key=lambda member: member.mtime_ns)
@@ -329,13 +332,21 @@ def _without_alias_doubles(credentials: list[Credential]) -> tuple[list[Credenti
     problems: list[Problem] = []
     kept: list[Credential] = []
     seen: set[str] = set()
+    # What an account is called without an alias is its own, whichever file is read first.
+    by_default = {credential.default_alias: credential for credential in credentials}
     for credential in credentials:
-        if credential.alias is not None and credential.alias in seen:
-            problems.append(Problem(credential.path, "alias is left out: another file has it", skipped=False))
-            kept.append(dataclasses.replace(credential, alias=None))
-            continue
-        if credential.alias is not None:
-            seen.add(credential.alias)
+        alias = credential.alias
+        if alias is not None and alias in seen:
+            complaint = "alias is left out: another file has it"
+        elif alias is not None and by_default.get(alias, credential) is not credential:
+            complaint = f"alias is left out: {alias} is the name of another account"
+        else:
+            complaint = ""
+        if complaint:
+            problems.append(Problem(credential.path, complaint, skipped=False))
+            credential = dataclasses.replace(credential, alias=None)
+        elif alias is not None:
+            seen.add(alias)
         kept.append(credential)
     return kept, problems
 
@@ -413,11 +424,14 @@ class Added:
     """`kept`: the folder has this account already, with tokens that are as new or newer."""
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Credential:
+def edit(
+    path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], *, mode: int | None = None
+) -> Credential:
     """Change a credential file by *change*, which is given what it holds and returns what it should.
 
-    What is on disk at that moment is changed, mode and owner stay, and *change* is called again
-    when somebody else was faster. The tokens are the daemon's business; see `save`.
+    What is on disk at that moment is changed, mode (unless *mode* says another) and owner stay,
+    and *change* is called again when somebody else was faster. The tokens are the daemon's
+    business; see `save`.
 
     Raises:
         Unusable: If the file holds no login, or would hold none then; it is as it was.
@@ -431,25 +445,33 @@ def edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Cred
         if changed == raw:
             return found
         try:
-            mode = stat.S_IMODE(seen.st_mode)
-            if files.write_atomic(target, files.encode(changed), expected=seen, mode=mode):
+            kept = stat.S_IMODE(seen.st_mode) if mode is None else mode
+            if files.write_atomic(target, files.encode(changed), expected=seen, mode=kept):
                 return dataclasses.replace(found, mtime_ns=os.stat(target).st_mtime_ns)
         except OSError as exc:
             raise SaveFailed(f"the credential file was not written: {files.why(exc)}", found) from None
     raise SaveFailed("the credential file is being changed all the time", load(path))
 
 
-def add(auth_dir: Path, raw: dict[str, Any], *, name: str | None = None, is_new: bool = False) -> Added:
+def add(
+    auth_dir: Path,
+    raw: dict[str, Any],
+    *,
+    name: str | None = None,
+    is_new: bool = False,
+    now: float | None = None,
+) -> Added:
     """Bring one login to *auth_dir*; as `Adding.add`."""
-    with Adding(auth_dir) as adding:
+    with Adding(auth_dir, now=now) as adding:
         return adding.add(raw, name=name, is_new=is_new)
 
 
 class Adding:
     """Logins on their way into auth-dir: many after one look at it, and nobody else's meanwhile."""
 
-    def __init__(self, auth_dir: Path) -> None:
+    def __init__(self, auth_dir: Path, *, now: float | None = None) -> None:
         self._auth_dir = auth_dir
+        self._now = time.time() if now is None else now
         self._known: dict[str, Credential] | None = None
         self._held = contextlib.ExitStack()
 
@@ -475,18 +497,24 @@ class Adding:
         index = self._index(new)
         seen = next((index[alias] for alias in _aliases(new) if alias in index), None)
         if seen is None:
+            stem = _stem(name, new)
+            if new.alias is None and stem == _token_name(new):
+                # It says not whose it is, and would be called by its place, which nobody knows before.
+                raw = {**raw, "alias": stem}
             try:
-                path = files.write_new(self._auth_dir, _stem(name, new), files.encode(raw))
+                path = files.write_new(self._auth_dir, stem, files.encode(raw))
             except OSError as exc:
                 raise SaveFailed(f"the credential file was not written: {files.why(exc)}", new) from None
             added = Added(load(path), "added")
         else:
             # Somebody may have exchanged its token since the look.
             known = load(seen.path)
-            if not is_new and not newer(new, known):
+            if not is_new and not newer(new, known, now=self._now):
                 added = Added(known, "kept")
             else:
-                added = Added(edit(known.path, lambda found: _relogged(found, known, new)), "updated")
+                # New tokens are their owner's alone, whatever the old ones were.
+                edited = edit(known.path, lambda found: _relogged(found, known, new), mode=0o600)
+                added = Added(edited, "updated")
         index.update(dict.fromkeys(_aliases(added.credential), added.credential))
         return added
 
@@ -496,7 +524,11 @@ class Adding:
             try:
                 self._auth_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as exc:
-                raise SaveFailed(f"the folder cannot be made: {files.why(exc)}", new) from None
+                is_file = isinstance(exc, FileExistsError)
+                reason = (
+                    "auth-dir is no folder" if is_file else f"the folder cannot be made: {files.why(exc)}"
+                )
+                raise SaveFailed(reason, new) from None
             self._held.enter_context(files.lock(self._auth_dir, "add", wait=True))
             found = scan(self._auth_dir).credentials
             self._known = {alias: one for one in found for alias in _aliases(one)}
@@ -513,13 +545,43 @@ def take_out(credential: Credential, folder: Path) -> Path:
         SaveFailed: If it could not be moved; it is where it was.
         Vanished: If it is gone.
     """
+    _make_folder(credential, folder)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return files.move(credential.path, folder)
     except FileNotFoundError:
         raise Vanished("the credential file is gone", credential) from None
     except OSError as exc:
         raise SaveFailed(f"the credential file was not moved: {files.why(exc)}", credential) from None
+
+
+def check_take_out(credential: Credential, folder: Path) -> None:
+    """Find out whether `take_out` would work, before something is done that cannot be undone.
+
+    Raises:
+        SaveFailed: If it would not.
+        Vanished: If the file is gone.
+    """
+    _make_folder(credential, folder)
+    for place, what in (
+        (folder, "the folder of removed files (below data-dir)"),
+        (credential.path.parent, "auth-dir"),
+    ):
+        try:
+            files.probe(place)
+        except OSError as exc:
+            raise SaveFailed(f"{what} cannot be written to: {files.why(exc)}", credential) from None
+    if not os.path.lexists(credential.path):
+        raise Vanished("the credential file is gone", credential)
+
+
+def _make_folder(credential: Credential, folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise SaveFailed(
+            f"the folder {folder} (below data-dir) cannot be made: {files.why(exc)}",
+            credential,
+        ) from None
 
 
 def _aliases(credential: Credential) -> Iterator[str]:
@@ -547,9 +609,14 @@ def _stem(name: str | None, new: Credential) -> str:
     stem = _UNSAFE.sub("-", re.sub(r"\.json$", "", name or "", flags=re.IGNORECASE)).strip("-.")[:100]
     if stem:
         return stem
-    if new.identity.user_id is None and new.identity.account_id is None:
-        return f"acct-{(new.refresh or new.access).digest()[:8]}"
-    return new.default_alias
+    return _token_name(new) or new.default_alias
+
+
+def _token_name(new: Credential) -> str | None:
+    """Return a name made of its token for a login that does not say whose it is; None for others."""
+    if new.identity.user_id is not None or new.identity.account_id is not None:
+        return None
+    return f"acct-{(new.refresh or new.access).digest()[:8]}"
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._@+-]+")

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from pathlib import Path
 from typing import Any
 
-from codex_proxy.accounts.account import Account, Cause
-from codex_proxy.accounts.exchange import Exchanges, Reason
+from codex_proxy.accounts.account import Account, Backoff, Cause
+from codex_proxy.accounts.exchange import Exchanges, Reason, of_the_pool
 from codex_proxy.accounts.pool import Pool
-from codex_proxy.accounts.quota import MAIN_FAMILY
+from codex_proxy.accounts.quota import MAIN_FAMILY, Quota, limits_told
 from codex_proxy.accounts.state import State
 from codex_proxy.accounts.tokens import Secret
 from codex_proxy.accounts.watching import AccountFiles
@@ -36,13 +36,17 @@ EXCHANGE_SECONDS = 30.0
 MODELS_SECONDS = 6 * 3_600.0
 MODELS_RETRY_SECONDS = 300.0
 
-# How soon an account that rests for its limit is asked whether it still has to, and how soon
-# one whose window has started again is asked for its numbers: spread, so that accounts that
+# How soon an account that rests for a limit, or is not entitled, is asked whether it still has
+# to, and how soon one whose window has started again is asked for its numbers: spread, so that accounts that
 # met their limit together do not knock together.
 _PROBE_SECONDS = (180.0, 300.0)
 _RESET_SECONDS = (5.0, 60.0)
 # One that has just come, of which nothing is known.
 _NEW_SECONDS = (0.5, 3.0)
+
+# How soon the same answer is believed again that a not entitled account may go on, after the
+# request that tried it was refused: a wrong one costs that request a failover each time.
+_BELIEVED = Backoff(180.0, 1_800.0)
 # How long the timer of these questions sleeps at most.
 _PROBE_LOOK_SECONDS = 30.0
 
@@ -98,6 +102,8 @@ class Keeper:
         self._probes: dict[str, _Probe] = {}
         self._asking: set[str] = set()
         """The accounts whose usage is being asked for, or waits for its turn."""
+        self._believe_after: dict[str, float] = {}
+        """When an answer is believed again that was believed in vain, by account."""
         self.files = AccountFiles(pool, live=live, clock=clock)
         self.exchanges = Exchanges(
             pool,
@@ -167,7 +173,7 @@ class Keeper:
     async def check_usage(self, account: Account) -> Result:
         """Ask the usage endpoint; costs no quota and proves that the login works."""
         now = self._clock.now()
-        limited_until = account.holds.get(Cause.LIMIT)
+        before = _Rests(account, now)
         try:
             status, body = await self._ask(account, f"{self._chatgpt_base()}/wham/usage")
         except NetError as exc:
@@ -180,15 +186,39 @@ class Keeper:
             return Result(account, False, account.login_lost or disabled or "no usable token")
         if status != 200 or not isinstance(body, Mapping):
             return Result(account, False, f"status {status}")
-        account.quota.read_usage(body, self._clock.now(), asked=now)
-        if (
-            limited_until is not None
-            # A limit that was met meanwhile is newer than this answer.
-            and account.holds.get(Cause.LIMIT) == limited_until
-            and _may_go_on(account, body, self._clock.now())
-        ):
-            self._pool.relieve(account)
+        if account.quota.read_usage(body, self._clock.now(), asked=now):
+            self._pool.plan_changed(account)
+        self._relieve(account, body, before)
         return Result(account, True, "")
+
+    def _relieve(self, account: Account, usage: Mapping[str, Any], before: "_Rests") -> None:
+        """Let an account go on where the usage endpoint has just said plainly that it may.
+
+        What was met while the question was on its way is newer than the answer, and stays.
+        """
+        now = self._clock.now()
+        told = limits_told(usage)
+        may_go_on = _may_go_on(account, told, MAIN_FAMILY, now)
+        if may_go_on and before.limit is not None and account.holds.get(Cause.LIMIT) == before.limit:
+            self._pool.relieve(account)
+        for family, until in before.families.items():
+            if account.family_holds.get(family) == until and _may_go_on(account, told, family, now):
+                self._pool.relieve(account, family)
+        if may_go_on and before.unavailable > now and account.unavailable_until == before.unavailable:
+            self._entitle(account, before, now)
+
+    def _entitle(self, account: Account, before: "_Rests", now: float) -> None:
+        """Let one request find out whether the backend serves an account again, whose usage says that it may.
+
+        That cannot be known: the endpoint may have said the same when a request was refused. What it
+        has not said before is believed at once.
+        """
+        self._believe_after = of_the_pool(self._believe_after, self._pool)
+        is_news = _purse(account.quota, now) != before.purse
+        if is_news or now >= self._believe_after.get(account.key, 0.0):
+            pause = _BELIEVED.seconds(account.unavailable_count, self._rng.random())
+            self._believe_after[account.key] = now + pause
+            self._pool.entitle(account)
 
     def _judge(self, account: Account, status: int | None) -> None:
         """Take a login for lost when fresh tokens are refused again and again; nothing else counts.
@@ -257,7 +287,7 @@ class Keeper:
                 logger.debug("usage check failed alias=%s reason=%s", result.account.alias, result.reason)
 
     async def probe_due(self) -> None:
-        """Ask for the usage of those that rest for a limit, are new, or whose window has started again.
+        """Ask for the usage of those that rest for a limit, are not entitled or new, or whose window has started again.
 
         So a reset that came early, a new plan and bought credits count within minutes. No
         answer makes a cooldown longer, and only one that says so plainly ends it.
@@ -287,7 +317,11 @@ class Keeper:
         for account in self._pool:
             if account.state in _AT_REST or account.key in self._asking:
                 continue
-            if account.holds.get(Cause.LIMIT, now) > now:
+            if (
+                account.holds.get(Cause.LIMIT, now) > now
+                or account.unavailable_until > now
+                or any(until > now for until in account.family_holds.values())
+            ):
                 between = _PROBE_SECONDS
             elif _has_passed_reset(account, now):
                 between = _RESET_SECONDS
@@ -339,6 +373,7 @@ class Keeper:
     async def fetch_models(self) -> None:
         """Fetch the model lists that are missing, old, or announced to have changed."""
         now = self._clock.now()
+        self._models_after = of_the_pool(self._models_after, self._pool)
         wanting: list[Account] = []
         for account in self._pool.accounts():
             if account.state in _AT_REST:
@@ -378,6 +413,9 @@ class Keeper:
 
         async def one(account: Account) -> Result:
             try:
+                if account.state is State.DISABLED:
+                    # No questions with its token, unless it is asked for by name.
+                    return Result(account, False, "disabled")
                 async with self._checks:
                     return await self.check_usage(account)
             finally:
@@ -423,17 +461,36 @@ class Keeper:
         ]
 
 
-def _may_go_on(account: Account, usage: Mapping[str, Any], now: float) -> bool:
-    """Tell whether the usage endpoint has just said plainly that an account has quota."""
-    limit = usage.get("rate_limit")
-    if (
-        not isinstance(limit, Mapping)
-        or limit.get("allowed") is not True
-        or limit.get("limit_reached") is True
+class _Rests:
+    """What an account rests for when its usage is asked for."""
+
+    __slots__ = ("families", "limit", "purse", "unavailable")
+
+    def __init__(self, account: Account, now: float) -> None:
+        self.limit = account.holds.get(Cause.LIMIT)
+        self.families = dict(account.family_holds)
+        self.unavailable = account.unavailable_until
+        self.purse = _purse(account.quota, now)
+
+
+def _purse(quota: Quota, now: float) -> tuple[object, ...]:
+    """Return what an answer tells of an account that somebody has paid for, or whose limits are others now."""
+    bought, spend = quota.credits, quota.spend
+    stops = spend is not None and spend.stops(now)
+    return (bought.pay, bought.balance, quota.is_spent(now), stops)
+
+
+def _may_go_on(
+    account: Account, told: Mapping[str, list[Mapping[str, Any]]], family: str, now: float
+) -> bool:
+    """Tell whether the usage endpoint has just said plainly that an account has quota for *family*."""
+    limits = told.get(family)
+    if not limits or any(
+        limit.get("allowed") is not True or limit.get("limit_reached") is True for limit in limits
     ):
         return False
     spend = account.quota.spend
-    return not account.quota.is_spent(now) and not (spend is not None and spend.stops(now))
+    return not account.quota.is_spent(now, family) and not (spend is not None and spend.stops(now))
 
 
 def _has_passed_reset(account: Account, now: float) -> bool:

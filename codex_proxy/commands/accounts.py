@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from codex_proxy.accounts.actions import Action
+from codex_proxy.accounts.actions import Action, unknown_account
 from codex_proxy.commands import login, options
 from codex_proxy.commands.control import Control, control
 from codex_proxy.commands.terminal import (
@@ -18,10 +18,13 @@ from codex_proxy.commands.terminal import (
     confirm,
     has_colour,
     paint,
+    printable,
     say,
+    say_json,
     seconds_of,
     span,
     width,
+    wrapped,
 )
 from codex_proxy.config import Settings
 from codex_proxy.errors import ProxyError
@@ -37,6 +40,8 @@ _STATUS_COLOURS = {
 _LIMIT = "codex"
 _SHORT_MINUTES = 24 * 60
 _UNKNOWN = "?"
+_SCREEN = 80
+_PLAN_WIDTH = 12
 
 _HELP: dict[str, str] = {
     "disable": "take no new requests with it; it stays disabled until it is enabled",
@@ -52,19 +57,29 @@ _ROUNDS: dict[str, Any] = {"refresh": "refresh", "check": "check"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options and actions."""
-    parser.add_argument("--json", action="store_true", help="print what is known as JSON")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions on an account")
+    parser.add_argument("--json", action="store_true", help="print what is known, or was done, as JSON")
+    # Written out, because nothing else says that the action may be left out.
+    parser.usage = f"{parser.prog} [-h] [-config FILE] [--json] [ACTION ...]"
+    actions = parser.add_subparsers(
+        dest="action", metavar="ACTION", title="actions on an account", prog=parser.prog
+    )
     for name, text in _HELP.items():
         action = actions.add_parser(
             name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False
         )
         options.add_config(action)
+        action.set_defaults(usage=action)
         if name == "relogin":
             action.add_argument(
                 "alias", metavar="ALIAS", help="the account, by the name in `codex-proxy accounts`"
             )
             options.add_login(action)
             continue
+        # Below the top a default would undo one before the action.
+        action.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS,
+            help="print what was done as JSON, a line for each account",
+        )  # fmt: skip
         can_be_all = name in ("refresh", "reset", "check")
         action.add_argument(
             "aliases",
@@ -76,7 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--all", action="store_true", help="all accounts")
         if name == "remove":
             options.add_yes(action)
-        action.set_defaults(usage=action)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,40 +99,63 @@ def run(args: argparse.Namespace) -> int:
     if args.action is None:
         return asyncio.run(_show(settings, as_json=args.json))
     if args.action == "relogin":
+        if args.json:
+            args.usage.error("a login asks and tells a person: it has no --json")
         return login.relogin(settings, args)
     wants_all = getattr(args, "all", False)
     if wants_all is bool(args.aliases):
         args.usage.error("name accounts or say --all" + (", not both" if wants_all else ""))
-    if args.action == "remove" and not confirm(
-        f"Take {', '.join(args.aliases)} out of the pool?", is_yes=args.yes
-    ):
-        say("Nothing was done.")
-        return 1
-    return asyncio.run(_do(settings, args.action, args.aliases))
+    if args.action == "remove" and not args.yes:
+        if args.json:
+            args.usage.error("with --json nobody is asked: say --yes")
+        asyncio.run(check_known(settings, args.aliases))
+        if not confirm(f"Take {', '.join(args.aliases)} out of the pool?", is_yes=False):
+            say("Nothing was done.")
+            return 1
+    return asyncio.run(_do(settings, args.action, args.aliases, as_json=args.json))
 
 
 # -- doing --------------------------------------------------------------------------------
 
 
-async def _do(settings: Settings, action: Action, aliases: Sequence[str]) -> int:
+async def check_known(settings: Settings, aliases: Iterable[str]) -> None:
+    """Find out whether there are accounts of these names, before anybody is asked about them.
+
+    Raises:
+        ProxyError: If one is not there; it names those that are called alike.
+    """
     async with control(settings) as pool:
-        if aliases:
-            return await act(pool, action, aliases)
-        if action in _ROUNDS:
-            return await _round(pool, action)
-        known = await pool.accounts()
-        return await act(pool, action, [account["alias"] for account in known["accounts"]])
+        known = [account["alias"] for account in (await pool.accounts())["accounts"]]
+    for alias in aliases:
+        if alias not in known:
+            raise unknown_account(alias, known)
 
 
-async def act(pool: Control, action: Action, aliases: Iterable[str]) -> int:
+async def _do(settings: Settings, action: Action, aliases: Sequence[str], *, as_json: bool) -> int:
+    async with control(settings) as pool:
+        if not aliases and action in _ROUNDS:
+            return await _round(pool, action, as_json=as_json)
+        if not aliases:
+            aliases = [account["alias"] for account in (await pool.accounts())["accounts"]]
+        return await act(pool, action, aliases, as_json=as_json)
+
+
+async def act(pool: Control, action: Action, aliases: Iterable[str], *, as_json: bool = False) -> int:
     """Do *action* to each account, one after the other; a failure does not stop the others."""
     code, now = 0, time.time()
     for alias in aliases:
         try:
             done = await pool.act(alias, action)
         except ProxyError as exc:
-            complain(exc.message)
             code = 1
+            if as_json:
+                _say_json(alias, False, exc.message)
+            else:
+                complain(exc.message)
+            continue
+        if as_json:
+            _say_json(done["alias"], done["success"], done["message"])
+            code = code if done["success"] else 1
             continue
         if not done["success"]:
             complain(f"{alias}: {done['message']}")
@@ -126,12 +163,18 @@ async def act(pool: Control, action: Action, aliases: Iterable[str]) -> int:
             continue
         say(f"{alias}: {done['message']}")
         if action == "check" and done["account"] is not None:
-            for text in _quota_in_words(done["account"], now):
+            for text in quota_in_words(done["account"], now):
                 say(f"  {text}")
     return code
 
 
-async def _round(pool: Control, action: Action) -> int:
+def _say_json(alias: str, success: bool, message: str) -> None:
+    # An argument that is no text cannot be in JSON as it is.
+    name = alias.encode("utf-8", "replace").decode()
+    say_json(dumps({"alias": name, "success": success, "message": message}))
+
+
+async def _round(pool: Control, action: Action, *, as_json: bool) -> int:
     failed = skipped = total = 0
     async for item in pool.each(_ROUNDS[action]):
         total += 1
@@ -144,10 +187,13 @@ async def _round(pool: Control, action: Action) -> int:
         else:
             outcome = f"failed: {item['reason'] or 'see the log'}"
             failed += 1
+        if as_json:
+            _say_json(item["alias"], item["success"], outcome)
+            continue
         say(f"[{item['current']}/{item['total']}] {item['alias']}: {outcome}")
-    if not total:
+    if not total and not as_json:
         say("There are no accounts.")
-    else:
+    elif not as_json:
         left_out = f", {skipped} left out" if skipped else ""
         say(f"{total - failed - skipped} of {total} succeeded{left_out}.")
     return 1 if failed else 0
@@ -160,14 +206,9 @@ async def _show(settings: Settings, *, as_json: bool) -> int:
     async with control(settings) as pool:
         known = {"daemon": pool.is_daemon, **await pool.accounts()}
     if as_json:
-        sys.stdout.buffer.write(dumps(known) + b"\n")
-        sys.stdout.flush()
+        say_json(dumps(known))
         return 0
-    if not settings.auth_dir.exists():
-        # Before the first account there is no folder, which is nothing wrong.
-        known["problems"] = []
-    for line in table(known, time.time(), colour=has_colour(sys.stdout)):
-        say(line)
+    say(*table(known, time.time(), colour=has_colour(sys.stdout)), is_painted=True)
     if not known["accounts"]:
         say(f"Get one into {settings.auth_dir} with `codex-proxy login` or `codex-proxy import PATH`.")
     return 0
@@ -178,40 +219,60 @@ _ALIGNS: tuple[Align, ...] = ("<", "<", "<", ">", "<", ">", "<", ">", ">", ">")
 
 
 def table(known: JsonObject, now: float, *, colour: bool = False) -> list[str]:
-    """Return what is known of the accounts as lines for a person."""
+    """Return what is known of the accounts as lines for a person, fit to be printed as they are."""
     accounts: list[JsonObject] = known["accounts"]
     lines: list[str] = []
     if accounts:
-        rows = [_HEAD, *(_row(account, now, is_daemon=known["daemon"]) for account in accounts)]
-        head, *body = columns(rows, _ALIGNS, gap=" ")
+        rows, (head, *body) = _fitting(accounts, now, is_daemon=known["daemon"])
         lines.append(head)
         for account, line in zip(accounts, body, strict=True):
             lines.append(_painted(line, account, rows, is_on=colour))
-            lines += [paint(f"  {text}", "grey", is_on=colour) for text in _remarks(account, now)]
+            remarks = [
+                line for text in _remarks(account, now) for line in wrapped(printable(text), indent="  ")
+            ]
+            lines += [paint(text, "grey", is_on=colour) for text in remarks]
     if known["problems"]:
-        lines += ["", "Files of the auth-dir with something wrong:"]
-        lines += [f"  {problem['file']}: {problem['reason']}" for problem in known["problems"]]
-    return [*lines, *([""] if lines else []), _summary(known)]
+        lines += [*([""] if lines else []), "Files of the auth-dir with something wrong:"]
+        for problem in known["problems"]:
+            lines += wrapped(printable(f"{problem['file']}: {problem['reason']}"), indent="  ")
+    return [*lines, *([""] if lines else []), *wrapped(_summary(known), _SCREEN)]
 
 
-def _row(account: JsonObject, now: float, *, is_daemon: bool) -> tuple[str, ...]:
+def _fitting(
+    accounts: Sequence[JsonObject], now: float, *, is_daemon: bool
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return rows and lines that fit a screen if they can: moments go first, spans say as much."""
+    clocks = [(True, True), (True, False), (False, False)]
+    while True:
+        shown = clocks.pop(0)
+        rows = [_HEAD, *(_row(account, now, shown, is_daemon=is_daemon) for account in accounts)]
+        lines = columns(rows, _ALIGNS, gap=" ")
+        if not clocks or max(map(width, lines)) <= _SCREEN:
+            return rows, lines
+
+
+def _row(account: JsonObject, now: float, clocks: tuple[bool, bool], *, is_daemon: bool) -> tuple[str, ...]:
     windows = _own_windows(account)
     short = next((one for one in windows if _is_short(one)), None)
     long = next((one for one in windows if not _is_short(one)), None)
     ages = [one["age"] for one in (short, long) if one is not None and one["age"] is not None]
     ends_at = seconds_of(account["token_expire"])
     return (
-        account["alias"],
-        account["plan_type"] or _UNKNOWN,
+        printable(account["alias"]),
+        _shortened(printable(account["plan_type"] or _UNKNOWN)),
         account["status"].replace("_", " "),
         _used(short, "5h"),
-        _resets(short, now),
+        _resets(short, now, has_clock=clocks[0]),
         _used(long, "week"),
-        _resets(long, now),
+        _resets(long, now, has_clock=clocks[1]),
         span(max(ages)) if ages else _UNKNOWN,
         _UNKNOWN if ends_at is None else "over" if ends_at <= now else span(ends_at - now),
         str(account["in_flight"]) if is_daemon else "-",
     )
+
+
+def _shortened(plan: str) -> str:
+    return plan if len(plan) <= _PLAN_WIDTH else plan[: _PLAN_WIDTH - 1] + "…"
 
 
 def _own_windows(account: JsonObject) -> list[JsonObject]:
@@ -232,9 +293,11 @@ def _used(window: JsonObject | None, usual: str) -> str:
     return f"{window['used_percent']:.0f}%{length}"
 
 
-def _resets(window: JsonObject | None, now: float) -> str:
+def _resets(window: JsonObject | None, now: float, *, has_clock: bool) -> str:
     at = seconds_of(window["resets_at"]) if window is not None else None
-    return _UNKNOWN if at is None else f"{span(at - now)} {clock(at, now)}"
+    if at is None:
+        return _UNKNOWN
+    return f"{span(at - now)} {clock(at, now)}" if has_clock else span(at - now)
 
 
 def _remarks(account: JsonObject, now: float) -> list[str]:
@@ -293,12 +356,41 @@ def _summary(known: JsonObject) -> str:
     return f"{number}{': ' + counts if counts else ''}. {running}"
 
 
-def _quota_in_words(account: JsonObject, now: float) -> list[str]:
+def quota_in_words(account: JsonObject, now: float) -> list[str]:
+    """Return what is known of an account's quota, and of what was bought beside it, line by line."""
     found: list[str] = []
-    for window in account["quota"]["windows"] if account["quota"] is not None else ():
+    quota = account["quota"]
+    if quota is None:
+        return found
+    for window in quota["windows"]:
         name = window["window"] if window["limit"] == _LIMIT else f"{window['limit']} {window['window']}"
         used = window["used_percent"]
         at = seconds_of(window["resets_at"])
         when = "" if at is None else f", resets in {span(at - now)} ({clock(at, now)})"
         found.append(f"{name}: {'unknown' if used is None else f'{used:.0f}% used'}{when}")
-    return found
+    return [*found, *_credits_in_words(quota["credits"]), *_spend_in_words(quota["spend"], now)]
+
+
+def _credits_in_words(told: JsonObject | None) -> list[str]:
+    if told is None or not (told["has_credits"] or told["unlimited"]):
+        return []
+    balance = told["balance"]
+    left = "unlimited" if told["unlimited"] else f"{balance} left" if balance else "some left"
+    over = "; their own limit is reached" if told["overage_limit_reached"] else ""
+    return [f"credits: {left}{over}"]
+
+
+def _spend_in_words(spend: JsonObject | None, now: float) -> list[str]:
+    if spend is None or (spend["limit"] is None and not spend["reached"]):
+        return []
+    parts = []
+    if spend["limit"] is not None:
+        parts.append(f"{spend['used'] or _UNKNOWN} of {spend['limit']}")
+    if spend["used_percent"] is not None:
+        parts.append(f"{spend['used_percent']:.0f}% used")
+    if spend["reached"]:
+        parts.append("the limit is reached")
+    at = seconds_of(spend["resets_at"])
+    if at is not None:
+        parts.append(f"resets in {span(at - now)} ({clock(at, now)})")
+    return [f"spending in the workspace: {', '.join(parts)}"]

@@ -100,6 +100,24 @@ async def daemon(settings: Settings) -> "AsyncIterator[Running]":
         yield running
 
 
+async def is_running(settings: Settings) -> bool:
+    """Tell whether a daemon runs on this data-dir, even one that cannot be asked."""
+    try:
+        async with daemon(settings):
+            return True
+    except NoDaemon:
+        return False
+    except ProxyError:
+        return True
+
+
+async def take_up(settings: Settings, what: str = "it") -> str:
+    """Say when the accounts that were just brought to auth-dir will serve."""
+    if await is_running(settings):
+        return f"The running daemon takes {what} up by itself."
+    return "No daemon runs with this configuration: start it with `codex-proxy`."
+
+
 class Running:
     """A daemon that runs, through its control socket."""
 
@@ -173,7 +191,7 @@ class Running:
 
 def _segment(text: str) -> str:
     # Dots too: a client takes a path apart at them.
-    return quote(text, safe="").replace(".", "%2E")
+    return quote(text, safe="", errors="replace").replace(".", "%2E")
 
 
 class Files:

@@ -1,13 +1,15 @@
 """`codex-proxy import`: bring logins that lie elsewhere into the auth-dir."""
 
 import argparse
+import asyncio
 import time
 from collections import Counter
 from pathlib import Path
 
 from codex_proxy.accounts.importing import OUTCOMES, Brought, Outcome, bring, read
 from codex_proxy.commands import options
-from codex_proxy.commands.terminal import complain, say
+from codex_proxy.commands.control import take_up
+from codex_proxy.commands.terminal import complain, say, wrapped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         + "."
     )
     if shared:
-        complain(_warning(shared))
+        complain(*_warning(shared))
+    if taken := counts["imported"] + counts["updated"]:
+        say(asyncio.run(take_up(settings, "it" if taken == 1 else "them")))
     return 1 if counts["refused"] else 0
 
 
@@ -49,10 +53,12 @@ def _tell(brought: Brought) -> None:
     say(f"{place}: {brought.outcome}: {name}{notes}")
 
 
-def _warning(places: list[str]) -> str:
+def _warning(places: list[str]) -> list[str]:
     names = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
-    return (
-        f"warning: {names} may still be in use by a Codex CLI. A refresh token works once, so when the CLI and this\n"
-        "pool share a login, one of them will be logged out. To avoid that, log the same account in once more with\n"
-        "`codex-proxy login`: the pool then has a login of its own, and the CLI keeps this one."
+    # `complain` puts the command's name before each line.
+    return wrapped(
+        f"warning: {names} may still be in use by a Codex CLI. A refresh token works once, so when the CLI and this"
+        " pool share a login, one of them will be logged out. To avoid that, log the same account in once more with"
+        " `codex-proxy login`: the pool then has a login of its own, and the CLI keeps this one.",
+        78 - len("codex-proxy: "),
     )

@@ -17,9 +17,12 @@ from codex_proxy.accounts.actions import unknown_account
 from codex_proxy.accounts.credential import Credential, parse
 from codex_proxy.accounts.login import PORTS, Invitation, account_file, browser_login, device_login
 from codex_proxy.accounts.oauth import Device, Issuer, LoginFailed
+from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.tokens import NewTokens, mask_name
+from codex_proxy.clock import SystemClock
 from codex_proxy.commands import options
-from codex_proxy.commands.terminal import complain, say
+from codex_proxy.commands.control import take_up
+from codex_proxy.commands.terminal import complain, say, wrapped
 from codex_proxy.config import Live, Settings
 from codex_proxy.errors import ProxyError
 from codex_proxy.net import Outbound
@@ -97,7 +100,7 @@ def _perform(
     if credential.disabled:
         say(f"It is disabled; `codex-proxy accounts enable {name}` puts it to use.")
     else:
-        say("A running daemon takes it up by itself.")
+        say(asyncio.run(take_up(settings)))
     return 0
 
 
@@ -139,10 +142,13 @@ async def _log_in(
 
 def _invite_device(device: Device) -> None:
     say("On any device, open this page and log in:")
-    say(f"\n  {device.url}\n")
+    say("", f"  {device.url}", "")
     say("and type this code there, which is good for 15 minutes:")
-    say(f"\n  {device.user_code}\n")
-    say("Give the code to nobody: whoever asks you for it wants your account. Waiting; Ctrl-C ends it.")
+    say("", f"  {device.user_code}", "")
+    say(
+        "Give the code to nobody: whoever asks you for it wants your account.",
+        "Waiting; Ctrl-C ends it.",
+    )
 
 
 def _invite(invitation: Invitation, *, can_open: bool, can_type: bool) -> None:
@@ -152,13 +158,14 @@ def _invite(invitation: Invitation, *, can_open: bool, can_type: bool) -> None:
         say("A browser should open now. If it does not, open this page to log in:")
     else:
         say("Open this page in a browser and log in:")
-    say(f"\n  {invitation.url}\n")
+    say("", f"  {invitation.url}", "")
     if can_type:
         where = "If that browser is on another machine, it" if invitation.is_listening else "The browser"
-        say(
-            f"{where} ends at an address that cannot be opened there,\n"
-            f"{invitation.redirect_uri}?code=... Paste that address here and press Enter."
+        text = (
+            f"{where} ends at an address that cannot be opened there,"
+            f" {invitation.redirect_uri}?code=... Paste that address here and press Enter."
         )
+        say(*wrapped(text))
     say("Waiting for the login, 15 minutes at most; Ctrl-C ends it.")
 
 
@@ -247,10 +254,13 @@ def _known(settings: Settings) -> list[Credential]:
 
 
 def _find(settings: Settings, alias: str) -> Credential:
-    known = {one.alias or one.default_alias: one for one in _known(settings)}
-    if alias not in known:
-        raise unknown_account(alias, known)
-    return known[alias]
+    # The pool names its accounts, so one is found by the name that `accounts` shows.
+    pool = Pool(SystemClock())
+    pool.apply(store.scan(settings.auth_dir))
+    account = pool.by_alias(alias)
+    if account is None:
+        raise unknown_account(alias, [one.alias for one in pool])
+    return account.credential
 
 
 def _check_alias(alias: str, known: list[Credential]) -> None:
@@ -269,6 +279,8 @@ def _check_folder(folder: Path) -> None:
     """Find out before the login whether its file can be written after it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise ProxyError(f"auth-dir {folder} is no folder") from exc
     except OSError as exc:
         raise ProxyError(f"the folder {folder} cannot be made: {exc.strerror}") from exc
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Log an account out; return the exit code."""
     settings = options.load(args).settings
+    asyncio.run(accounts.check_known(settings, [args.alias]))
     if not confirm(f"End the login of {args.alias} for good?", is_yes=args.yes):
         say("Nothing was done.")
         return 1

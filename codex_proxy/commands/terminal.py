@@ -1,7 +1,9 @@
 """Text for a person at a terminal, or for a pipe: columns, times, questions, a little colour."""
 
 import os
+import re
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,16 +16,45 @@ _COLOURS = {"green": "32", "yellow": "33", "red": "31", "grey": "90"}
 
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 
+# What steers a terminal (C0, DEL, C1), breaks or turns a line, or cannot be encoded. It comes
+# with the issuer's words, names of files, arguments; nothing of ours has any of it.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-def say(text: str = "") -> None:
-    """Print a line, at once: somebody may wait for it at the other end of a pipe."""
-    print(text, flush=True)
+
+def printable(text: str) -> str:
+    """Return *text* as it can be shown in one line of a terminal: what steers it is spelled out."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def complain(text: str) -> None:
-    """Print to stderr in the command's name."""
-    for line in text.splitlines():
-        print(f"codex-proxy: {line}", file=sys.stderr, flush=True)
+def say(*lines: str, is_painted: bool = False) -> None:
+    """Print lines, at once: somebody may wait for them at the other end of a pipe.
+
+    Args:
+        is_painted: They hold our colours, around what is printable already.
+    """
+    for line in lines or ("",):
+        print(line if is_painted else printable(line), flush=True)
+
+
+def say_json(text: bytes) -> None:
+    """Print JSON in a line of its own; what could steer a terminal is spelled as JSON does it."""
+    line = _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text.decode())
+    sys.stdout.buffer.write(line.encode() + b"\n")
+    sys.stdout.flush()
+
+
+def complain(*lines: str) -> None:
+    """Print lines to stderr in the command's name."""
+    for line in lines:
+        print(f"codex-proxy: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, columns: int = 78, indent: str = "") -> list[str]:
+    """Return *text* as lines of at most so many columns; what is one word is never cut."""
+    return textwrap.wrap(
+        text, columns, initial_indent=indent, subsequent_indent=indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def width(text: str) -> int:
@@ -104,7 +135,7 @@ def confirm(question: str, *, is_yes: bool) -> bool:
     if sys.stdin is None or not sys.stdin.isatty():
         raise ProxyError(f"{question} Nobody is there to answer: say --yes")
     try:
-        answer = input(f"{question} [y/N] ")
+        answer = input(f"{printable(question)} [y/N] ")
     except EOFError:
         say()
         return False

@@ -2,12 +2,11 @@
 
 import argparse
 import asyncio
-import sys
 import time
 
 from codex_proxy.commands import options
 from codex_proxy.commands.control import daemon
-from codex_proxy.commands.terminal import clock, columns, say, seconds_of
+from codex_proxy.commands.terminal import clock, columns, say, say_json, seconds_of
 from codex_proxy.config import Settings
 from codex_proxy.protocol.wire import JsonObject, dumps
 
@@ -18,8 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Tell of one of the last requests which accounts could have served it, which one was chosen and why, and what"
         " became of it. Needs the running daemon."
     )
-    parser.add_argument("request_id", metavar="REQUEST_ID", help="an answer's x-request-id, also in the log")
+    parser.add_argument(
+        "request_id", metavar="REQUEST_ID", type=_given, help="an answer's x-request-id, also in the log"
+    )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _given(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("give a request id: an answer's x-request-id, also in the log")
+    return text.strip()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     settings = options.load(args).settings
     story = asyncio.run(_ask(settings, args.request_id))
     if args.json:
-        sys.stdout.buffer.write(dumps(story) + b"\n")
-        sys.stdout.flush()
+        say_json(dumps(story))
         return 0
     for line in render(story, time.time()):
         say(line)

@@ -54,6 +54,31 @@ class WindowView:
 
 
 @dataclass(slots=True, frozen=True)
+class CreditsView:
+    """Bought credits; None where the backend did not say it."""
+
+    has_credits: bool | None
+    unlimited: bool | None
+    balance: str | None
+    overage_limit_reached: bool | None
+    source: str | None
+    age: float | None
+
+
+@dataclass(slots=True, frozen=True)
+class SpendView:
+    """What a workspace lets this person spend; None where the backend did not say it."""
+
+    reached: bool | None
+    limit: str | None
+    used: str | None
+    used_percent: float | None
+    resets_at: float | None
+    source: str | None
+    age: float | None
+
+
+@dataclass(slots=True, frozen=True)
 class QuotaView:
     """What is known of an account's quota, and from when."""
 
@@ -63,6 +88,8 @@ class QuotaView:
     source: str | None = None
     plan: str | None = None
     windows: tuple[WindowView, ...] = ()
+    credits: CreditsView | None = None
+    spend: SpendView | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -327,7 +354,9 @@ def admin_handlers(admin: Admin, decisions: Decisions, monotonic: Callable[[], f
         if told is None:
             raise RequestError(
                 f"no finished turn with the id {request_id[:100]!r} is remembered: the last {decisions.limit} are, "
-                "since the daemon started; the id is an answer's x-request-id, and stands in the log",
+                "since the daemon started; the id is an answer's x-request-id, and stands in the log. A request that "
+                "was refused before any account was looked at (a 400, a wrong key) is not among them: what was "
+                "wrong stands in its answer",
                 status=404,
                 code="unknown_request",
             )
@@ -458,11 +487,25 @@ def _quota_json(quota: QuotaView) -> JsonObject:
                 "used_percent": window.used_percent,
                 "resets_at": rfc3339(window.resets_at),
                 "source": window.source,
-                "age": None if window.age is None else round(window.age, 1),
+                "age": _age(window.age),
             }
             for window in quota.windows
         ],
+        "credits": (
+            None if quota.credits is None else {**asdict(quota.credits), "age": _age(quota.credits.age)}
+        ),
+        "spend": None
+        if quota.spend is None
+        else {
+            **asdict(quota.spend),
+            "resets_at": rfc3339(quota.spend.resets_at),
+            "age": _age(quota.spend.age),
+        },
     }
+
+
+def _age(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def summary(views: Sequence[AccountView]) -> JsonObject:

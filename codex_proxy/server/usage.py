@@ -7,7 +7,7 @@ more than this of that address, and does not work (docs/clients.md).
 from aiohttp import web
 
 from codex_proxy.accounts.pool import Pool
-from codex_proxy.accounts.poolview import usage_page
+from codex_proxy.accounts.poolview import PoolView
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import RequestError
@@ -22,6 +22,7 @@ class PoolUsage:
         self._pool = pool
         self._live = live
         self._clock = clock
+        self._view = PoolView()
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by the names in `app.ROUTES`."""
@@ -36,7 +37,7 @@ class PoolUsage:
         if self._live.current.pool_limits != "show":
             raise RequestError("this proxy does not show its quota", code="not_found", status=404)
         return web.Response(
-            body=dumps(usage_page(self._pool.accounts(), self._clock.now())),
+            body=dumps(self._view.page(self._pool.accounts(), self._clock.now())),
             content_type="application/json",
             headers={"Cache-Control": "no-store"},
         )

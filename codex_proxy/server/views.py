@@ -10,16 +10,19 @@ from codex_proxy.accounts.quota import Quota, Window
 from codex_proxy.accounts.state import State
 from codex_proxy.accounts.tokens import mask_email, mask_name
 from codex_proxy.accounts.upkeep import Keeper, Result
+from codex_proxy.accounts.words import words
 from codex_proxy.clock import Clock
 from codex_proxy.server.admin import (
     AccountView,
     CacheView,
+    CreditsView,
     Health,
     Item,
     ProblemView,
     Progress,
     QuotaView,
     Rounds,
+    SpendView,
     Status,
     TokensView,
     WindowView,
@@ -118,7 +121,7 @@ class PoolAdmin:
 
 async def _items(results: AsyncIterator[Result]) -> AsyncIterator[Item]:
     async for result in results:
-        yield Item(result.account.alias, _email(result.account), result.success, result.reason or None)
+        yield Item(result.account.alias, _email(result.account), result.success, words(result.reason) or None)
 
 
 def _email(account: Account) -> str | None:
@@ -135,7 +138,7 @@ def account_view(account: Account, now: float) -> AccountView:
         status=_STATUS[account.state],
         email=_email(account),
         file=mask_name(credential.path.name),
-        reason=account.reason() or None,
+        reason=words(account.reason()) or None,
         plan_type=account.quota.plan,
         account_id=_mask_id(credential.identity.account_id),
         total_requests=account.total_requests,
@@ -159,7 +162,7 @@ def account_view(account: Account, now: float) -> AccountView:
         quota=_quota_view(account.quota, now),
         login=_LOGIN[account.login],
         login_reason=_login_reason(account),
-        last_error=account.last_error or None,
+        last_error=words(account.last_error) or None,
         priority=credential.priority,
         weight=credential.weight,
         max_concurrency=credential.max_concurrency,
@@ -175,11 +178,12 @@ def _login_reason(account: Account) -> str | None:
         case Login.UNCERTAIN:
             return "an exchange of its token was cut off before the answer was saved; the token is tried once"
         case Login.LOST:
-            return account.login_lost
+            return words(account.login_lost)
 
 
 def _quota_view(quota: Quota, now: float) -> QuotaView | None:
-    if quota.seen_at is None and quota.usage_at is None:
+    bought, spend = _credits_view(quota, now), _spend_view(quota, now)
+    if quota.seen_at is None and quota.usage_at is None and bought is None and spend is None:
         return None
     windows = tuple(
         _window_view(family.id, place, window, now)
@@ -187,7 +191,38 @@ def _quota_view(quota: Quota, now: float) -> QuotaView | None:
         for place, window in family.windows()
     )
     valid = None if quota.usage_status is None else quota.usage_status == 200
-    return QuotaView(valid, quota.usage_status, quota.usage_at, quota.source, quota.plan, windows)
+    return QuotaView(
+        valid, quota.usage_status, quota.usage_at, quota.source, quota.plan, windows, bought, spend
+    )
+
+
+def _credits_view(quota: Quota, now: float) -> CreditsView | None:
+    told = quota.credits
+    if told.seen_at is None:
+        return None
+    return CreditsView(
+        told.has_credits,
+        told.unlimited,
+        told.balance,
+        told.overage_limit_reached,
+        told.source,
+        max(0.0, now - told.seen_at),
+    )
+
+
+def _spend_view(quota: Quota, now: float) -> SpendView | None:
+    told = quota.spend
+    if told is None or told.seen_at is None:
+        return None
+    return SpendView(
+        told.reached,
+        told.limit,
+        told.used,
+        told.used_percent,
+        told.resets_at,
+        told.source,
+        max(0.0, now - told.seen_at),
+    )
 
 
 def _window_view(limit: str, place: str, window: Window, now: float) -> WindowView:

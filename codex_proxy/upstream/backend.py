@@ -209,9 +209,8 @@ class AccountLease:
 
     def observe(self, kind: str, payload: Mapping[str, object]) -> None:
         """Take in quota numbers, and note which account issued the encrypted items of an event or an answer."""
-        now = self._route._clock.now()
         if kind == "codex.rate_limits":
-            self._account.quota.read_event(payload, now)
+            self._route._pool.read_event(self._account, payload)
             return
         output = payload.get("output")
         for item in (payload.get("item"), *(output if isinstance(output, list) else ())):

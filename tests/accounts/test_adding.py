@@ -179,7 +179,7 @@ def test_an_account_that_is_there_gets_newer_tokens_into_its_own_file(auths: Pat
         last_refresh="2027-01-15T08:00:01Z",
         alias="other",
     )
-    added = store.add(auths, login, name="new")
+    added = store.add(auths, login, name="new", now=NOW)
     assert added.outcome == "updated"
     assert added.credential.path == path
     assert os.listdir(auths).count("new.json") == 0
@@ -204,7 +204,7 @@ def test_a_file_keeps_its_own_shape(auths: Path, held: str, brought: str) -> Non
     before = read(path)
     login = in_shape(brought, "2027-01-15T09:00:00Z")
     login.get("tokens", login).update(refresh_token="rt_new", login_owner_id="new-owner")
-    assert store.add(auths, login).outcome == "updated"
+    assert store.add(auths, login, now=NOW).outcome == "updated"
     after = read(path)
     assert after.keys() - before.keys() <= {"expired"}
     assert after.get("tokens", after)["refresh_token"] == "rt_new"
@@ -228,7 +228,7 @@ def test_a_file_keeps_its_own_shape(auths: Path, held: str, brought: str) -> Non
 def test_tokens_that_are_not_newer_change_nothing(auths: Path, login: dict[str, Any]) -> None:
     path = write(auths / "a.json", flat())
     before = path.read_bytes()
-    added = store.add(auths, login)
+    added = store.add(auths, login, now=NOW)
     assert added.outcome == "kept"
     assert added.credential.path == path
     assert path.read_bytes() == before
@@ -239,6 +239,37 @@ def test_a_login_that_knows_its_time_is_newer_than_one_that_does_not(auths: Path
     path = write(auths / "a.json", {"refresh_token": "rt_1", "id_token": flat()["id_token"]})
     assert store.add(auths, flat()).outcome == "updated"
     assert read(path)["refresh_token"] == "rt_user-1_acc-1_1"
+
+
+def test_new_tokens_in_a_file_that_others_could_read_are_its_owners_alone(auths: Path) -> None:
+    path = write(auths / "a.json", flat())
+    path.chmod(0o644)
+    login = flat(refresh_token="rt_new", last_refresh="2027-01-15T08:00:01Z")
+    assert store.add(auths, login, now=NOW).outcome == "updated"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("at", "outcome"),
+    [("2099-01-01T00:00:00Z", "kept"), ("2027-01-16T07:59:00Z", "updated"), ("2027-01-16T08:01:00Z", "kept")],
+)
+def test_a_time_that_has_not_come_makes_no_login_newer(auths: Path, at: str, outcome: str) -> None:
+    path = write(auths / "a.json", flat())
+    assert store.add(auths, flat(refresh_token="rt_old", last_refresh=at), now=NOW).outcome == outcome
+    assert (read(path)["refresh_token"] == "rt_old") is (outcome == "updated")
+
+
+def test_a_file_whose_own_time_has_not_come_can_be_outdone(auths: Path) -> None:
+    path = write(auths / "a.json", flat(last_refresh="2099-01-01T00:00:00Z"))
+    login = flat(refresh_token="rt_new", access_token=access(ends=NOW + 9 * HOUR))
+    assert store.add(auths, login, now=NOW).outcome == "updated"
+    assert read(path)["refresh_token"] == "rt_new"
+
+
+def test_a_login_that_names_nobody_is_called_as_its_file(auths: Path) -> None:
+    added = store.add(auths, {"refresh_token": "rt_1"})
+    assert added.credential.alias == added.credential.path.stem
+    assert read(added.credential.path) == {"refresh_token": "rt_1", "alias": added.credential.path.stem}
 
 
 def test_another_workspace_is_another_account(auths: Path) -> None:
@@ -306,13 +337,13 @@ def test_a_file_that_holds_another_account_by_now_keeps_that(
     path = write(auths / "a.json", flat("mine"))
     real = store.edit
 
-    def edit(*args: Any) -> store.Credential:
+    def edit(*args: Any, **more: Any) -> store.Credential:
         write(path, flat("other"))
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(store, "edit", edit)
     with pytest.raises(Unusable, match="another account by now"):
-        store.add(auths, flat("mine", refresh_token="rt_new", last_refresh="2027-01-15T09:00:00Z"))
+        store.add(auths, flat("mine", refresh_token="rt_new", last_refresh="2027-01-15T09:00:00Z"), now=NOW)
     assert read(path) == flat("other")
 
 
@@ -343,7 +374,43 @@ def test_a_file_that_is_gone_already_is_said_to_be(auths: Path, tmp_path: Path) 
 def test_a_file_that_cannot_be_moved_stays(auths: Path, tmp_path: Path) -> None:
     credential = store.load(write(auths / "jane@example.com.json", flat()))
     write(tmp_path / "removed", b"")
-    with pytest.raises(SaveFailed, match="was not moved: file exists") as caught:
+    with pytest.raises(SaveFailed, match=r"below data-dir.*cannot be made: file exists") as caught:
         store.take_out(credential, tmp_path / "removed")
     assert "jane" not in str(caught.value)
     assert credential.path.exists()
+
+
+def test_a_folder_of_removed_files_that_cannot_be_made_is_not_a_file_that_is_gone(
+    auths: Path, tmp_path: Path
+) -> None:
+    credential = store.load(write(auths / "a.json", flat()))
+    nowhere = tmp_path / "loop"
+    nowhere.symlink_to(tmp_path / "not" / "there")
+    with pytest.raises(SaveFailed, match=r"below data-dir.*cannot be made"):
+        store.take_out(credential, nowhere / "removed")
+    with pytest.raises(SaveFailed, match=r"below data-dir.*cannot be made"):
+        store.check_take_out(credential, nowhere / "removed")
+    assert credential.path.exists()
+
+
+def test_a_move_can_be_tried_without_moving(
+    auths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credential = store.load(write(auths / "a.json", flat()))
+    removed = tmp_path / "data" / "removed"
+    store.check_take_out(credential, removed)
+    assert (os.listdir(removed), os.listdir(auths)) == ([], ["a.json"])
+    real = files.probe
+
+    def probe(folder: Path) -> None:
+        if folder == auths:
+            raise OSError(errno.EROFS, "")
+        real(folder)
+
+    monkeypatch.setattr(files, "probe", probe)
+    with pytest.raises(SaveFailed, match="auth-dir cannot be written to: read-only file system"):
+        store.check_take_out(credential, removed)
+    monkeypatch.undo()
+    credential.path.unlink()
+    with pytest.raises(Vanished):
+        store.check_take_out(credential, removed)

@@ -440,6 +440,20 @@ def test_a_new_plan_undoes_what_the_old_one_lacked() -> None:
     assert served(pool, 1) == ["a"]
 
 
+def test_a_new_plan_in_an_answer_counts_at_once() -> None:
+    pool, _ = pool_of(credential("a"))
+    account = named(pool, "a")
+    for plan, lacks in (("free", True), ("free", True), ("plus", False)):
+        pool.read_headers(account, {"x-codex-plan-type": plan})
+        if lacks:
+            account.refuse(WANT.refusal, NOW + HOUR, NOW)
+        assert account.lacks(WANT.refusal, NOW) is lacks
+    account.refuse(WANT.refusal, NOW + HOUR, NOW)
+    pool.read_event(account, {"type": "codex.rate_limits", "plan_type": "plus", "rate_limits": {}})
+    pool.read_event(account, {"type": "codex.rate_limits", "plan_type": "pro", "rate_limits": {}})
+    assert not account.lacks(WANT.refusal, NOW)
+
+
 def test_the_limit_of_a_family_ends_by_its_own_numbers() -> None:
     pool, _ = pool_of(credential("a"))
     account = named(pool, "a")

@@ -129,6 +129,17 @@ def test_a_folder_gives_every_account_file_in_it_and_nothing_below(desk: Desk) -
     ]
 
 
+def test_a_folder_that_is_called_like_a_file_stops_nothing(desk: Desk) -> None:
+    desk.write("from/a.json", flat("a"))
+    desk.write("from/x.json/inner.json", flat("x"))
+    desk.write("from/z.json", flat("z"))
+    assert [(one.outcome, one.reason) for one in desk.bring(desk.folder / "from")] == [
+        ("imported", ""),
+        ("refused", "a folder, not a file"),
+        ("imported", ""),
+    ]
+
+
 def test_an_empty_folder_is_told(desk: Desk) -> None:
     (desk.folder / "from").mkdir()
     assert desk.reasons(desk.folder / "from") == ["no account file in this folder"]
@@ -197,6 +208,8 @@ def test_what_the_go_daemon_put_aside_comes_disabled(desk: Desk, name: str) -> N
         ("[]", "an empty list"),
         ("[1, 2", "not JSON: Expecting ',' delimiter at line 1 column 6"),
         ('{\n  "access_token": ,\n}', "not JSON: Expecting value at line 2 column 19"),
+        ('{"a": "b', "not JSON: Unterminated string starting at line 1 column 7"),
+        ('["b', "not JSON: Unterminated string starting at line 1 column 2"),
         ('"text"', "not a JSON object"),
         ("{}", "holds neither an access token nor a refresh token"),
         ('{"access_token": 7}', "access_token is not a token"),

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_proxy.accounts import memory
-from codex_proxy.accounts.account import Cause
+from codex_proxy.accounts.account import BACKOFF, REFUSAL_SECONDS, REPROBE, Cause
 from codex_proxy.accounts.affinity import Owner
 from codex_proxy.accounts.memory import (
     OWNERS_FILE,
@@ -145,6 +145,24 @@ def test_a_hold_that_is_over_or_further_away_than_any_is_dropped(until: Any) -> 
     assert state_of(one) is State.READY
 
 
+@pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.LIMIT])
+def test_a_hold_from_a_clock_that_was_ahead_rests_no_longer_than_its_cause_does(cause: Cause) -> None:
+    one, other = account(), account()
+    one.holds = {cause: NOW + 10 * DAY, Cause.LIMIT: NOW + 10 * DAY}
+    restore_account(other, dump_account(one), NOW)
+    assert other.holds[Cause.LIMIT] == NOW + 10 * DAY, "a limit may last for weeks"
+    assert other.holds[cause] == NOW + max(1.2 * BACKOFF[cause].cap, HOUR)
+
+
+def test_an_entitlement_and_a_refusal_from_such_a_clock_end_as_well() -> None:
+    one = account()
+    said = {"unavailable": [NOW + 10 * DAY, "no_credits", 2], "refusals": {"responses m": NOW + 10 * DAY}}
+    restore_account(one, said, NOW)
+    assert one.unavailable_until == NOW + 1.2 * REPROBE.cap
+    assert one.refusals == {"responses m": NOW + REFUSAL_SECONDS}
+    assert one.lacks("responses m", NOW)
+
+
 def test_a_hold_that_is_longer_here_stays() -> None:
     one = account()
     one.hold(Cause.LIMIT, NOW + 50)
@@ -157,7 +175,7 @@ def test_what_was_refused_is_true_of_that_token_only() -> None:
     one.login_lost = "refresh_token_reused"
     one.rejected = one.credential.access.digest()
     one.holds[Cause.REJECTED] = NOW + 60
-    said = dump_account(one, None, NOW)
+    said = dump_account(one)
 
     same = account("a")
     restore_account(same, said, NOW)
@@ -182,7 +200,7 @@ def test_what_was_refused_is_true_of_that_token_only() -> None:
 def test_without_tokens_nothing_is_said_of_them() -> None:
     one = account("a", access="", refresh="")
     one.login_lost = "gone"
-    said = dump_account(one, None, NOW)
+    said = dump_account(one)
     other = account("a", access="", refresh="")
     restore_account(other, said, NOW)
     assert other.login_lost == ""
@@ -211,7 +229,7 @@ odd = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )
-DUMP = dump_account(account(), None, NOW)
+DUMP = dump_account(account())
 
 
 @settings(max_examples=300, deadline=None)
@@ -222,7 +240,7 @@ def test_nothing_that_is_written_there_breaks_an_account(said: dict[str, Any]) -
     for end in (*one.holds.values(), *one.family_holds.values(), *one.refusals.values()):
         assert NOW < end <= NOW + MAX_RESET_SECONDS
     assert 0.0 <= one.unavailable_until <= NOW + MAX_RESET_SECONDS
-    again = dump_account(one, None, NOW)
+    again = dump_account(one)
     assert len(orjson.dumps(again)) < 100_000
 
 
@@ -265,6 +283,49 @@ async def test_it_is_written_when_something_changed(tmp_path: Path) -> None:
         (said,) = state(tmp_path)["accounts"].values()
         assert said["holds"] == {"limit": NOW + HOUR}
         assert said["at"] == NOW + SAVE_SECONDS
+
+
+async def test_others_get_their_turn_while_much_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is rendered in a piece that holds up the loop, not even in a thread: rendering keeps the others out."""
+    async with home(tmp_path, *(credential(f"u{number}") for number in range(400))) as h:
+        for number in range(5_000):
+            h.pool.affinity.bind(f"conversation-{number}", named(h.pool, "u7").key, NOW)
+        sizes: list[int] = []
+
+        def dumps(value: object) -> bytes:
+            data = orjson.dumps(value)
+            sizes.append(len(data))
+            return data
+
+        monkeypatch.setattr(memory, "dumps", dumps)
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                # Meanwhile the pool changes.
+                h.pool.affinity.bind(f"new-{turns}", named(h.pool, "u7").key, NOW)
+                named(h.pool, "u7").family_holds[f"codex_{turns}"] = NOW + HOUR
+                h.pool.learned_families[f"model-{turns}"] = "codex_x"
+                await asyncio.sleep(0)
+
+        busy = h.background.spawn(others(), name="others")
+        await asyncio.sleep(0)
+        began = turns
+        await h.memory.save()
+        busy.cancel()
+        assert turns - began >= 400 / 50 + 5_000 / 1_000
+        assert max(sizes) < 150_000
+        said = state(tmp_path)
+        assert len(said["accounts"]) == 400
+        assert len(said["conversations"]) >= 5_000
+    async with home(tmp_path, credential("u7")) as again:
+        one = named(again.pool, "u7")
+        assert again.pool.affinity.homes("conversation-77", NOW) == (one.key,)
+        assert len(again.pool.affinity) == len(said["conversations"])
 
 
 @pytest.mark.parametrize(
@@ -375,6 +436,17 @@ async def test_accounts_that_are_gone_for_long_are_forgotten(tmp_path: Path) -> 
     async with home(tmp_path, credential("a")) as h:
         await h.memory.save()
         assert set(state(tmp_path)["accounts"]) == {"new", named(h.pool, "a").key}
+
+
+async def test_what_is_known_of_accounts_that_are_gone_is_written_as_it_was_read(tmp_path: Path) -> None:
+    odd = {"at": NOW - 1, "holds": {"limit": NOW + 50}, "new": ["of a later version", None]}
+    known = {"x": odd, "empty": {"at": NOW - DAY}, '"quoted"': {"a": 1, "at": NOW - 2}}
+    write_state(tmp_path, accounts=known)
+    async with home(tmp_path, credential("a")) as h:
+        await h.memory.save()
+        said = state(tmp_path)["accounts"]
+        assert said.pop(named(h.pool, "a").key)["at"] == NOW
+        assert said == known
 
 
 async def test_accounts_that_are_gone_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The quota of the whole pool as one account would tell it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -263,19 +264,37 @@ def test_the_limit_of_a_models_family_is_its_own() -> None:
     assert extra["rate_limit"]["primary_window"]["reset_after_seconds"] == 80
 
 
-def test_few_accounts_are_looked_at_each_time_and_many_once_a_second() -> None:
-    def used(view: PoolView, pool: list[Account], now: float) -> int:
-        event = view.event(pool, now)
-        assert event is not None
-        percent: int = event["rate_limits"]["primary"]["used_percent"]
-        return percent
+def in_event(view: PoolView, pool: list[Account], now: float) -> int:
+    event = view.event(pool, now)
+    assert event is not None
+    percent: int = event["rate_limits"]["primary"]["used_percent"]
+    return percent
 
-    for many, seen in ((False, [10, 50, 50, 50]), (True, [10, 10, 50, 50])):
-        pool = [one(f"u{number}", 10) for number in range(101 if many else 100)]
-        view = PoolView()
-        found = [used(view, pool, NOW)]
-        for member in pool:
-            member.quota.family("codex").primary = Window(50.0, 300, NOW + HOUR, NOW, "headers")
-        # The last: the clock was set back.
-        found += [used(view, pool, NOW + after) for after in (0.9, 1.0, -5.0)]
-        assert found == seen
+
+def in_page(view: PoolView, pool: list[Account], now: float) -> int:
+    percent: int = view.page(pool, now)["rate_limit"]["primary_window"]["used_percent"]
+    return percent
+
+
+@pytest.mark.parametrize("used", [in_event, in_page])
+@pytest.mark.parametrize(("count", "seen"), [(100, [10, 50, 50, 50]), (101, [10, 10, 50, 50])])
+def test_few_accounts_are_looked_at_each_time_and_many_once_a_second(
+    used: Callable[[PoolView, list[Account], float], int], count: int, seen: list[int]
+) -> None:
+    pool = [one(f"u{number}", 10) for number in range(count)]
+    view = PoolView()
+    found = [used(view, pool, NOW)]
+    for member in pool:
+        member.quota.family("codex").primary = Window(50.0, 300, NOW + HOUR, NOW, "headers")
+    # The last: the clock was set back.
+    found += [used(view, pool, NOW + after) for after in (0.9, 1.0, -5.0)]
+    assert found == seen
+
+
+def test_a_pool_that_has_just_grown_or_shrunk_to_few_is_looked_at() -> None:
+    many = [one(f"u{number}", 10) for number in range(101)]
+    view = PoolView()
+    assert in_page(view, many, NOW) == 10
+    assert in_page(view, [one("a", 30)], NOW) == 30
+    # What few were is not what many are.
+    assert in_page(view, [*many[:-1], one("b", 90)], NOW + 0.5) == 11

@@ -924,3 +924,31 @@ def test_a_report_of_one_place_leaves_the_other(place: Place) -> None:
     assert sorted(w.used_percent for _, w in family.windows()) == (
         [2.0, 9.0] if place == "primary" else [1.0, 9.0]
     )
+
+
+# -- another plan ------------------------------------------------------------------------------
+
+
+def test_a_reader_says_when_the_plan_is_another_one() -> None:
+    quota = Quota()
+    assert not quota.read_usage({"plan_type": "free"}, NOW), "the first word is no change"
+    assert not quota.read_usage({"plan_type": "free"}, NOW + 1)
+    assert not quota.read_usage({}, NOW + 2)
+    assert quota.read_usage({"plan_type": "plus"}, NOW + 3)
+    assert not quota.read_usage({"plan_type": "free"}, NOW + 4, asked=NOW + 1), "it is older"
+    assert quota.read_headers({"x-codex-plan-type": "pro"}, NOW + 5)
+    assert quota.read_event({"plan_type": "team", "rate_limits": {}}, NOW + 6)
+
+
+def test_the_plan_of_the_token_is_the_one_before() -> None:
+    quota = Quota(plan="free")
+    assert quota.read_usage({"plan_type": "plus"}, NOW)
+
+
+def test_two_sources_that_name_one_plan_differently_do_not_change_it_all_the_time() -> None:
+    quota = Quota()
+    changes = 0
+    for turn in range(10):
+        changes += quota.read_usage({"plan_type": "self_serve_business"}, NOW + turn)
+        changes += quota.read_headers({"x-codex-plan-type": "business"}, NOW + turn + 0.5)
+    assert changes == 1

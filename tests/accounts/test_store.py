@@ -367,6 +367,47 @@ def test_two_files_with_one_alias_keep_one(auths: Path) -> None:
     assert [str(problem) for problem in scan.problems] == ["b.json: alias is left out: another file has it"]
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_an_alias_that_is_another_accounts_own_name_is_left_out(auths: Path, names: tuple[str, str]) -> None:
+    """Else what an account is called would hang on the order of the files."""
+    plain = store.load(write(auths / f"{names[0]}.json", flat("x")))
+    write(auths / f"{names[1]}.json", flat("y", alias=plain.default_alias))
+    scan = store.scan(auths)
+    assert [credential.alias for credential in scan.credentials] == [None, None]
+    assert [str(problem) for problem in scan.problems] == [
+        f"{names[1]}.json: alias is left out: {plain.default_alias} is the name of another account"
+    ]
+
+
+def test_an_accounts_own_name_may_be_its_alias(auths: Path) -> None:
+    name = store.load(write(auths / "a.json", flat("x"))).default_alias
+    write(auths / "a.json", flat("x", alias=name))
+    scan = store.scan(auths)
+    assert ([credential.alias for credential in scan.credentials], scan.problems) == ([name], [])
+
+
+def test_a_time_after_the_one_at_which_it_was_written_makes_no_file_the_newest(auths: Path) -> None:
+    wrong = flat(last_refresh="2099-01-01T00:00:00Z", refresh_token="rt_old", access_token=access(ends=NOW))
+    first = write(auths / "a.json", wrong)
+    second = write(auths / "b.json", flat())
+    os.utime(first, (NOW, NOW))
+    os.utime(second, (NOW, NOW))
+    assert [credential.path for credential in store.scan(auths).credentials] == [second]
+
+
+def test_a_proxy_that_cannot_be_read_is_its_owners_last_word(auths: Path) -> None:
+    """An account that runs must not stay on a way that its owner has just taken from it."""
+    write(auths / "a.json", flat(**{"proxy-url": "not an address"}))
+    [problem] = store.scan(auths).problems
+    assert (problem.skipped, problem.is_final) == (True, True)
+    assert "proxy-url is no address" in problem.reason
+
+
+def test_an_auth_dir_that_is_a_file_is_said_to_be_no_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "auths", b"")
+    assert [str(problem) for problem in store.scan(path).problems] == ["auths: auth-dir is no folder"]
+
+
 def test_a_credential_shows_nothing(auths: Path) -> None:
     credential = store.load(write(auths / "user-1@example.com.json", flat()))
     assert repr(credential) == f"Credential({credential.default_alias!r})"

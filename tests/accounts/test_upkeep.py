@@ -1224,6 +1224,38 @@ async def test_no_more_questions_at_a_time_than_the_setting_says(tmp_path: Path)
         assert most == 2
 
 
+async def test_a_round_asks_nothing_with_the_token_of_a_disabled_account(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + DAY) as h:
+        h.file("b", ends=NOW + DAY, disabled=True)
+        await h.keeper.load()
+        h.world.answer("/wham/usage", reply(200, usage(27)))
+        found = await results(h.keeper.each_usage(list(h.pool)))
+        assert found == {"a": (True, ""), "b": (False, "disabled")}
+        assert [call.headers["chatgpt-account-id"] for call in h.world.calls] == ["acc-a"]
+
+
+async def test_nothing_is_kept_of_accounts_that_left(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.world.answer("/models", reply(500, {}))
+        h.world.answer("/wham/usage", reply(500, {}))
+        for number in range(30):
+            path = h.file(f"u{number}", ends=NOW + DAY)
+            await h.keeper.load()
+            h.keeper.exchanges.seconds_to_next()
+            await h.keeper.fetch_models()
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            await h.keeper.probe_due()
+            path.unlink()
+        h.file("stays", ends=NOW + DAY)
+        await h.keeper.load()
+        h.keeper.exchanges.seconds_to_next()
+        await h.keeper.fetch_models()
+        h.keeper.seconds_to_next_probe()
+        keeper = h.keeper
+        for kept in (keeper._models_after, keeper.exchanges._jitter, keeper._probes, keeper._asking):
+            assert len(kept) <= 2, "the one that is there, and none but a few that are not"
+
+
 # -- accounts that rest ------------------------------------------------------------------
 
 
@@ -1385,6 +1417,176 @@ async def test_a_limit_that_is_met_while_the_answer_is_on_its_way_stays(tmp_path
         for user in "ab":
             assert (await h.keeper.check_usage(h.account(user))).success
             assert h.account(user).holds == {Cause.LIMIT: NOW + DAY}
+
+
+def of_family(used: float = 10, *, name: str = "codex_x", **more: Any) -> dict[str, Any]:
+    """Return what the usage endpoint says of the limit of a model family."""
+    window = {"used_percent": used, "limit_window_seconds": 18_000, "reset_after_seconds": 3_600}
+    limit = {"allowed": used < 100, "limit_reached": used >= 100, "primary_window": window, **more}
+    return {"limit_name": "X", "metered_feature": name, "rate_limit": limit}
+
+
+def unentitle(one: Account, reason: str = "insufficient_quota", *, count: int = 1) -> None:
+    """Have the backend say that it will not serve an account, for the n-th time in a row."""
+    one.unavailable_until = NOW + 4 * HOUR
+    one.unavailable_reason, one.unavailable_count = reason, count
+    one.settle(NOW)
+    assert state_of(one) is State.UNAVAILABLE
+
+
+async def test_who_rests_for_a_family_or_is_not_entitled_is_asked_every_few_minutes(tmp_path: Path) -> None:
+    async with house(tmp_path, *"abc", ends=NOW + 10 * DAY) as h:
+        h.world.answer("/wham/usage", reply(200, usage(100, allowed=False)))
+        for user in "abc":
+            h.account(user).quota.seen_at = h.account(user).quota.usage_at = NOW
+        h.account("a").family_holds["codex_x"] = NOW + HOUR
+        unentitle(h.account("b"))
+        while h.clock.now() < NOW + HOUR - 1:
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            await h.keeper.probe_due()
+        asked = [call.headers["chatgpt-account-id"] for call in h.world.calls]
+        assert set(asked) == {"acc-a", "acc-b"}
+        for user in "ab":
+            assert 11 <= asked.count(f"acc-{user}") <= 20
+        # No such answer ends any of it.
+        assert h.account("a").family_holds == {"codex_x": NOW + HOUR}
+        assert state_of(h.account("b")) is State.UNAVAILABLE
+
+
+async def test_each_limit_ends_by_its_own_numbers(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        one = h.account()
+        one.hold(Cause.LIMIT, NOW + DAY)
+        one.family_holds.update({"codex_x": NOW + DAY, "codex_y": NOW + DAY, "codex_z": NOW + DAY})
+        spent, left = usage(100, allowed=False), usage(10)
+        extra = {"additional_rate_limits": [of_family(10), of_family(100, name="codex-y")]}
+        h.world.answer("/wham/usage", reply(200, {**spent, **extra}), reply(200, {**left, **extra}))
+        await h.keeper.check_usage(one)
+        assert one.holds == {Cause.LIMIT: NOW + DAY}
+        assert one.family_holds == {"codex_y": NOW + DAY, "codex_z": NOW + DAY}
+        await h.keeper.check_usage(one)
+        assert one.holds == {}
+        assert one.family_holds == {"codex_y": NOW + DAY, "codex_z": NOW + DAY}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [of_family(100)],
+        [of_family(10, allowed=False)],
+        [of_family(10, allowed="true")],
+        [of_family(10, limit_reached=True)],
+        [of_family(10, name="codex_other")],
+        [{**of_family(10), "metered_feature": None}],
+        [{**of_family(10), "rate_limit": None}],
+        # Of two that contradict each other, the worse is believed.
+        [of_family(10), of_family(100)],
+        [of_family(100), of_family(10)],
+        [None, 7, "x"],
+        [],
+        {},
+        None,
+    ],
+)
+async def test_nothing_else_ends_a_familys_limit(tmp_path: Path, entries: Any) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        h.account().family_holds["codex_x"] = NOW + DAY
+        await probed(h, reply(200, {**usage(10), "additional_rate_limits": entries}))
+        assert len(h.world.calls) >= 1
+        assert h.account().family_holds == {"codex_x": NOW + DAY}
+
+
+@pytest.mark.parametrize("reason", ["insufficient_quota", "status 402", "deactivated_workspace"])
+async def test_an_account_that_is_entitled_again_is_tried_by_one_request(tmp_path: Path, reason: str) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        unentitle(h.account(), reason)
+        await probed(h, reply(200, usage(27)))
+        assert state_of(h.account()) is State.READY
+        assert h.account().on_trial
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(200, usage(100, allowed=False)),
+        reply(200, usage(10, allowed=None)),
+        reply(200, usage(10, limit_reached=True)),
+        reply(200, {**usage(10), "spend_control": {"reached": True}}),
+        reply(200, {"rate_limit": None, "plan_type": "plus"}),
+        reply(200, {}),
+        reply(402, {}),
+        reply(500, {}),
+        NetError(NetKind.TIMEOUT, "late"),
+    ],
+)
+async def test_nothing_else_entitles_an_account(tmp_path: Path, answer: Reply | NetError) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        unentitle(h.account())
+        await probed(h, answer)
+        assert len(h.world.calls) >= 1
+        assert state_of(h.account()) is State.UNAVAILABLE
+        assert h.account().unavailable_until == NOW + 4 * HOUR
+
+
+async def test_a_refusal_that_comes_while_the_answer_is_on_its_way_stays(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", "b", ends=NOW + 10 * DAY) as h:
+        unentitle(h.account("a"))
+        h.account("b").family_holds["codex_x"] = NOW + HOUR
+
+        async def late(call: Call) -> Reply:
+            if call.headers["chatgpt-account-id"] == "acc-a":
+                h.account("a").unavailable_until = NOW + 5 * HOUR
+            else:
+                h.account("b").family_holds["codex_x"] = NOW + DAY
+            return reply(200, {**usage(27), "additional_rate_limits": [of_family(10)]})
+
+        h.world.answer("/wham/usage", late)
+        for user in "ab":
+            assert (await h.keeper.check_usage(h.account(user))).success
+        assert h.account("a").unavailable_until == NOW + 5 * HOUR
+        assert h.account("b").family_holds == {"codex_x": NOW + DAY}
+
+
+async def test_an_answer_that_was_wrong_is_believed_more_and_more_seldom(tmp_path: Path) -> None:
+    """The usage endpoint says that it may, the backend says that it may not: each try costs a request a failover."""
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        one, tries = h.account(), [NOW]
+        unentitle(one)
+        h.world.answer("/wham/usage", reply(200, usage(27)))
+        while h.clock.now() < NOW + 6 * HOUR:
+            h.clock.advance(h.keeper.seconds_to_next_probe())
+            await h.keeper.probe_due()
+            if state_of(one) is State.READY:
+                tries.append(h.clock.now())
+                unentitle(one, count=one.unavailable_count + 1)
+                one.unavailable_until = h.clock.now() + 6 * HOUR
+        pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
+        assert pauses[0] <= 302
+        assert pauses[1] <= 302
+        assert all(1_200 <= pause <= 2_500 for pause in pauses[5:])
+        assert len(pauses) <= 20
+        # What is another word than before counts at once.
+        h.world.answer(
+            "/wham/usage", reply(200, {**usage(27), "credits": {"has_credits": True, "balance": "9"}})
+        )
+        await h.keeper.check_usage(one)
+        assert state_of(one) is State.READY
+
+
+async def test_another_plan_forgets_what_the_old_one_lacked(tmp_path: Path) -> None:
+    async with house(tmp_path, "a", ends=NOW + 10 * DAY) as h:
+        one = h.account()
+        one.refusals["responses gpt-5.5"] = NOW + HOUR
+        unentitle(one)
+        for plan, lacks, state in (
+            ("free", True, State.UNAVAILABLE),
+            ("free", True, State.UNAVAILABLE),
+            ("plus", False, State.READY),
+        ):
+            h.world.answer("/wham/usage", reply(200, {**usage(100, allowed=False), "plan_type": plan}))
+            await h.keeper.check_usage(one)
+            assert one.lacks("responses gpt-5.5", NOW) is lacks
+            assert state_of(one) is state
 
 
 async def test_a_window_that_has_started_again_is_asked_for_soon(tmp_path: Path) -> None:

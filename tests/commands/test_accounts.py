@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from codex_proxy import cli
-from codex_proxy.commands.accounts import table
+from codex_proxy.commands.accounts import quota_in_words, table
 from codex_proxy.commands.terminal import width
-from codex_proxy.server.admin import AccountView, QuotaView, WindowView, accounts_json
+from codex_proxy.server.admin import AccountView, CreditsView, QuotaView, SpendView, WindowView, accounts_json
 from tests.accounts.making import DAY, HOUR, NOW
 
 
@@ -132,13 +132,16 @@ def test_colour_is_around_the_state_alone() -> None:
 def test_states_are_counted_and_problems_named() -> None:
     all_of_them = known(view("a"), view("b", status="needs_login"), view("c"), daemon=False)
     all_of_them["problems"] = [{"file": "x.json", "reason": "not JSON"}]
-    assert table(all_of_them, NOW)[-5:] == [
+    assert table(all_of_them, NOW)[-6:] == [
         "",
         "Files of the auth-dir with something wrong:",
         "  x.json: not JSON",
         "",
-        "3 accounts: 2 active, 1 needs login. The daemon is not running: this is what the files say.",
+        "3 accounts: 2 active, 1 needs login. The daemon is not running: this is what the",
+        "files say.",
     ]
+    all_of_them["accounts"] = []
+    assert table(all_of_them, NOW)[0] == "Files of the auth-dir with something wrong:"
     assert table(known(daemon=False), NOW) == [
         "0 accounts. The daemon is not running: this is what the files say."
     ]
@@ -157,6 +160,9 @@ def test_states_are_counted_and_problems_named() -> None:
         ["import"],
         ["logout"],
         ["why"],
+        ["why", " "],
+        ["accounts", "relogin", "a1", "--json"],
+        ["accounts", "--json", "remove", "a1"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -169,3 +175,73 @@ def test_wrong_usage_is_exit_code_2(
     output = capsys.readouterr()
     assert output.out == ""
     assert "usage: codex-proxy" in output.err
+
+
+def test_no_line_is_wider_than_a_screen() -> None:
+    """The moments go first, what is said below a row is wrapped, and an alias is never cut."""
+    later = WindowView("30d", "codex", 43_200, 100.0, NOW + 6 * DAY + 23 * HOUR, "usage", 60.0)
+    full = WindowView("5h", "codex", 300, 100.0, NOW + 20 * HOUR, "headers", 190.0)
+    one = view(
+        "somebody-at-work", windows=(full, later), token_expire=NOW + 9 * DAY + 23 * HOUR, status="needs_login",
+        login="lost", login_reason="its refresh token was used before, perhaps by another program", reason="x",
+        last_error="its token was not exchanged: the issuer could not be asked, or had a bad moment",
+    )  # fmt: skip
+    lines = table(known(one), NOW)
+    assert max(map(width, lines)) <= 80
+    assert lines[1].split()[5:8] == ["20h", "100%/30d", "6d23h"]
+    assert " ".join(line.strip() for line in lines[2:]).startswith(
+        "login lost: its refresh token was used before, perhaps by another program; codex-proxy accounts relogin"
+        " somebody-at-work last error: "
+    )
+    plan = known(view())
+    plan["accounts"][0]["plan_type"] = "self_serve_business_usage_based"
+    assert table(plan, NOW)[1].split()[1] == "self_serve_…"
+
+
+def test_what_others_wrote_does_not_steer_the_terminal() -> None:
+    all_of_them = known(view("a", last_error="\x1b[2Jgone\nforged"))
+    all_of_them["problems"] = [{"file": "\x9b5n.json", "reason": "odd"}]
+    lines = table(all_of_them, NOW, colour=True)
+    assert r"  \x9b5n.json: odd" in lines
+    assert lines[2] == "\x1b[90m  last error: \\x1b[2Jgone\\nforged\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("bought", "spend", "said"),
+    [
+        (None, None, []),
+        (
+            CreditsView(False, False, "0", False, "usage", 1.0),
+            SpendView(False, None, None, None, None, "usage", 1.0),
+            [],
+        ),
+        (CreditsView(True, False, "12.50", False, "usage", 1.0), None, ["credits: 12.50 left"]),
+        (CreditsView(True, True, None, None, "usage", 1.0), None, ["credits: unlimited"]),
+        (
+            CreditsView(True, False, "", True, "event", 1.0),
+            None,
+            ["credits: some left; their own limit is reached"],
+        ),
+        (
+            None,
+            SpendView(True, "100", "100", 100.0, NOW + HOUR, "usage", 1.0),
+            ["spending in the workspace: 100 of 100, 100% used, the limit is reached, resets in 1h (09:00)"],
+        ),
+    ],
+)
+def test_what_was_bought_is_told_with_the_quota(
+    bought: CreditsView | None, spend: SpendView | None, said: list[str]
+) -> None:
+    one = AccountView("work", "active", quota=QuotaView(credits=bought, spend=spend))
+    assert quota_in_words(known(one)["accounts"][0], NOW) == said
+
+
+def test_the_usage_shows_that_the_action_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, usage in (
+        (["-h"], "usage: codex-proxy [-h] [--version] [-config FILE] [COMMAND ...]"),
+        (["accounts", "-h"], "usage: codex-proxy accounts [-h] [-config FILE] [--json] [ACTION ...]"),
+        (["accounts", "disable", "-h"], "usage: codex-proxy accounts disable [-h] [-config FILE] [--json]"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        assert capsys.readouterr().out.startswith(usage)

@@ -105,3 +105,24 @@ def test_where_nobody_can_answer_nothing_is_meant(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ProxyError, match="say --yes"):
         terminal.confirm("Take it out?", is_yes=False)
+
+
+def test_what_steers_a_terminal_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.say("a\x1b[31mb\x9bc\x7f\nd\re\u202e\udcff", "next")
+    terminal.complain("x\x1b]0;t\x07\ny")
+    output = capsys.readouterr()
+    assert output.out == "a\\x1b[31mb\\x9bc\\x7f\\nd\\re\\u202e\\udcff\nnext\n"
+    assert output.err == "codex-proxy: x\\x1b]0;t\\x07\\ny\n"
+    terminal.say(terminal.paint("red", "red", is_on=True), is_painted=True)
+    assert capsys.readouterr().out == "\x1b[31mred\x1b[0m\n"
+
+
+def test_json_holds_nothing_that_steers_a_terminal(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    terminal.say_json('{"a": "\x9b2J\x7f日"}'.encode())
+    assert capfdbinary.readouterr().out.decode() == '{"a": "\\u009b2J\\u007f日"}\n'
+
+
+def test_a_long_text_is_wrapped_and_no_word_is_cut() -> None:
+    lines = terminal.wrapped("word " * 30 + "x" * 90, indent="  ")
+    assert [len(line) <= 78 for line in lines] == [True, True, False]
+    assert all(line.startswith("  ") for line in lines)

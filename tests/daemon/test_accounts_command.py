@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from codex_proxy import cli
-from codex_proxy.accounts import store
+from codex_proxy.accounts import files, store
 from codex_proxy.accounts.actions import Actions
 from codex_proxy.accounts.upkeep import Keeper
 from codex_proxy.clock import ManualClock
@@ -177,7 +178,9 @@ async def test_a_refresh_that_fails_says_what_to_do(stand: Stand) -> None:
     stand.accounts[0].set("ok", refresh="invalidated")
     code, out, err = await beside(stand, "accounts", "refresh", "a1", "a2")
     assert (code, out) == (1, "a2: it has new tokens\n")
-    assert "a1: its login is lost (refresh_token_invalidated" in err
+    assert (
+        "a1: its login is lost: the issuer has ended the login (refresh_token_invalidated); log it in" in err
+    )
     assert "codex-proxy accounts relogin a1" in err
     # Its owner may ask again.
     stand.accounts[0].set("ok")
@@ -234,7 +237,7 @@ async def test_check_asks_for_the_quota_of_one_and_of_all(stand: Stand) -> None:
     stand.accounts[1].set("server_error", everywhere=True)
     code, out, _ = await beside(stand, "accounts", "check", "--all")
     assert code == 1
-    assert "a2: failed: status 500" in out
+    assert "a2: failed: the answer was a 500" in out
     assert out.endswith("2 of 3 succeeded.\n")
 
 
@@ -254,7 +257,8 @@ async def test_logout_ends_the_login_at_the_issuer_and_leaves_no_token(stand: St
         assert not any(secret.encode() in path.read_bytes() for secret in secrets), path
 
 
-async def test_a_logout_that_the_issuer_did_not_take_is_told(stand: Stand) -> None:
+async def test_a_logout_that_the_issuer_did_not_take_is_told_and_can_be_tried_again(stand: Stand) -> None:
+    account = stand.accounts[0]
     stand.sim.issuer_state.revoke_status = 503
     code, out, err = await beside(stand, "logout", "a1", "--yes")
     assert (code, out) == (1, "")
@@ -263,7 +267,111 @@ async def test_a_logout_that_the_issuer_did_not_take_is_told(stand: Stand) -> No
         in err
     )
     assert stand.daemon.pool.by_alias("a1") is None
-    assert content(stand.folder / "data" / "removed" / "simulated-a1.json")["refresh_token"] == ""
+    # With its tokens the login can still be ended.
+    removed = stand.folder / "data" / "removed" / "simulated-a1.json"
+    assert content(removed)["refresh_token"] == account.tokens.refresh
+    assert stat.S_IMODE(removed.stat().st_mode) == 0o600
+    assert f"move it back into {stand.auths} and log out once more" in err
+    os.rename(removed, file_of(stand.folder, account))
+    stand.sim.issuer_state.revoke_status = 200
+    await stand.until(lambda: stand.daemon.pool.by_alias("a1") is not None)
+    await good(stand, "logout", "a1", "--yes")
+    assert account.tokens.login.revoked
+
+
+async def test_a_logout_that_could_not_end_well_does_not_begin(stand: Stand) -> None:
+    account = stand.accounts[0]
+    await asyncio.to_thread((stand.folder / "data" / "removed").write_text, "in the way", encoding="utf-8")
+    code, out, err = await beside(stand, "logout", "a1", "--yes")
+    assert (code, out) == (1, "")
+    assert "a1: nothing was done: the folder " in err
+    assert "(below data-dir) cannot be made: file exists" in err
+    assert not account.tokens.login.revoked
+    assert stand.daemon.pool.by_alias("a1") is not None
+
+
+async def test_a_logout_whose_file_stays_says_where_it_is(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(path: Path, folder: Path) -> Path:
+        raise OSError(errno.EROFS, "")
+
+    monkeypatch.setattr(files, "move", move)
+    account = stand.accounts[0]
+    code, out, err = await beside(stand, "logout", "a1", "--yes")
+    assert (code, out) == (1, "")
+    assert "a1: the issuer has ended its login, but the credential file was not moved: read-only" in err
+    assert (
+        f"its file is still in {stand.auths} as simulated-a1.json, with tokens that are good for nobody"
+        in err
+    )
+    assert account.tokens.login.revoked
+    # And nobody is sent there any more.
+    assert stand.known(account).state.value == "needs-login"
+
+
+async def test_a_logout_takes_a_symlink_away_and_leaves_what_it_leads_to(stand: Stand) -> None:
+    account = stand.accounts[0]
+    path, kept = file_of(stand.folder, account), stand.folder / "kept.json"
+    os.rename(path, kept)
+    path.symlink_to(kept)
+    before = kept.read_bytes()
+    out = await good(stand, "logout", "a1", "--yes")
+    assert "what it leads to was left as it is, with tokens that are good for nobody" in out
+    assert account.tokens.login.revoked
+    assert kept.read_bytes() == before
+    assert path.name not in os.listdir(stand.auths)
+
+
+async def test_nobody_is_asked_about_an_account_that_there_is_not(stand: Stand) -> None:
+    for arguments in (("logout", "a11"), ("accounts", "remove", "a1", "a11")):
+        code, out, err = await beside(stand, *arguments)
+        assert (code, out) == (1, "")
+        assert "there is no account 'a11'; did you mean a1" in err
+        assert "Nobody is there to answer" not in err
+    assert stand.daemon.pool.by_alias("a1") is not None
+
+
+async def test_what_was_done_is_told_as_json_before_and_after_the_action(stand: Stand) -> None:
+    told = {"alias": "a1", "success": True, "message": "it takes no new requests"}
+    assert json.loads(await good(stand, "accounts", "--json", "disable", "a1")) == told
+    told["message"] = "it takes requests again"
+    assert json.loads(await good(stand, "accounts", "enable", "--json", "a1")) == told
+    code, out, err = await beside(stand, "accounts", "reset", "--json", "nobody", "a2")
+    assert (code, err) == (1, "")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert (first["alias"], first["success"], second["alias"], second["success"]) == (
+        "nobody",
+        False,
+        "a2",
+        True,
+    )
+    # An argument need not be text.
+    code, out, err = await beside(stand, "accounts", "reset", "--json", "\udcff")
+    assert (code, json.loads(out)["success"], err) == (1, False, "")
+    lines = (await good(stand, "accounts", "check", "--all", "--json")).splitlines()
+    assert sorted(json.loads(line)["alias"] for line in lines) == ["a1", "a2", "a3"]
+
+
+async def test_bought_credits_are_shown_with_their_source_and_age(stand: Stand) -> None:
+    quota = stand.known(stand.accounts[0]).quota
+    now = stand.daemon.clock.now()
+    quota.read_usage(
+        {
+            "credits": {"has_credits": True, "unlimited": False, "balance": "12.50"},
+            "spend_control": {
+                "reached": False,
+                "individual_limit": {"limit": "100", "used": "25", "used_percent": 25},
+            },
+        },
+        now,
+    )
+    told = json.loads(await good(stand, "accounts", "--json"))["accounts"][0]["quota"]
+    assert 0 <= told["credits"].pop("age") < 60
+    assert told["credits"] == {
+        "has_credits": True, "unlimited": False, "balance": "12.50", "overage_limit_reached": None, "source": "usage",
+    }  # fmt: skip
+    assert (told["spend"]["limit"], told["spend"]["used"], told["spend"]["source"]) == ("100", "25", "usage")
 
 
 async def test_an_account_that_there_is_not_stops_nothing(stand: Stand) -> None:
@@ -346,6 +454,16 @@ async def test_without_a_daemon_the_files_are_changed(alone: tuple[Path, Simulat
     out = await good(folder, "accounts")
     assert out.splitlines()[0] == "0 accounts. The daemon is not running: this is what the files say."
     assert "codex-proxy login" in out
+
+
+async def test_an_auth_dir_that_is_not_there_is_a_problem(alone: tuple[Path, Simulator]) -> None:
+    folder, _ = alone
+    shutil.rmtree(folder / "auths")
+    lines = (await good(folder, "accounts")).splitlines()
+    assert lines[:2] == [
+        "Files of the auth-dir with something wrong:",
+        "  auths: folder not readable: no such file or directory",
+    ]
 
 
 async def test_numbers_learned_without_a_daemon_are_kept(alone: tuple[Path, Simulator]) -> None:

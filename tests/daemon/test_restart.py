@@ -251,7 +251,8 @@ async def test_a_login_that_was_lost_is_not_tried_again_until_its_file_changes(t
         sim.clear()
         async with started(config) as (daemon, session):
             (seen,) = (await stats(session)).values()
-            assert (seen["status"], seen["reason"]) == ("needs_login", "refresh_token_reused")
+            assert seen["status"] == "needs_login"
+            assert "(refresh_token_reused)" in seen["reason"]
             assert await ask(session) == 429
             assert sim.requests == []
             # Its owner logs in again.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from codex_proxy import config
+from codex_proxy.accounts import poolview
 from tests.harness import Stand, standing
 
 PATHS = ("/backend-api/wham/usage", "/wham/usage", "/api/codex/usage")
@@ -52,6 +53,19 @@ async def test_it_answers_with_the_pools_numbers(tmp_path: Path, path: str) -> N
         assert first["reset_at"] == pytest.approx(stand.daemon.clock.now() + 3_600, abs=10)
         # A tool that polls it costs no account a request.
         assert stand.sim.requests == []
+
+
+async def test_of_many_accounts_it_is_made_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poolview, "_FEW", 2)
+    monkeypatch.setattr(poolview, "_KEEP_SECONDS", 3_600.0)
+    async with standing(tmp_path) as stand:
+        use(stand, 90, 30, 0)
+        first = await stand.get(PATHS[0])
+        use(stand, 99, 99, 99)
+        # By whichever of its names it is asked for.
+        assert [(await stand.get(path)).body for path in PATHS] == [first.body] * 3
 
 
 async def test_nobody_is_named_in_it(tmp_path: Path) -> None:
