@@ -177,11 +177,13 @@ class Exchanges:
             self._on_end()
 
     async def _exchange_once(self, account: Account, reason: Reason) -> bool:
-        found = await self._reread(account)
+        # Others may change them while we wait: whoever looks at the folder takes them over too.
+        before = account.credential
+        found = await self._reread(account, before)
         if found == "same":
             async with self._lock(account) as is_ours:
                 # Whoever held the lock before us has written what it got.
-                found = await self._reread(account)
+                found = await self._reread(account, before)
                 if found == "same":
                     if self._is_ending or not account.can_refresh():
                         return False
@@ -216,10 +218,10 @@ class Exchanges:
                 proxy_url=account.proxy_url,
             )
         except oauth.RefreshFailed as exc:
-            return await self._failed(account, exc, began)
+            return await self._failed(account, credential, exc, began)
         except BaseException:
             # Whatever else happens here, the token may be spent; the record stays and says so.
-            self._interrupted(account, began)
+            self._interrupted(account, credential, began)
             self._rest(account, "exchange broke off")
             raise
         if await self._keep(account, credential, tokens):
@@ -264,9 +266,10 @@ class Exchanges:
             store.save, credential, tokens, now=self._clock.now(), data_dir=self._live.current.data_dir
         )
 
-    async def _failed(self, account: Account, exc: oauth.RefreshFailed, began: float) -> bool:
+    async def _failed(
+        self, account: Account, credential: store.Credential, exc: oauth.RefreshFailed, began: float
+    ) -> bool:
         data_dir = self._live.current.data_dir
-        credential = account.credential
         account.last_error = f"refresh {exc.code or exc.kind.value}"
         was_interrupted = credential.interrupted is not None
         if exc.kind is not oauth.RefreshFailure.UNCERTAIN and not was_interrupted:
@@ -274,7 +277,7 @@ class Exchanges:
         match exc.kind:
             case oauth.RefreshFailure.PERMANENT:
                 # Somebody else may have exchanged it: then the file has the answer.
-                if await self._reread(account) == "other tokens":
+                if await self._reread(account, credential) == "other tokens":
                     return account.access_is_valid(self._clock.now())
                 reason = exc.code or "refused"
                 if was_interrupted:
@@ -283,15 +286,15 @@ class Exchanges:
                     await asyncio.to_thread(store.note_refusal, data_dir, credential, reason, now=began)
                 self._pool.login_lost(account, reason)
             case oauth.RefreshFailure.UNCERTAIN:
-                self._interrupted(account, began)
+                self._interrupted(account, credential, began)
                 self._rest(account, exc.code or exc.kind.value, exc.retry_after)
             case oauth.RefreshFailure.PASSING | oauth.RefreshFailure.LIMITED:
                 self._rest(account, exc.code or exc.kind.value, exc.retry_after)
         return False
 
-    def _interrupted(self, account: Account, began: float) -> None:
-        """Note that the token may be spent, as the next start would find it."""
-        if account.credential.interrupted is None:
+    def _interrupted(self, account: Account, credential: store.Credential, began: float) -> None:
+        """Note that the token may be spent, as the next start would find it; unless it is another one by now."""
+        if account.credential.refresh == credential.refresh and account.credential.interrupted is None:
             account.credential = dataclasses.replace(account.credential, interrupted=began)
 
     def _rest(self, account: Account, reason: str, seconds: float | None = None) -> None:
@@ -303,8 +306,8 @@ class Exchanges:
             "account not refreshed alias=%s reason=%s again_in=%.0f", account.alias, reason, seconds
         )
 
-    async def _reread(self, account: Account) -> _Found:
-        """Take over what the account's file says now."""
+    async def _reread(self, account: Account, before: store.Credential) -> _Found:
+        """Take over what the account's file says now; say whether its tokens are still those of *before*."""
         if account.removed:
             return "gone"
         try:
@@ -318,7 +321,9 @@ class Exchanges:
             # A scan knows of interrupted exchanges, a look at the file alone does not.
             credential.interrupted = account.credential.interrupted
             credential.refused = account.credential.refused
-        return "other tokens" if self._pool.adopt(account, credential) else "same"
+        _ = self._pool.adopt(account, credential)
+        now = account.credential
+        return "same" if (now.access, now.refresh) == (before.access, before.refresh) else "other tokens"
 
     @contextlib.asynccontextmanager
     async def _lock(self, account: Account) -> AsyncIterator[bool]:

@@ -540,6 +540,23 @@ async def test_the_winner_of_the_lock_has_done_the_work_for_the_others(tmp_path:
         assert h.world.exchanges == []
 
 
+async def test_what_the_winner_got_counts_although_the_folder_was_looked_at_first(tmp_path: Path) -> None:
+    async with house(tmp_path, "a") as h:
+        with store.exchange_lock(h.account().credential) as held:
+            assert held
+            refreshing = h.background.spawn(h.keeper.token(h.account()), name="caller")
+            began = h.clock.monotonic()
+            await until(lambda: h.clock.monotonic() > began)
+            h.file("a", n=9, ends=NOW + DAY)
+            # The watch is quicker than whoever waits for the lock.
+            await h.keeper.follow_files()
+            assert h.account().credential.refresh.reveal() == "rt_a_9"
+        token = await refreshing
+        assert token is not None
+        assert token.reveal() == access_token("a", n=9)
+        assert h.world.exchanges == []
+
+
 async def test_a_lock_that_is_never_given_back_is_waited_for_as_long_as_an_exchange_takes(
     tmp_path: Path,
 ) -> None:

@@ -186,8 +186,11 @@ async def test_a_file_replaced_by_a_symlink_is_the_same_account(tmp_path: Path) 
         await watched(stand)
         (account,) = stand.accounts
         path, known = path_of(stand, account), stand.known(account)
-        path.rename(tmp_path / "elsewhere.json")
-        path.symlink_to(tmp_path / "elsewhere.json")
+        # In one step: a file that is gone for a moment takes its account out.
+        link = tmp_path / "link"
+        put(tmp_path / "elsewhere.json", content(path))
+        link.symlink_to(tmp_path / "elsewhere.json")
+        link.replace(path)
         await stand.until(lambda: known.credential.target == tmp_path / "elsewhere.json")
         assert [*stand.daemon.pool] == [known]
         assert (await stand.daemon.keeper.refresh_one(known)).success
