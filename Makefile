@@ -2,8 +2,8 @@
 
 VENV ?= .venv
 ARGS ?=
-# One per core; WORKERS=0 runs all in one process, where a debugger works.
-WORKERS ?= auto
+# One more than cores, because many tests wait; WORKERS=0 runs all in one process, where a debugger works.
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v $$python; break; fi; done)
