@@ -79,11 +79,11 @@ def resolve(path: Path) -> Path:
         raise Unusable(f"not readable: {why(exc)}") from None
 
 
-def read(target: Path) -> tuple[bytes, os.stat_result]:
+def read(target: Path, *, limit_bytes: int = MAX_FILE_SIZE) -> tuple[bytes, os.stat_result]:
     """Return what a file holds, and its state at that moment.
 
     Raises:
-        Unusable: If it cannot be read, or is no file.
+        Unusable: If it cannot be read, is no file, or holds more than *limit_bytes*.
     """
     try:
         # Non-blocking, because opening a named pipe would wait for its other end.
@@ -96,13 +96,14 @@ def read(target: Path) -> tuple[bytes, os.stat_result]:
             raise Unusable("a folder, not a file")
         if not stat.S_ISREG(status.st_mode):
             raise Unusable("not a regular file")
-        data = _read_up_to(descriptor, MAX_FILE_SIZE + 1)
+        # One that says it is larger need not be read to be believed.
+        data = b"" if status.st_size > limit_bytes else _read_up_to(descriptor, limit_bytes + 1)
     except OSError as exc:
         raise Unusable(f"not readable: {why(exc)}") from None
     finally:
         os.close(descriptor)
-    if len(data) > MAX_FILE_SIZE:
-        raise Unusable("larger than 1 MiB")
+    if max(len(data), status.st_size) > limit_bytes:
+        raise Unusable(f"larger than {limit_bytes // 2**20} MiB")
     return data, status
 
 

@@ -8,7 +8,6 @@ with its place; one that is no use is an item too, with the reason.
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,26 +217,7 @@ def _load(text: str) -> object:
 
 
 def _text(path: Path) -> str:
-    # Non-blocking, because opening a named pipe would wait for its other end.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as exc:
-        raise Unusable(f"not readable: {files.why(exc)}") from None
-    try:
-        status = os.fstat(descriptor)
-        # Asked before it is opened as a file: what is a folder can be none.
-        if stat.S_ISDIR(status.st_mode):
-            raise Unusable("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise Unusable("not a regular file")
-        if status.st_size > MAX_SOURCE_SIZE:
-            raise Unusable(f"larger than {MAX_SOURCE_SIZE // 2**20} MiB")
-        with open(descriptor, "rb", closefd=False) as source:
-            data = source.read(MAX_SOURCE_SIZE)
-    except OSError as exc:
-        raise Unusable(f"not readable: {files.why(exc)}") from None
-    finally:
-        os.close(descriptor)
+    data, _ = files.read(path, limit_bytes=MAX_SOURCE_SIZE)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
