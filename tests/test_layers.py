@@ -30,15 +30,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "tasks": set(),
     "clock": set(),
+    "patterns": set(),
     "config": {"errors"},
     "logs": {"errors"},
     # An encoder says how a turn ended and what it used, in the words of the trace.
-    "protocol": {"errors", "trace"},
+    "protocol": {"errors", "trace", "patterns"},
     "trace": {"errors"},
     "net": BASE | {"config"},
     "storage": BASE | {"config"},
     # JSON is read in one place; the rest of `protocol` is none of the accounts' business.
-    "accounts": BASE | {"config", "net", "trace", "protocol.wire"},
+    "accounts": BASE | {"config", "net", "trace", "patterns", "protocol.wire"},
     "records": BASE | {"config", "trace", "protocol", "storage"},
     "ledger": BASE | {"config", "trace", "protocol", "storage"},
     "upstream": BASE | {"config", "trace", "protocol", "net", "accounts"},

@@ -2,12 +2,12 @@
 
 import enum
 import functools
-import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from codex_proxy.accounts.quota import MAIN_FAMILY, Quota
 from codex_proxy.accounts.state import Signal, State, step
+from codex_proxy.patterns import fits
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.trace import Usage
 
@@ -165,8 +165,7 @@ class Account:
     @property
     def workspace(self) -> str:
         """A name for the workspace it belongs to: what one of its accounts encrypts, the others may read."""
-        account_id = self.credential.identity.account_id
-        return hashlib.sha256(account_id.encode()).hexdigest()[:24] if account_id else self.key
+        return self.credential.workspace
 
     @property
     def login(self) -> Login:
@@ -418,21 +417,3 @@ def _is_allowed(allowed: tuple[str, ...], denied: tuple[str, ...], model: str) -
     if any(fits(pattern, model) for pattern in denied):
         return False
     return not allowed or any(fits(pattern, model) for pattern in allowed)
-
-
-def fits(pattern: str, name: str) -> bool:
-    """Tell whether *name* fits *pattern*, in which `*` stands for anything, whatever the case of letters."""
-    first, *rest = pattern.lower().split("*")
-    name = name.lower()
-    if not rest:
-        return name == first
-    if not name.startswith(first):
-        return False
-    place = len(first)
-    *middle, last = rest
-    for part in middle:
-        found = name.find(part, place)
-        if found < 0:
-            return False
-        place = found + len(part)
-    return len(name) - place >= len(last) and name.endswith(last)

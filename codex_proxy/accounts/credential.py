@@ -81,10 +81,14 @@ class Credential:
     """Its tokens are newer than its file; `save` with empty NewTokens is another try."""
     key: str = dataclasses.field(init=False)
     """A stable name of the account: the same in every file and after every login."""
+    workspace: str = dataclasses.field(init=False)
+    """A stable name of its workspace; its own where the tokens name none."""
 
     def __post_init__(self) -> None:
         # Once: every choice among the accounts asks each of them.
         self.key = self._key()
+        account_id = self.identity.account_id
+        self.workspace = hashlib.sha256(account_id.encode()).hexdigest()[:24] if account_id else self.key
 
     def __repr__(self) -> str:
         return f"Credential({self.default_alias!r})"

@@ -30,7 +30,7 @@ from codex_proxy.accounts.affinity import Affinity, Origins, Owner, Ownership, O
 from codex_proxy.accounts.poolview import PoolView
 from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
 from codex_proxy.accounts.scheduler import Ask, Choice, Strategy, cost_of, make_strategy
-from codex_proxy.accounts.state import Signal, State
+from codex_proxy.accounts.state import SERVING, Signal, State
 from codex_proxy.accounts.store import Credential, Problem, Scan
 from codex_proxy.accounts.words import words
 from codex_proxy.clock import Clock
@@ -54,9 +54,6 @@ logger = logging.getLogger(__name__)
 # Failures that speak of the way to the backend, seen on several accounts within this time,
 # are the way's fault.
 EGRESS_WINDOW = 30.0
-
-_SERVING = frozenset({State.READY, State.COOLING})
-"""The states of accounts that serve, now or after a rest."""
 
 _CAUSES: dict[Verdict, Cause] = {
     Verdict.LIMITED: Cause.RATE,
@@ -468,10 +465,10 @@ class Pool:
             )
 
     def _first_able(
-        self, keys: Iterable[str | None], want: Want, exclude: Collection[str], now: float
+        self, keys: Iterable[str], want: Want, exclude: Collection[str], now: float
     ) -> Account | None:
         for key in keys:
-            account = self._accounts.get(key) if key is not None else None
+            account = self._accounts.get(key)
             if account is not None and self._obstacle(account, want, exclude, now) is None:
                 return account
         return None
@@ -481,14 +478,14 @@ class Pool:
     ) -> tuple[Account, Decision]:
         """Choose the account that wrote the history, else one of its workspace, which may read it too."""
         account = self._accounts.get(owner.account)
+        if account is not None and self._obstacle(account, want, exclude, now) is None:
+            return account, self._decision(account, "compacted history", now)
         kin = [one for one in self._accounts.values() if one.workspace == owner.workspace]
         if account is not None and account not in kin:
             # Logged in again for another workspace: what it wrote before may still be its own to read.
             kin.append(account)
         rules = [(one, self._obstacle(one, want, exclude, now)) for one in kin]
         ready = [one for one, rule in rules if rule is None]
-        if account is not None and account in ready:
-            return account, self._decision(account, "compacted history", now)
         excluded = [(one, rule) for one, rule in rules if rule is not None]
         if ready:
             choice = self._strategy.choose(ready, self._ask(want, None), now)
@@ -604,14 +601,17 @@ class Pool:
             return Rule.TRIED
         if self._family_hold(account, want, now) is not None:
             return Rule.FAMILY_LIMIT
-        most = account.credential.max_concurrency
-        if most is None:
-            most = self._max_concurrency
+        most = self._most(account)
         if most and account.in_flight >= most:
             return Rule.BUSY
         if account.on_trial and account.trial_left(self._clock.monotonic()) > 0.0:
             return Rule.ON_TRIAL
         return None
+
+    def _most(self, account: Account) -> int:
+        """Return how many requests an account may carry at a time; 0: any number."""
+        own = account.credential.max_concurrency
+        return own if own is not None else self._max_concurrency
 
     def _has(self, account: Account, want: Want, now: float) -> bool:
         if account.refusals and account.lacks(want.refusal, now):
@@ -835,9 +835,7 @@ class Pool:
                 return
 
     def _room(self, account: Account) -> int:
-        most = account.credential.max_concurrency
-        if most is None:
-            most = self._max_concurrency
+        most = self._most(account)
         return max(0, most - account.in_flight) if most else len(self._waiting)
 
     def _look_again(self) -> None:
@@ -918,7 +916,6 @@ class Pool:
 
     def relieve(self, account: Account, family: str = MAIN_FAMILY) -> None:
         """Note that the backend gives an account quota again before its limit was to end."""
-        before, now = account.state, self._clock.now()
         if family != MAIN_FAMILY:
             if account.family_holds.pop(family, None) is not None:
                 self._open(account)
@@ -927,19 +924,16 @@ class Pool:
         if account.holds.pop(Cause.LIMIT, None) is None:
             return
         account.begin_trial()
-        account.settle(now)
-        self._note(account, before, now)
+        self._settle(account, self._clock.now())
         self._offer(account)
 
     def entitle(self, account: Account) -> None:
         """Let one request try an account that was told it is not entitled: its plan or its purse has changed."""
         if account.unavailable_until <= self._clock.now():
             return
-        before, now = account.state, self._clock.now()
         account.unavailable_until = 0.0
         account.begin_trial()
-        account.settle(now)
-        self._note(account, before, now)
+        self._settle(account, self._clock.now())
         self._offer(account)
 
     def plan_changed(self, account: Account) -> None:
@@ -950,12 +944,10 @@ class Pool:
 
     def reset(self, account: Account) -> None:
         """Forget what keeps an account from serving, as its owner wishes: cooldowns, numbers, and what was learned."""
-        before, now = account.state, self._clock.now()
         account.reset()
         self._path_faults.pop(account.key, None)
         self._strategy.forget(account.key)
-        account.settle(now)
-        self._note(account, before, now)
+        self._settle(account, self._clock.now())
         self._open(account)
 
     def spent(self, account: Account, cost: float) -> None:
@@ -1050,7 +1042,7 @@ class Pool:
     def _path_fault(self, account: Account, lease: Lease, error: UpstreamError, now: float) -> None:
         self._path_faults = {k: t for k, t in self._path_faults.items() if now - t < EGRESS_WINDOW}
         self._path_faults[account.key] = now
-        others = [a for a in self._accounts.values() if a is not account and a.state in _SERVING]
+        others = [a for a in self._accounts.values() if a is not account and a.state in SERVING]
         if len(self._path_faults) > 1 or not others:
             # The same failure from several accounts (or from the only one): the way there is
             # broken, and resting accounts would not mend it.
@@ -1083,18 +1075,14 @@ class Pool:
 
     def login_lost(self, account: Account, reason: str) -> None:
         """Note that an account's refresh token is dead; its access token may serve to its end."""
-        before = account.state
         account.login_lost = reason
-        account.settle(self._clock.now())
         logger.warning("account login lost alias=%s reason=%s", account.alias, reason)
-        self._note(account, before, self._clock.now())
+        self._settle(account, self._clock.now())
 
     def reject(self, account: Account) -> None:
         """Note that the backend refused an account's access token."""
-        before = account.state
         account.rejected = account.credential.access.digest()
-        account.settle(self._clock.now())
-        self._note(account, before, self._clock.now())
+        self._settle(account, self._clock.now())
 
     def read_headers(
         self, account: Account, headers: Mapping[str, str], *, asked: float | None = None

@@ -21,12 +21,8 @@ from typing import Generic, TypeVar
 
 from codex_proxy.accounts.account import Account, Cause
 from codex_proxy.accounts.quota import MAIN_FAMILY, SHORT_MINUTES
-from codex_proxy.accounts.state import State
+from codex_proxy.accounts.state import SERVING
 from codex_proxy.protocol.wire import JsonObject
-
-_SERVING = frozenset({State.READY, State.COOLING})
-"""The states of accounts that serve, now or after a rest."""
-
 
 T = TypeVar("T")
 
@@ -72,7 +68,7 @@ def limits_of(accounts: Iterable[Account], now: float) -> dict[str, Limit]:
 
 
 def _serving(accounts: Iterable[Account]) -> list[Account]:
-    return [account for account in accounts if account.state in _SERVING and not account.removed]
+    return [account for account in accounts if account.state in SERVING and not account.removed]
 
 
 def rate_limits_event(accounts: Iterable[Account], now: float) -> JsonObject | None:

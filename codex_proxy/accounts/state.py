@@ -17,6 +17,10 @@ class State(enum.Enum):
     """Switched off by its owner."""
 
 
+SERVING = frozenset({State.READY, State.COOLING})
+"""The states of accounts that serve, now or after a rest."""
+
+
 class Signal(enum.Enum):
     """What happened to an account."""
 

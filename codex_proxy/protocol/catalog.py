@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from codex_proxy.patterns import fits
 from codex_proxy.protocol.wire import JsonObject
 
 Profile = Literal["standard", "lite"]
@@ -179,10 +180,7 @@ class _NameMap:
         self._exact = {name.lower(): entries[name] for name in self.names}
         # The longer pattern says more.
         patterns = sorted((name for name in entries if "*" in name), key=len, reverse=True)
-        self._patterns = [
-            (re.compile(".*".join(map(re.escape, name.lower().split("*")))), entries[name])
-            for name in patterns
-        ]
+        self._patterns = [(name, entries[name]) for name in patterns]
 
     def exactly(self, name: str) -> Sequence[str] | None:
         return self._exact.get(name.lower())
@@ -191,7 +189,7 @@ class _NameMap:
         name = name.lower()
         if name in self._exact:
             return self._exact[name]
-        return next((names for pattern, names in self._patterns if pattern.fullmatch(name)), None)
+        return next((names for pattern, names in self._patterns if fits(pattern, name)), None)
 
 
 class Catalog:

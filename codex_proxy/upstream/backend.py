@@ -98,7 +98,6 @@ class AccountLease:
         self._sent: Secret | None = None
         self.key = self._account.key
         self.alias = self._account.alias
-        self.why = lease.why
         self.decision = lease.decision
 
     async def open(self, request: BackendRequest) -> Answer:

@@ -479,7 +479,7 @@ class Exchange:
         slot.free()
         lease.ok()
         trace = self._trace
-        trace.alias, trace.decision = lease.alias, lease.why
+        trace.alias, trace.decision = lease.alias, lease.decision.rule
         trace.first_event = self._executor.clock.monotonic()
         await self._sink.open(
             Head(lease.alias, answer.status, answer.headers, lease, answer.headers.get("content-type", ""))

@@ -17,10 +17,8 @@ class Lease(Protocol):
     """The target's identity."""
     alias: str
     """Its name for logs and pages."""
-    why: str
-    """The rule that picked it."""
     decision: Decision
-    """The same at length."""
+    """Why it was picked."""
 
     async def open(self, request: BackendRequest) -> Answer:
         """Send the request; return an answer whose status is good.

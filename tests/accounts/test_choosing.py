@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from codex_proxy.accounts.account import TRIAL_SECONDS, Cause, Login, fits
+from codex_proxy.accounts.account import TRIAL_SECONDS, Cause, Login
 from codex_proxy.accounts.affinity import digest
 from codex_proxy.accounts.pool import Lease, Pool, Rule, Want
 from codex_proxy.accounts.scheduler import STRATEGIES
@@ -23,6 +23,7 @@ from codex_proxy.errors import (
     RequestError,
     Verdict,
 )
+from codex_proxy.patterns import fits
 from codex_proxy.trace import Attempt, Caller, Decision, Trace, Usage, UsageSource
 from tests.accounts.making import DAY, HOUR, NOW, credential, failure, make_pool, named
 

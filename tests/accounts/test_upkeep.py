@@ -104,6 +104,16 @@ def tokens(user: str = "a", n: int = 1, *, ends: float | None = NOW + 10 * DAY, 
     return reply(200, {name: value for name, value in body.items() if value is not None})
 
 
+def always_new_tokens() -> Callable[[Call], Awaitable[Reply]]:
+    """Answer each exchange with tokens that nobody has had yet."""
+    serials = itertools.count(1)
+
+    async def exchange(_: Call) -> Reply:
+        return tokens(n=next(serials))
+
+    return exchange
+
+
 def denied(code: str, status: int = 401) -> Reply:
     return reply(status, {"error": {"message": "no", "code": code}})
 
@@ -1183,14 +1193,7 @@ async def test_an_account_without_a_token_cannot_ask(tmp_path: Path) -> None:
 
 async def test_fresh_tokens_refused_again_and_again_cost_the_login(tmp_path: Path) -> None:
     async with house(tmp_path, "a", ends=NOW + DAY, health_check_max_failures=3) as h:
-        serial = 0
-
-        async def exchange(_: Call) -> Reply:
-            nonlocal serial
-            serial += 1
-            return tokens(n=serial)
-
-        h.world.answer("/oauth/token", exchange)
+        h.world.answer("/oauth/token", always_new_tokens())
         h.world.answer("/wham/usage", reply(401, {}))
         for _ in range(2):
             assert (await h.keeper.check_usage(h.account())).reason == "status 401"
@@ -1654,14 +1657,7 @@ async def test_a_limit_whose_end_has_come_is_asked_for_as_soon_as_any_reset(tmp_
 
 async def test_a_new_login_is_judged_anew(tmp_path: Path) -> None:
     async with house(tmp_path, "a", ends=NOW + DAY, health_check_max_failures=2) as h:
-        serial = 0
-
-        async def exchange(_: Call) -> Reply:
-            nonlocal serial
-            serial += 1
-            return tokens(n=serial)
-
-        h.world.answer("/oauth/token", exchange)
+        h.world.answer("/oauth/token", always_new_tokens())
         h.world.answer("/wham/usage", reply(401, {}))
         for _ in range(2):
             await h.keeper.check_usage(h.account())

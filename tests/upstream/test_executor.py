@@ -67,7 +67,6 @@ class Target:
 
     def __init__(self, key: str, *does: Played | UpstreamError) -> None:
         self.key = self.alias = key
-        self.why = "played"
         self.decision = Decision(self.key, "played", "none", 0.0)
         self.does = list(does)
         self.log: list[str] = []
