@@ -34,7 +34,7 @@ from codex_proxy.server.app import CONTROL_ROUTES, ROUTES, Route, build_app
 from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.decisions import Decisions
 from codex_proxy.server.listener import Listener
-from codex_proxy.server.middleware import Handler
+from codex_proxy.server.front import Handler
 from codex_proxy.server.public import Public, log_turn
 from codex_proxy.server.usage import PoolUsage
 from codex_proxy.server.views import Phase, PoolAdmin

@@ -21,7 +21,7 @@ from codex_proxy.errors import RequestError
 from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.server.decisions import Decisions
-from codex_proxy.server.middleware import Handler
+from codex_proxy.server.front import Handler
 from codex_proxy.tasks import Background
 
 logger = logging.getLogger(__name__)

@@ -17,20 +17,8 @@ from codex_proxy.accounts.actions import ACTIONS
 from codex_proxy.errors import RequestError
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.body import require_json
-from codex_proxy.server.middleware import (
-    CALLER,
-    DEFAULT_DIALECT,
-    DIALECT,
-    ENTERED,
-    IN_WORK,
-    IS_TURN,
-    Handler,
-    InWork,
-    Renderer,
-    edge,
-    on_prepare,
-    protocol_logger,
-)
+from codex_proxy.server.front import CALLER, DIALECT, ENTERED, IS_TURN, Front, Handler, Incoming
+from codex_proxy.server.middleware import DEFAULT_DIALECT, Renderer, edge, protocol_logger
 
 CODEX_PREFIX = "/backend-api/codex"
 
@@ -131,6 +119,8 @@ IS_CODEX_PATH = web.RequestKey("is_codex_path", bool)
 """The request came below `/backend-api/codex`, where only Codex clients ask."""
 
 SERVER_OPTIONS: Mapping[str, Any] = {
+    # A caller who leaves ends its handler, which tells the exchange.
+    "handler_cancellation": True,
     # Bodies come as they are: see body.py.
     "auto_decompress": False,
     # Also the deadline of slow heads. The Codex CLI keeps an idle connection for 90 s; closing
@@ -145,7 +135,7 @@ SERVER_OPTIONS: Mapping[str, Any] = {
     "access_log": None,
     "logger": protocol_logger,
 }
-"""How `web.AppRunner` must be made for an application of `build_app`."""
+"""How the server behind `build_app` must be made."""
 
 
 def build_app(
@@ -153,8 +143,8 @@ def build_app(
     handlers: Mapping[str, Handler],
     renderers: Mapping[str, Renderer],
     routes: Sequence[Route] = ROUTES,
-) -> web.Application:
-    """Make the application; it runs in `web.AppRunner(app, **SERVER_OPTIONS)`.
+) -> Front:
+    """Make the application; its server is made by `server(**SERVER_OPTIONS)`.
 
     Raises:
         ValueError: If a route has no handler, a handler no route, or two rows claim one path.
@@ -166,9 +156,9 @@ def build_app(
 
     async def dispatch(request: web.Request) -> web.StreamResponse:
         path = request.path
-        request[DIALECT] = dialect_of(request, DEFAULT_DIALECT)
         methods, rest = table.find(path)
         if methods is None:
+            request[DIALECT] = dialect_of(request, DEFAULT_DIALECT)
             raise RequestError(
                 f"unknown path: {request.method} {path[:200]!r}; requests go to /v1/responses, "
                 "/v1/chat/completions or /v1/messages, the list of models is at /v1/models",
@@ -191,7 +181,8 @@ def build_app(
         request[IS_TURN] = route.turn
         request[IS_CODEX_PATH] = is_codex_path
         if rest is not None:
-            request.match_info.update(rest)
+            assert isinstance(request, Incoming)
+            request.segments = rest
         if route.level is not Level.PUBLIC:
             request[CALLER] = access.resolve(request)
         if route.takes is not Takes.NOTHING and request.body_exists:
@@ -199,20 +190,12 @@ def build_app(
         request[ENTERED] = True
         return await handler(request)
 
-    app = web.Application(middlewares=[edge(renderers)])
-    app[IN_WORK] = InWork()
-    app.router.add_route("*", "/{path:.*}", dispatch, expect_handler=_expect_later)
-    app.on_response_prepare.append(on_prepare)
-    return app
+    return Front(edge(renderers, dispatch))
 
 
 def dialect_of(request: web.Request, default: str) -> str:
     """Return in whose words to fail where the path alone does not say it."""
     return "anthropic" if "anthropic-version" in request.headers else default
-
-
-async def _expect_later(request: web.Request) -> None:
-    """Say nothing yet: `read_body` asks for the body once the caller is known and the length fits."""
 
 
 _Methods = dict[str, tuple[Route, Handler, bool]]

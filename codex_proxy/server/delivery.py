@@ -4,11 +4,8 @@ A sink writes nothing before `open`, so a failure until then is still an HTTP st
 kept, and raised where the handler asks for the `result`.
 """
 
-import asyncio
-import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
@@ -19,19 +16,14 @@ from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import read_usage, visible_headers
 from codex_proxy.protocol.sse import Batch
 from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
+from codex_proxy.server.eventstream import EventStream
+from codex_proxy.server.front import Incoming, new_id
 from codex_proxy.trace import End, Trace, Usage, UsageSource
 from codex_proxy.upstream.executor import Head
 from codex_proxy.upstream.route import Lease
 
-EVENT_STREAM = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    # nginx would hold a stream back to fill its buffers.
-    "X-Accel-Buffering": "no",
-}
 
-
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Terms:
     """What an answer needs to know of the proxy that gives it, and of the way it was asked for."""
 
@@ -99,7 +91,7 @@ class EncodedSink(Sink):
         self._encoder = decoded.make_encoder(
             Surroundings(
                 now=terms.now,
-                unique=uuid.uuid4().hex,
+                unique=new_id(),
                 pool_limits=terms.limits,
                 wrap_turn_state=self._wrap_turn_state,
                 models_etag=terms.models_etag,
@@ -129,53 +121,6 @@ class EncodedSink(Sink):
         return self._encoder.ended or End.FAILED
 
 
-class _Connection:
-    """The caller's HTTP connection, and the response on it."""
-
-    def __init__(self, http: web.Request, stall_seconds: float) -> None:
-        self._http = http
-        self._stall_seconds = stall_seconds
-        self.response: web.StreamResponse | None = None
-
-    def result(self, error: ProxyError | None) -> web.StreamResponse:
-        """Return the answer, whole or already sent.
-
-        Raises:
-            ProxyError: If nothing was said to the caller, so that it can still be a status.
-        """
-        if error is not None:
-            raise error
-        if self.response is None:
-            raise ProxyError("the turn ended without an answer")
-        return self.response
-
-    async def start(self, headers: Mapping[str, str]) -> None:
-        response = web.StreamResponse(headers={**EVENT_STREAM, **headers})
-        await response.prepare(self._http)
-        self.response = response
-
-    async def write(self, data: bytes) -> None:
-        assert self.response is not None
-        await self._soon(self.response.write(data))
-
-    async def write_eof(self) -> None:
-        assert self.response is not None
-        await self._soon(self.response.write_eof())
-
-    async def _soon(self, writing: Coroutine[Any, Any, None]) -> None:
-        try:
-            async with asyncio.timeout(self._stall_seconds):
-                await writing
-        except TimeoutError as exc:
-            # Give up a caller who reads nothing for so long; an ending would not be read either.
-            self.abort()
-            raise ConnectionResetError("the caller stopped reading") from exc
-
-    def abort(self) -> None:
-        if self._http.transport is not None:
-            self._http.transport.abort()
-
-
 class StreamSink(EncodedSink):
     """A stream of server-sent events, written as it comes.
 
@@ -185,84 +130,77 @@ class StreamSink(EncodedSink):
 
     is_stream = True
 
-    def __init__(self, http: web.Request, decoded: Decoded, trace: Trace, terms: Terms) -> None:
+    def __init__(self, http: Incoming, decoded: Decoded, trace: Trace, terms: Terms) -> None:
         super().__init__(decoded, trace, terms)
-        self._connection = _Connection(http, terms.stall_seconds)
+        self._http = http
+        self._stream: EventStream | None = None
         self.keeps_alive_early = terms.dialect.keeps_alive_early
-        # A sign of life comes from outside the turn's own task.
-        self._writing = asyncio.Lock()
         self._is_over = False
 
     def result(self) -> web.StreamResponse:
         """Return the answer, or raise the error that is still to be a status."""
-        return self._connection.result(self._error)
+        return _result(self._stream, self._error)
 
     async def open(self, head: Head) -> None:
-        """Write the head of the answer."""
+        """Begin the answer; its head goes out with the first events."""
         self._lease = head.lease
-        async with self._writing:
-            if self._connection.response is None:
-                await self._start(self._headers(head))
+        if self._stream is None:
+            self._start(self._headers(head))
 
-    async def _start(self, headers: Mapping[str, str]) -> None:
+    def _start(self, headers: dict[str, str]) -> EventStream:
         self._trace.status = 200
-        await self._connection.start(headers)
+        self._stream = EventStream(self._http, headers, self._terms.stall_seconds)
+        return self._stream
 
     async def send(self, batch: Batch) -> bool:
-        """Write the frames of one read, all of them at once."""
-        encoder = self._encoder
+        """Write the frames of one read, all of them at once, with the end of the body if it has come."""
+        stream, encoder = self._stream, self._encoder
+        assert stream is not None
         data = encoder.encode(batch)
         self.failure = encoder.failure
-        if data:
-            await self._write(data)
-        return not encoder.finished
-
-    async def _write(self, data: bytes) -> None:
+        finished = encoder.finished
         self._delivered += len(data)
-        async with self._writing:
-            await self._connection.write(data)
+        # A sign of life comes from outside the turn's own task.
+        self._is_over = finished
+        stream.put(data, is_last=finished)
+        await stream.caught_up()
+        return not finished
 
     async def keepalive(self) -> None:
         """Write a frame that says nothing but that we are here."""
-        async with self._writing:
-            if self._is_over:
-                return
-            if self._connection.response is None:
-                await self._start({})
-            await self._connection.write(self._encoder.keepalive())
+        if not self._is_over:
+            stream = self._stream if self._stream is not None else self._start({})
+            await stream.write(self._encoder.keepalive())
 
     async def end(self) -> None:
         """Close the body."""
-        async with self._writing:
-            self._is_over = True
-            await self._connection.write_eof()
+        self._is_over = True
+        assert self._stream is not None
+        await self._stream.write_eof()
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or end the stream with the dialect's terminal event."""
-        async with self._writing:
-            self._is_over = True
-            if self._connection.response is None:
-                self._refuse(error)
-                return
-            data = self._encoder.cut(self._terms.dialect.reword(error, self._request))
-            if data:
-                self._delivered += len(data)
-                await self._connection.write(data)
-            await self._connection.write_eof()
+        self._is_over = True
+        if self._stream is None:
+            self._refuse(error)
+            return
+        data = self._encoder.cut(self._terms.dialect.reword(error, self._request))
+        self._delivered += len(data)
+        await self._stream.write_eof(data)
 
 
 class CollectSink(EncodedSink):
     """A whole answer, written when it is there."""
 
-    def __init__(self, http: web.Request, decoded: Decoded, trace: Trace, terms: Terms) -> None:
+    def __init__(self, http: Incoming, decoded: Decoded, trace: Trace, terms: Terms) -> None:
         super().__init__(decoded, trace, terms)
-        self._connection = _Connection(http, terms.stall_seconds)
+        self._response: web.Response | None = None
         self._collector = Collector(self._encoder)
         self._down: dict[str, str] = {}
 
     def result(self) -> web.StreamResponse:
         """Return the answer, or raise the error that is still to be a status."""
-        return self._connection.result(self._error)
+        return _result(self._response, self._error)
 
     async def open(self, head: Head) -> None:
         """Begin to collect."""
@@ -287,9 +225,7 @@ class CollectSink(EncodedSink):
             return
         self._trace.status = 200
         self._delivered = len(data)
-        self._connection.response = web.Response(
-            body=data, content_type="application/json", headers=self._down
-        )
+        self._response = web.Response(body=data, content_type="application/json", headers=self._down)
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status; nothing has been written, however far the answer had come."""
@@ -299,9 +235,11 @@ class CollectSink(EncodedSink):
 class UnarySink(Sink):
     """An answer that is passed on as it is: compaction, search, images."""
 
-    def __init__(self, http: web.Request, request: BackendRequest, trace: Trace, terms: Terms) -> None:
+    def __init__(self, http: Incoming, request: BackendRequest, trace: Trace, terms: Terms) -> None:
         super().__init__(request, trace, terms)
-        self._connection = _Connection(http, terms.stall_seconds)
+        self._http = http
+        self._stream: EventStream | None = None
+        self._response: web.Response | None = None
         self._head: Head | None = None
         self._down: dict[str, str] = {}
         self._ended = False
@@ -309,15 +247,15 @@ class UnarySink(Sink):
 
     def result(self) -> web.StreamResponse:
         """Return the answer, or raise the error that is still to be a status."""
-        return self._connection.result(self._error)
+        return _result(self._response if self._stream is None else self._stream, self._error)
 
     async def open(self, head: Head) -> None:
-        """Begin the answer; a stream's head is written at once."""
+        """Begin the answer."""
         self._head = head
         self._down = self._headers(head)
         if "text/event-stream" in head.content_type:
             self._trace.status = 200
-            await self._connection.start(self._down)
+            self._stream = EventStream(self._http, self._down, self._terms.stall_seconds)
 
     async def send(self, batch: Batch) -> bool:
         """Take no events: the answer passes as bytes."""
@@ -326,15 +264,15 @@ class UnarySink(Sink):
     async def body(self, data: bytes) -> None:
         """Pass a part of a stream, or the whole of anything else."""
         self._delivered += len(data)
-        if self._connection.response is not None:
-            await self._connection.write(data)
+        if self._stream is not None:
+            await self._stream.write(data)
             return
         assert self._head is not None
         self._trace.status = self._head.status
         content_type = self._head.content_type or "application/json"
         if "json" in content_type:
             self._usage = _usage_in(data)
-        self._connection.response = web.Response(
+        self._response = web.Response(
             status=self._head.status, body=data, headers={"Content-Type": content_type, **self._down}
         )
 
@@ -344,16 +282,15 @@ class UnarySink(Sink):
     async def end(self) -> None:
         """Close the body."""
         self._ended = True
-        response = self._connection.response
-        if response is not None and response.prepared:
-            await self._connection.write_eof()
+        if self._stream is not None:
+            await self._stream.write_eof()
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or break a stream off: bytes we do not look into have no ending of ours."""
-        if self._connection.response is None:
+        if self._stream is None:
             self._refuse(error)
         else:
-            self._connection.abort()
+            self._stream.abort()
 
     def usage(self, *, estimate: bool) -> Usage:
         """Return what the answer says of its tokens, else the input's estimate when one is wanted."""
@@ -364,6 +301,19 @@ class UnarySink(Sink):
     def end_state(self) -> End:
         """Return how the answer ended."""
         return End.COMPLETED if self._ended and self._error is None else End.FAILED
+
+
+def _result(response: web.StreamResponse | None, error: ProxyError | None) -> web.StreamResponse:
+    """Return the answer, whole or already sent.
+
+    Raises:
+        ProxyError: If nothing was said to the caller, so that it can still be a status.
+    """
+    if error is not None:
+        raise error
+    if response is None:
+        raise ProxyError("the turn ended without an answer")
+    return response
 
 
 def _input_only(request: BackendRequest) -> Usage:

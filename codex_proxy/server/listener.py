@@ -12,7 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from codex_proxy.server.app import SERVER_OPTIONS
-from codex_proxy.server.middleware import IN_WORK, InWork
+from codex_proxy.server.front import Front, InWork
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _FLUSH_POLL_SECONDS = 0.01
 class _Place:
     """One application on one address."""
 
-    runner: web.AppRunner
+    runner: web.ServerRunner
     in_work: InWork
     site: web.BaseSite | None = None
     path: Path | None = None
@@ -41,7 +41,7 @@ class Listener:
         # Closed with the last bytes of an answer still in them, perhaps.
         self._closing: list[asyncio.Transport] = []
 
-    async def open_port(self, app: web.Application, host: str | None, port: int) -> int:
+    async def open_port(self, app: Front, host: str | None, port: int) -> int:
         """Serve *app* on a TCP port (0: a free one; host None: every interface); return the port.
 
         Raises:
@@ -60,7 +60,7 @@ class Listener:
         """Tell whether somebody listens on the socket at *path*."""
         return await asyncio.to_thread(_is_in_use, path)
 
-    async def open_unix(self, app: web.Application, path: Path) -> bool:
+    async def open_unix(self, app: Front, path: Path) -> bool:
         """Serve *app* on a socket that only this user can open; False, with a warning, if that fails."""
         if await asyncio.to_thread(_is_in_use, path):
             logger.warning("control socket is in use by another daemon path=%s", path)
@@ -79,16 +79,10 @@ class Listener:
         place.site, place.path = site, path
         return True
 
-    async def _run(self, app: web.Application) -> _Place:
-        runner = web.AppRunner(
-            app,
-            # A caller who leaves ends its handler, which tells the exchange.
-            handler_cancellation=True,
-            shutdown_timeout=_LAST_SECONDS,
-            **SERVER_OPTIONS,
-        )
+    async def _run(self, app: Front) -> _Place:
+        runner = web.ServerRunner(app.server(**SERVER_OPTIONS), shutdown_timeout=_LAST_SECONDS)
         await runner.setup()
-        place = _Place(runner, app[IN_WORK])
+        place = _Place(runner, app.in_work)
         self._places.append(place)
         return place
 

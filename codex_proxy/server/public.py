@@ -27,7 +27,7 @@ from codex_proxy.server.body import read_body
 from codex_proxy.server.continuations import Continuations
 from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.delivery import CollectSink, StreamSink, Terms, UnarySink
-from codex_proxy.server.middleware import CALLER, REQUEST_ID, Handler
+from codex_proxy.server.front import CALLER, REQUEST_ID, Handler, Incoming
 from codex_proxy.server.websocket import Sockets, SocketSink
 from codex_proxy.tasks import Job
 from codex_proxy.trace import LOCAL, Caller, End, Trace
@@ -132,7 +132,7 @@ class Public:
     async def responses(self, request: web.Request) -> web.StreamResponse:
         """Serve one turn of the Responses dialect, which may go on from an answer that was given."""
 
-        def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+        def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
             decoded = self._continuations.decode(
                 raw,
                 headers,
@@ -147,7 +147,7 @@ class Public:
     def _answering(self, route: str, dialect: Dialect) -> Handler:
         """Return the handler of a route whose turns are asked and answered in *dialect*."""
 
-        def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+        def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
             decoded = dialect.decode(raw, headers, catalog=self._models.catalog, caller=trace.caller.id)
             return self._begin(http, decoded, trace, dialect)
 
@@ -162,7 +162,7 @@ class Public:
         return await handle(request)
 
     def _passthrough(self, endpoint: str) -> Handler:
-        def begin(http: web.Request, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+        def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
             request = decode_passthrough(
                 endpoint, raw, headers, catalog=self._models.catalog, caller=trace.caller.id
             )
@@ -173,7 +173,7 @@ class Public:
 
         return handle
 
-    def _begin(self, http: web.Request, decoded: Decoded, trace: Trace, dialect: Dialect) -> "Begun":
+    def _begin(self, http: Incoming, decoded: Decoded, trace: Trace, dialect: Dialect) -> "Begun":
         sink = StreamSink if decoded.request.stream else CollectSink
         return Begun(decoded.request, sink(http, decoded, trace, self._terms(dialect)))
 
@@ -182,8 +182,9 @@ class Public:
         http: web.Request,
         route: str,
         dialect: Dialect,
-        begin: Callable[[web.Request, bytes, Headers, Trace], "Begun"],
+        begin: Callable[[Incoming, bytes, Headers, Trace], "Begun"],
     ) -> web.StreamResponse:
+        assert isinstance(http, Incoming)
         trace = Trace(
             http[REQUEST_ID],
             route,

@@ -12,7 +12,7 @@ from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.wire import dumps
-from codex_proxy.server.middleware import Handler
+from codex_proxy.server.front import Handler
 
 
 class PoolUsage:

@@ -39,7 +39,7 @@ from codex_proxy.protocol.transcript import Transcript, decode_continued, go_on,
 from codex_proxy.protocol.wire import JsonObject, dumps, loads
 from codex_proxy.server.continuations import Continuations, answering, begin_chain
 from codex_proxy.server.delivery import EncodedSink, Terms
-from codex_proxy.server.middleware import CALLER, IN_WORK, REQUEST_ID
+from codex_proxy.server.front import CALLER, REQUEST_ID, Incoming
 from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import Caller, End, Trace
 from codex_proxy.upstream.executor import Head
@@ -221,7 +221,8 @@ class Sockets:
                 status=426,
                 code="upgrade_required",
             )
-        in_work = http.app[IN_WORK]
+        assert isinstance(http, Incoming)
+        in_work = http.in_work
         if in_work.is_closing:
             raise RequestError("the proxy is being restarted", status=503, code="restarting")
         ws = web.WebSocketResponse(

@@ -189,7 +189,7 @@ async def served() -> AsyncIterator[Place]:
         {"openai": render},
         [*ADMIN_ROUTES, *CONTROL_ROUTES],
     )
-    runner = web.AppRunner(app, **SERVER_OPTIONS)
+    runner = web.ServerRunner(app.server(**SERVER_OPTIONS))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     place = Place(admin, clock, background, f"http://127.0.0.1:{runner.addresses[0][1]}")

@@ -29,7 +29,7 @@ from codex_proxy.server.app import (
     build_app,
 )
 from codex_proxy.server.body import read_body
-from codex_proxy.server.middleware import CALLER, REQUEST_ID, Handler
+from codex_proxy.server.front import CALLER, REQUEST_ID, Handler
 
 KEY = "key-of-alice"
 KEYED = Settings(listen=":8080", api_keys=(ApiKey.of("alice", KEY),))
@@ -91,7 +91,7 @@ async def served(
     app = build_app(
         Access(Live(settings)), found, {"openai": render_error, "anthropic": other, "other": other}, routes
     )
-    runner = web.AppRunner(app, **{**SERVER_OPTIONS, "lingering_time": 0.02, **options})
+    runner = web.ServerRunner(app.server(**{**SERVER_OPTIONS, "lingering_time": 0.02, **options}))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:

@@ -106,7 +106,8 @@ async def place(
 
     routes = (Route("POST", "/echo", "echo", Level.PUBLIC),)
     app = build_app(Access(Live(Settings())), {"echo": echo}, {"openai": render}, routes)
-    runner = web.AppRunner(app, **{**SERVER_OPTIONS, "lingering_time": 0.02}, handler_cancellation=cancels)
+    options = {**SERVER_OPTIONS, "lingering_time": 0.02, "handler_cancellation": cancels}
+    runner = web.ServerRunner(app.server(**options))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

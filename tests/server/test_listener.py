@@ -15,8 +15,8 @@ from codex_proxy.protocol.responses import render_error
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.app import Route, Takes, build_app
 from codex_proxy.server.body import read_body
+from codex_proxy.server.front import Front, Handler
 from codex_proxy.server.listener import Listener
-from codex_proxy.server.middleware import Handler
 
 BIG = b"x" * 8_000_000
 ASK_BIG = b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -35,7 +35,7 @@ async def echo(request: web.Request) -> web.StreamResponse:
     return web.Response(body=await read_body(request, limit=1000))
 
 
-def an_app() -> web.Application:
+def an_app() -> Front:
     handlers: Mapping[str, Handler] = {"big": big, "echo": echo}
     return build_app(Access(Live(Settings())), handlers, {"openai": render_error}, ROUTES)
 
