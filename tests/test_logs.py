@@ -1,5 +1,6 @@
 """Log lines: one per record, no secrets in any part, a level that can change."""
 
+import asyncio
 import io
 import logging
 from collections.abc import Iterator
@@ -79,3 +80,56 @@ def test_a_second_setup_replaces_the_first(stream: io.StringIO) -> None:
         logging.getLogger().removeHandler(handler)
     assert stream.getvalue() == ""
     assert again.getvalue().count("once") == 1
+
+
+async def test_lines_for_later_are_written_together_and_in_order(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("codex_proxy.test")
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [one for one in root.handlers if isinstance(one, logs.LineHandler)])
+    made: list[int] = []
+
+    def render(number: int) -> str:
+        made.append(number)
+        return f"turn {number} key=sk-0123456789abcdef\nforged"
+
+    later = logs.Later(logger, render)
+    later.add(1)
+    later.add(2)
+    assert not made
+    assert not stream.getvalue()
+    # What is said at once stands after what was said before it.
+    logger.warning("third")
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1:4] for line in lines] == [
+        ["INFO", "codex_proxy.test", "turn"],
+        ["INFO", "codex_proxy.test", "turn"],
+        ["WARNING", "codex_proxy.test", "third"],
+    ]
+    assert all(line.endswith(r"key=[token]\nforged") for line in lines[:2])
+    assert [line[:10] for line in lines] == [lines[2][:10]] * 3
+
+    later.add(4)
+    monkeypatch.setattr(logs, "_LATER_SECONDS", 0.0)
+    logging.getLogger().handlers[0].flush()
+    assert made == [1, 2, 4]
+    later.add(5)
+    await asyncio.sleep(0.01)
+    assert made == [1, 2, 4, 5]
+    for number in range(logs._LATER_MOST):
+        later.add(number)
+    assert len(made) == 4 + logs._LATER_MOST
+
+    logs.set_level("warn")
+    later.add(6)
+    logging.getLogger().handlers[0].flush()
+    assert 6 not in made[-1:]
+
+
+async def test_lines_for_later_are_records_when_somebody_else_listens(
+    stream: io.StringIO, caplog: pytest.LogCaptureFixture
+) -> None:
+    logs.Later(logging.getLogger("codex_proxy.test"), str).add(7)
+    assert caplog.messages == ["7"]
+    assert stream.getvalue().endswith(" INFO codex_proxy.test 7\n")

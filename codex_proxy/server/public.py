@@ -11,6 +11,7 @@ from codex_proxy.accounts.pool import Pool
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import ProxyError, RequestError
+from codex_proxy.logs import Later
 from codex_proxy.protocol import models
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat import CHAT
@@ -356,28 +357,20 @@ def _json(body: bytes, headers: Mapping[str, str] | None = None) -> web.Response
     return web.Response(body=body, content_type="application/json", headers=headers)
 
 
-def log_turn(trace: Trace) -> None:
-    """Write the one line that tells of a finished turn."""
+def _render(trace: Trace) -> str:
+    """Tell a finished turn in one line."""
     usage = trace.usage
-    first = trace.first_event
-    logger.info(
-        "turn id=%s route=%s caller=%s client=%s model=%s status=%d end=%s error=%s account=%s attempts=%s "
-        "why=%s first=%s seconds=%.3f in=%d cached=%d out=%d usage=%s",
-        trace.id,
-        trace.route,
-        trace.caller.name,
-        trace.client or "-",
-        trace.model or "-",
-        trace.status,
-        trace.end.value,
-        trace.error or "-",
-        trace.alias or "-",
-        ",".join(f"{a.alias}:{a.outcome or 'open'}" for a in trace.attempts) or "-",
-        trace.decision or "-",
-        f"{first - trace.started:.3f}" if first is not None else "-",
-        trace.seconds,
-        usage.input_tokens,
-        usage.cached_tokens,
-        usage.output_tokens,
-        usage.source.value,
+    first = "-" if trace.first_event is None else f"{trace.first_event - trace.started:.3f}"
+    attempts = ",".join([f"{a.alias}:{a.outcome or 'open'}" for a in trace.attempts]) or "-"
+    return (
+        f"turn id={trace.id} route={trace.route} caller={trace.caller.name} client={trace.client or '-'} "
+        f"model={trace.model or '-'} status={trace.status} end={trace.end.value} error={trace.error or '-'} "
+        f"account={trace.alias or '-'} attempts={attempts} why={trace.decision or '-'} first={first} "
+        f"seconds={trace.seconds:.3f} in={usage.input_tokens} cached={usage.cached_tokens} "
+        f"out={usage.output_tokens} usage={usage.source.value}"
     )
+
+
+_lines = Later(logger, _render)
+log_turn = _lines.add
+"""Have the one line written that tells of a finished turn."""

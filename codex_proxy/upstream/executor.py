@@ -158,14 +158,26 @@ class Exchange:
         self._ended_by_us = False
         self._started = executor.clock.monotonic()
         self._written = self._started
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
 
     # -- from outside ---------------------------------------------------------------------
 
     async def wait(self) -> None:
         """Wait for the end; when the waiting is cancelled, the exchange goes on."""
-        assert self.task is not None
-        await asyncio.shield(self.task)
+        await self._over
+
+    def start(self, background: Background) -> None:
+        """Run it as a task of *background*."""
+        self.task = background.spawn(self.run(), name=f"exchange:{self._trace.id}")
+        self.task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if not self._over.done():
+            if task.cancelled():
+                self._over.cancel()
+            else:
+                self._over.set_result(None)
 
     def caller_gone(self) -> None:
         """Say that nobody listens any more: the backend stops working for it at once."""
@@ -361,22 +373,26 @@ class Exchange:
 
         The target is chosen when its turn has come: one chosen before a wait may be resting after it.
         """
-        executor = self._executor
-        async with executor.retry_slot(last is not None and last.verdict.is_passing) as slot:
-            lease = self._pick(tried)
-            try:
+        if last is None or not last.verdict.is_passing:
+            return await self._try_in(Slot(), tried)
+        async with self._executor.retry_slot() as slot:
+            return await self._try_in(slot, tried)
+
+    async def _try_in(self, slot: Slot, tried: Collection[str]) -> tuple[str, UpstreamError | None]:
+        lease = self._pick(tried)
+        try:
+            error = await self._attempt(lease, slot)
+            if (
+                error is not None
+                and error.verdict in (Verdict.UNAUTHORIZED, Verdict.ENCRYPTED)
+                and await lease.recover(error, self._request)
+            ):
                 error = await self._attempt(lease, slot)
-                if (
-                    error is not None
-                    and error.verdict in (Verdict.UNAUTHORIZED, Verdict.ENCRYPTED)
-                    and await lease.recover(error, self._request)
-                ):
-                    error = await self._attempt(lease, slot)
-                if error is not None:
-                    lease.failed(error)
-                return lease.key, error
-            finally:
-                lease.release()
+            if error is not None:
+                lease.failed(error)
+            return lease.key, error
+        finally:
+            lease.release()
 
     def _pick(self, tried: Collection[str]) -> Lease:
         try:
@@ -651,7 +667,7 @@ class Executor:
         self._exchanges.add(exchange)
         self._budget.active = len(self._exchanges)
         self._idle.clear()
-        exchange.task = self.background.spawn(exchange.run(), name=f"exchange:{trace.id}")
+        exchange.start(self.background)
         return exchange
 
     def finished(self, exchange: Exchange, trace: Trace) -> None:
@@ -692,17 +708,14 @@ class Executor:
         return min(4.0, 0.2 * 2.0 ** (retries - 1)) * (0.5 + self._rng.random())
 
     @contextlib.asynccontextmanager
-    async def retry_slot(self, is_retry: bool) -> AsyncIterator[Slot]:
-        """Hold a place in the retry budget when this is a retry after passing trouble.
+    async def retry_slot(self) -> AsyncIterator[Slot]:
+        """Hold a place in the retry budget, for a retry after passing trouble.
 
         Waited for as long as for an answer: those that hold the places may be slow, and well.
 
         Raises:
             NoPlace: If there was none for too long.
         """
-        if not is_retry:
-            yield Slot()
-            return
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(self.live.current.first_byte_timeout):
