@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import gc
+import importlib
 import logging
 import os
 import signal
@@ -255,6 +257,9 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
         await self.start()
+        # What is there now stays; looking through it again and again finds nothing.
+        gc.collect()
+        gc.freeze()
         try:
             await ending.wait()
         finally:
@@ -272,6 +277,16 @@ def _make_folders(settings: Settings) -> None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigError(f"{key}: {folder}: {exc.strerror or type(exc).__name__}") from exc
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes uvloop's event loop, which delivers events sooner; None where there is none."""
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def run(loaded: Loaded) -> int:
@@ -292,7 +307,8 @@ def run(loaded: Loaded) -> int:
             raise
 
     try:
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(main())
     except ProxyError as exc:
         logger.error("not started: %s", exc.message)
         return 1
