@@ -39,7 +39,7 @@ from codex_proxy.errors import (
 from codex_proxy.net import Answer, NetError, NetKind
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import failure_of, is_handshake
-from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
+from codex_proxy.protocol.sse import Batch, Event, EventTooLarge, Parser
 from codex_proxy.protocol.wire import BadJson, loads_lenient
 from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import Attempt, Decision, End, Trace, TraceSink, Usage
@@ -61,6 +61,9 @@ LONGEST_PAUSES = 6.0
 # After the terminal event the backend ends its body at once; a connection whose end has been
 # read serves the next request.
 _TAIL_SECONDS = 1.0
+
+# The events that tell something of the target itself.
+_TELLING = frozenset({"codex.rate_limits", "response.output_item.done"})
 
 # What a unary answer (compact, search, images) may hold.
 MAX_UNARY_BYTES = 128 * 1024 * 1024
@@ -457,23 +460,26 @@ class Exchange:
         since = clock.monotonic()
         is_first = True
         while True:
-            settings = self._executor.live.current
-            quiet = settings.first_byte_timeout if is_first else settings.idle_timeout
-            chunk = await self._read(answer, since, quiet, held)
+            chunk = answer.read_nowait()
             if chunk is None:
-                # The hold is over: what is held begins the answer.
-                await self._begin(lease, answer, slot)
-                batch, held = held, []
-                if not await self._send(lease, batch):
-                    break
-                continue
+                settings = self._executor.live.current
+                quiet = settings.first_byte_timeout if is_first else settings.idle_timeout
+                chunk = await self._read(answer, since, quiet, held)
+                if chunk is None:
+                    # The hold is over: what is held begins the answer.
+                    await self._begin(lease, answer, slot)
+                    batch, held = held, []
+                    if not await self._send(lease, batch):
+                        break
+                    continue
             since, is_first = clock.monotonic(), False
             batch = _feed(parser, chunk)
-            if batch:
-                self._observe(lease, batch)
+            for event in batch:
+                if event.type in _TELLING:
+                    _observe(lease, event)
             if not self._committed:
-                held.extend(batch)
-                held_bytes += sum(len(event.data) for event in batch)
+                held += batch
+                held_bytes += len(chunk)
                 if not self._is_good(batch) and held_bytes <= MAX_HELD_BYTES:
                     batch = []
                 else:
@@ -561,22 +567,20 @@ class Exchange:
             await self._sink.keepalive()
             self._written = clock.monotonic()
 
-    def _observe(self, lease: Lease, batch: Batch) -> None:
-        for event in batch:
-            if event.type == "codex.rate_limits" or (
-                event.type == "response.output_item.done" and b'"encrypted_content"' in event.data
-            ):
-                lease.observe(event.type, event.json)
-
     async def _drain(self, answer: Answer) -> None:
         """Read the end of the body, so that the connection can be used again."""
         if self._ended_by_us or self._sink.ended_early:
             # The backend is still writing.
             return
-        with contextlib.suppress(NetError, TimeoutError):
+        try:
+            while (chunk := answer.read_nowait()) is not None:
+                if not chunk:
+                    return
             async with asyncio.timeout(_TAIL_SECONDS):
                 while await answer.read():
                     pass
+        except (NetError, TimeoutError):
+            return
 
     # -- other answers --------------------------------------------------------------------
 
@@ -606,6 +610,12 @@ class Exchange:
             return
         if isinstance(payload, dict):
             lease.observe(self._request.endpoint, payload)
+
+
+def _observe(lease: Lease, event: Event) -> None:
+    """Let the target take in what an event tells of it."""
+    if event.type == "codex.rate_limits" or b'"encrypted_content"' in event.data:
+        lease.observe(event.type, event.json)
 
 
 def _feed(parser: Parser, chunk: bytes) -> Batch:
