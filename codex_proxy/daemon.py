@@ -279,7 +279,7 @@ def _make_folders(settings: Settings) -> None:
             raise ConfigError(f"{key}: {folder}: {exc.strerror or type(exc).__name__}") from exc
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return what makes uvloop's event loop, which delivers events sooner; None where there is none."""
     try:
         uvloop = importlib.import_module("uvloop")
@@ -307,7 +307,7 @@ def run(loaded: Loaded) -> int:
             raise
 
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             runner.run(main())
     except ProxyError as exc:
         logger.error("not started: %s", exc.message)

@@ -65,7 +65,7 @@ def _unchanged(value: str) -> str:
     return value
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Surroundings:
     """What an encoder needs to know of the proxy around it: time and chance come from outside."""
 

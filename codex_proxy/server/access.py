@@ -8,6 +8,7 @@ across origins without asking first.
 """
 
 import enum
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -89,8 +90,13 @@ def _find(request: web.Request, keys: tuple[ApiKey, ...]) -> Caller | None:
         digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).digest()
         for key in keys:
             if hmac.compare_digest(digest, key.digest):
-                caller = Caller(f"key-{key.digest.hex()[:8]}", key.name)
+                caller = _holder(key)
     return caller
+
+
+@functools.lru_cache(maxsize=1024)
+def _holder(key: ApiKey) -> Caller:
+    return Caller(f"key-{key.digest.hex()[:8]}", key.name)
 
 
 def _refuse_forged(request: web.Request, settings: Settings) -> None:
