@@ -40,7 +40,7 @@ PATHS = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages
 
 # How the backend fails, in how many turns of a thousand. Those of the first group come before an answer: the
 # caller may not notice them. Those of the second come after it has begun, and end it with the dialect's error.
-HIDDEN = {"overloaded": 4, "broken": 4, "garbage": 2, "refused": 2, "early-cut": 4}
+HIDDEN = {"overloaded": 1, "broken": 6, "garbage": 2, "refused": 2, "early-cut": 4}
 SEEN = {"late-cut": 6, "late-failure": 4}
 LEAVES = 0.1
 """The share of callers who leave in the middle of a stream."""

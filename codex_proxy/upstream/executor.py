@@ -445,15 +445,17 @@ class Exchange:
             return None
         finally:
             attempt.seconds = clock.monotonic() - attempt.started
+            if self._ended and not attempt.outcome:
+                # Also when the caller leaves while the end of the body is still to be read.
+                attempt.outcome = "ok"
             if answer is not None:
                 answer.release()
-        attempt.outcome = "ok"
         return None
 
     # -- event streams --------------------------------------------------------------------
 
     async def _stream(self, lease: Lease, answer: Answer, slot: Slot) -> None:
-        parser = Parser()
+        parser = Parser(runs=True)
         held: Batch = []
         held_bytes = 0
         clock = self._executor.clock
