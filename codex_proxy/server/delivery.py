@@ -163,6 +163,9 @@ class StreamSink(EncodedSink):
         # A sign of life comes from outside the turn's own task.
         self._is_over = finished
         stream.put(data, is_last=finished)
+        # What a slow reader waits for is in the transport; nothing of it needs to be kept here as well.
+        batch.clear()
+        del data
         await stream.caught_up()
         return not finished
 

@@ -204,7 +204,8 @@ class Public:
             raise
         request, sink = begun.request, begun.sink
         exchange = self._run(request, sink, trace, headers)
-        del begun, request
+        # What is not needed for the answer would be kept as long as it lasts.
+        del begun, request, headers
         await _end_of(exchange)
         return sink.result()
 

@@ -39,7 +39,7 @@ from codex_proxy.errors import (
 from codex_proxy.net import Answer, NetError, NetKind
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import failure_of, is_handshake
-from codex_proxy.protocol.sse import Batch, Event, EventTooLarge, Parser
+from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
 from codex_proxy.protocol.wire import BadJson, loads_lenient
 from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import Attempt, Decision, End, Trace, TraceSink, Usage
@@ -92,7 +92,7 @@ class Sink(Protocol):
         ...
 
     async def send(self, batch: Batch) -> bool:
-        """Take the events of one read; False when the caller has all it asked for."""
+        """Take the events of one read, and the list itself; False when the caller has all it asked for."""
         ...
 
     async def body(self, data: bytes) -> None:
@@ -475,13 +475,13 @@ class Exchange:
                         break
                     continue
             since, is_first = clock.monotonic(), False
-            batch = _feed(parser, chunk)
-            for event in batch:
-                if event.type in _TELLING:
-                    _observe(lease, event)
+            batch, size = _feed(parser, chunk), len(chunk)
+            # While a slow reader is waited for, what it will get is held once, not here too.
+            del chunk
+            _observe(lease, batch)
             if not self._committed:
                 held += batch
-                held_bytes += len(chunk)
+                held_bytes += size
                 if not self._is_good(batch) and held_bytes <= MAX_HELD_BYTES:
                     batch = []
                 else:
@@ -489,7 +489,7 @@ class Exchange:
                     batch, held = held, []
             if batch and not await self._send(lease, batch):
                 break
-            if not chunk:
+            if not size:
                 raise UpstreamError(
                     Verdict.CUT, BackendFault("the backend's stream ended before its answer did")
                 )
@@ -614,10 +614,12 @@ class Exchange:
             lease.observe(self._request.endpoint, payload)
 
 
-def _observe(lease: Lease, event: Event) -> None:
-    """Let the target take in what an event tells of it."""
-    if event.type == "codex.rate_limits" or b'"encrypted_content"' in event.data:
-        lease.observe(event.type, event.json)
+def _observe(lease: Lease, batch: Batch) -> None:
+    """Let the target take in what events tell of it."""
+    for event in batch:
+        kind = event.type
+        if kind in _TELLING and (kind == "codex.rate_limits" or b'"encrypted_content"' in event.data):
+            lease.observe(kind, event.json)
 
 
 def _feed(parser: Parser, chunk: bytes) -> Batch:
