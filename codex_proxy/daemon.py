@@ -52,6 +52,9 @@ CONTROL_SOCKET = "control.sock"
 # How soon a daemon that was started beside another notices that it is alone.
 _TAKE_OVER_SECONDS = 2.0
 
+# How many objects may be made before the young ones are looked through for cycles.
+_GC_THRESHOLD = 10_000
+
 # How long the last terminal errors may take to reach their callers.
 _CUT_SECONDS = 5.0
 
@@ -260,6 +263,8 @@ class Daemon:
         # What is there now stays; looking through it again and again finds nothing.
         gc.collect()
         gc.freeze()
+        # A turn makes hundreds of objects, all of them gone with it: the default looks for cycles once a turn.
+        gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
         try:
             await ending.wait()
         finally:
