@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-long test-clients lint format types check bench bench-schedule docs lock clean
+.PHONY: help install demo run test test-long test-clients lint format types check bench bench-parts bench-soak bench-schedule docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,8 +56,14 @@ check: $(STAMP) ## format, lint and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## numbers of the hot paths
-	$(BIN)/python bench/run.py $(ARGS)
+bench: $(STAMP) ## what a request costs, beside nginx and a proxy in Go (ARGS=--quick for a minute)
+	$(BIN)/python -m bench.perf $(ARGS)
+
+bench-parts: $(STAMP) ## numbers of the hot paths by themselves
+	$(BIN)/python bench/run.py
+
+bench-soak: $(STAMP) ## an hour of mixed load at half of what the daemon can do (ARGS="--minutes 5")
+	$(BIN)/python -m bench.soak $(ARGS)
 
 bench-schedule: $(STAMP) ## what each strategy serves of what could be served (ARGS=--quick for a minute)
 	$(BIN)/python -m bench.schedule $(ARGS)

@@ -1,6 +1,6 @@
 """Numbers of the hot path: how fast backend events are taken apart, and what each dialect makes of them.
 
-Run by `make bench`. Times differ from machine to machine and from moment to moment; the ratios of one
+Run by `make bench-parts`. Times differ from machine to machine and from moment to moment; the ratios of one
 run are what counts.
 """
 

@@ -284,6 +284,14 @@ def _make_folders(settings: Settings) -> None:
             raise ConfigError(f"{key}: {folder}: {exc.strerror or type(exc).__name__}") from exc
 
 
+def _allow_many_connections() -> None:
+    """Let the process have as many sockets as it may: the usual 1,024 are 500 streams, each with two."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        resource = importlib.import_module("resource")
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return what makes uvloop's event loop, which delivers events sooner; None where there is none."""
     try:
@@ -297,6 +305,7 @@ def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def run(loaded: Loaded) -> int:
     """Run the daemon until it is told to end; return the exit code."""
     logs.setup(loaded.settings.log_level)
+    _allow_many_connections()
     for warning in loaded.warnings:
         logger.warning("configuration: %s", warning)
     if loaded.path is None:
