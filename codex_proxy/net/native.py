@@ -1,0 +1,857 @@
+"""Our own transport, for the calls that carry everything: a protocol on the loop, and a pool of connections.
+
+One connection carries one exchange at a time. What has arrived belongs to its answer, so a connection is free
+as soon as the other side has said all of it, and only then; whatever else befalls it closes it:
+bytes that nobody asked for, a request that was not sent to its end, an answer that nobody reads to its end.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import aiohappyeyeballs
+import httptools
+
+from codex_proxy.net.answer import (
+    LARGE_BODY_SIZE,
+    MAX_HEAD_SIZE,
+    READ_SIZE,
+    Answer,
+    Deadlines,
+    NetError,
+    NetKind,
+    not_reached,
+)
+from codex_proxy.net.decoding import CODINGS, BadCoding, Decoder
+from codex_proxy.net.head import (
+    CHUNKED,
+    END,
+    TO_THE_END,
+    Address,
+    BadHead,
+    Place,
+    address_of,
+    check_begun,
+    encode_request,
+    parse_head,
+)
+from codex_proxy.net.wheel import NEVER, SHORT_SECONDS, Wheel
+
+HIGH_WATER: Final = 64 * 1024
+"""When so much is unread, the other side has to wait; it goes on at half of it."""
+
+MAX_IDLE = 128
+"""How many connections may carry nothing; past it the one that has done so longest is closed."""
+
+STALE_SECONDS = 1.0
+"""How long a connection must have been idle for its loss to mean that the other side had closed it just then.
+None closes sooner; one that is lost so soon after its last answer is lost because of what was asked."""
+
+# A resolver's answer serves those who come right after.
+_NAMES_SECONDS = 10.0
+
+# How long an address may take before the next one is tried beside it (RFC 8305).
+_NEXT_ADDRESS_SECONDS = 0.25
+
+# How long the loop may take to close sockets that are of no more use.
+_CLOSE_SECONDS = 5.0
+
+# A body so small is copied behind its head: one write, one packet, no waiting for an acknowledgement.
+_JOINED_SIZE = 64 * 1024
+
+# What of a large body is handed over at a time.
+_PIECE_SIZE = 128 * 1024
+
+# What may come in chunks without a byte of a body: extensions and trailers, which nobody reads.
+_MAX_BARREN_SIZE = 64 * 1024
+
+_MAX_ADDRESSES = 256
+"""How many URLs are remembered taken apart."""
+
+_LOST = "the connection was lost"
+
+# To the parser of chunks every answer looks like this: the head has been read already.
+_CHUNKED_HEAD = b"HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n"
+
+AddrInfo = tuple[int, int, int, str, Any]
+Resolve = Callable[[str, int], Awaitable[list[AddrInfo]]]
+
+
+class NativeAnswer(Answer):
+    """An exchange, from its request on: first there is no head, then no end."""
+
+    __slots__ = (
+        "_connection",
+        "_decoder",
+        "_failure",
+        "_has_ended",
+        "_idle",
+        "_loop",
+        "_parts",
+        "_size",
+        "_timer",
+        "_waiter",
+        "_wheel",
+        "deadline",
+        "has_heard",
+        "method",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wheel: Wheel, method: str, idle: float) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.method = method
+        self.has_heard = False
+        """Whether a byte of it has come."""
+        self.deadline = NEVER
+        self._loop = loop
+        self._wheel = wheel
+        self._idle = idle
+        self._connection: _Connection | None = None
+        """Until the other side has said all."""
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._has_ended = False
+        self._failure: str | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._decoder: Decoder | None = None
+
+    # -- whoever reads it ------------------------------------------------------------------
+
+    async def wait_head(self, within: float) -> bool:
+        """Wait for the head; False when it did not come in time.
+
+        Raises:
+            NetError: If the connection was lost.
+        """
+        if not self.status and self._failure is None:
+            waiter = self._arm(within)
+            try:
+                await waiter
+            finally:
+                self._disarm()
+        if self.status:
+            return True
+        if self._failure is not None:
+            raise NetError(NetKind.CUT, self._failure)
+        return False
+
+    async def read(self, within: float | None = None) -> bytes:
+        """See `Answer.read`."""
+        data = self.read_nowait()
+        if data is not None:
+            return data
+        left = wait = self._idle if within is None else within
+        until = self._loop.time() + wait if self._decoder is not None else NEVER
+        while True:
+            waiter = self._arm(left)
+            try:
+                in_time = await waiter
+            finally:
+                self._disarm()
+            data = self.read_nowait()
+            if data is not None:
+                return data
+            if not in_time:
+                raise NetError(NetKind.TIMEOUT, f"no byte for {wait:g} s")
+            # What came is compressed, and no byte of the body yet.
+            left = until - self._loop.time()
+
+    def read_nowait(self) -> bytes | None:
+        """See `Answer.read_nowait`."""
+        if self._decoder is not None:
+            return self._decoded(self._decoder)
+        if self._parts:
+            return self._take()
+        if self._has_ended:
+            return b""
+        if self._failure is not None:
+            raise NetError(NetKind.CUT, self._failure)
+        return None
+
+    def close(self) -> None:
+        """See `Answer.close`."""
+        if self._connection is not None:
+            self._connection.abort()
+        if self._parts or self._decoder is not None:
+            # What has come and was not read is no end.
+            self._parts.clear()
+            self._size = 0
+            self._decoder = None
+            self._has_ended = False
+            self._failure = self._failure or _LOST
+
+    def release(self) -> None:
+        """See `Answer.release`."""
+        self.close()
+
+    def _take(self) -> bytes:
+        parts = self._parts
+        if len(parts) == 1:
+            data = parts.pop()
+        elif self._size <= READ_SIZE:
+            data = b"".join(parts)
+            parts.clear()
+        else:
+            # None of them is larger than a read.
+            count = size = 0
+            while size + len(parts[count]) <= READ_SIZE:
+                size += len(parts[count])
+                count += 1
+            data = b"".join(parts[:count])
+            del parts[:count]
+        self._size -= len(data)
+        if self._connection is not None and self._size <= HIGH_WATER // 2:
+            self._connection.resume()
+        return data
+
+    def _decoded(self, decoder: Decoder) -> bytes | None:
+        try:
+            while True:
+                data = decoder.get(READ_SIZE)
+                if data:
+                    return data
+                if not self._parts:
+                    break
+                decoder.put(self._take())
+            if self._has_ended:
+                decoder.finish()
+                return b""
+        except BadCoding as exc:
+            self._failure = str(exc)
+            self.close()
+        if self._failure is not None:
+            raise NetError(NetKind.CUT, self._failure)
+        return None
+
+    def _arm(self, seconds: float) -> asyncio.Future[bool]:
+        """Return what is done when something has come (True) or *seconds* are over (False)."""
+        if seconds < SHORT_SECONDS:
+            self._timer = self._loop.call_later(max(0.0, seconds), self.expire)
+        else:
+            self.deadline = deadline = self._loop.time() + seconds
+            if deadline < self._wheel.due:
+                self._wheel.advance(deadline)
+        waiter = self._waiter = self._loop.create_future()
+        return waiter
+
+    def _disarm(self) -> None:
+        self._waiter = None
+        self.deadline = NEVER
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- whoever fills it ------------------------------------------------------------------
+
+    def attach(self, connection: "_Connection") -> None:
+        """Begin on *connection*."""
+        self._connection = connection
+        self._wheel.enter(self)
+
+    def begin(self, status: int, headers: Mapping[str, str], *, has_body: bool) -> None:
+        """Take the head."""
+        self.status = status
+        self.headers = headers
+        coding = headers.get("content-encoding")
+        if coding is not None and has_body and coding.lower() in CODINGS:
+            self._decoder = Decoder(coding.lower())
+        self._wake()
+
+    def put(self, data: bytes) -> None:
+        """Take a part of the body, no more than a read takes."""
+        self._parts.append(data)
+        self._size += len(data)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(True)
+        if self._size > HIGH_WATER and self._connection is not None:
+            self._connection.pause()
+
+    def end(self) -> None:
+        """Take the end; the connection is another's."""
+        self._has_ended = True
+        self._detach()
+
+    def lose(self, failure: str) -> None:
+        """Take the loss of the connection."""
+        self._failure = self._failure or failure
+        self._detach()
+
+    def expire(self) -> None:
+        """End the wait for something that has not come."""
+        self.deadline = NEVER
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(False)
+
+    def _detach(self) -> None:
+        self._connection = None
+        self._wheel.leave(self)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(True)
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One connection. What it does with the bytes that come is its state, `_feed`."""
+
+    __slots__ = (
+        "_answer",
+        "_barren",
+        "_feed",
+        "_head",
+        "_interim",
+        "_is_full",
+        "_is_paused",
+        "_keeps_alive",
+        "_left",
+        "_parser",
+        "_parts",
+        "_pool",
+        "_said_all",
+        "_tail",
+        "_unsent",
+        "_view",
+        "_wire",
+        "idle_since",
+        "place",
+    )
+
+    def __init__(self, transport: "NativeTransport", place: Place) -> None:
+        self._pool = transport
+        self.place = place
+        self.idle_since = 0.0
+        self._wire: asyncio.Transport | None = None
+        self._view = transport.view
+        self._feed: Callable[[bytes], None] = self._feed_idle
+        self._answer: NativeAnswer | None = None
+        self._is_paused = False
+        # the request
+        self._unsent: memoryview | None = None
+        self._is_full = False
+        # the head of the answer
+        self._head = b""
+        self._interim = 0
+        self._keeps_alive = False
+        # its body
+        self._left = 0
+        self._parser: Any = None
+        self._parts: list[bytes] = []
+        self._tail = b""
+        self._barren = 0
+        self._said_all = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request can go out on it."""
+        return self._wire is not None and not self._wire.is_closing()
+
+    # -- the request -----------------------------------------------------------------------
+
+    def send(self, answer: NativeAnswer, head: bytes, body: bytes | None) -> None:
+        """Send a request whose answer goes to *answer*."""
+        wire = self._wire
+        if wire is None or wire.is_closing():
+            answer.lose(_LOST)
+            return
+        self._answer = answer
+        answer.attach(self)
+        self._feed = self._feed_head
+        if not body:
+            wire.write(head)
+        elif len(body) <= _JOINED_SIZE:
+            wire.write(head + body)
+        elif len(body) <= LARGE_BODY_SIZE:
+            wire.writelines((head, body))
+        else:
+            self._unsent = memoryview(body)[_JOINED_SIZE:]
+            wire.write(head + body[:_JOINED_SIZE])
+            self._send_piece()
+
+    def _send_piece(self) -> None:
+        """Hand over a piece of a large body; others have their turn before the next one."""
+        unsent, wire = self._unsent, self._wire
+        if unsent is None or wire is None or self._is_full or wire.is_closing():
+            return
+        self._unsent = unsent[_PIECE_SIZE:] if len(unsent) > _PIECE_SIZE else None
+        wire.write(unsent[:_PIECE_SIZE])
+        if self._unsent is not None and not self._is_full:
+            self._pool.loop.call_soon(self._send_piece)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._is_full = False
+        self._send_piece()
+
+    # -- the wire --------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.BaseProtocol`."""
+        # uvloop's transports are none by inheritance.
+        self._wire = cast(asyncio.Transport, transport)
+        self._pool.entered(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the buffer that all connections share: it is empty again before the next one reads."""
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has come."""
+        self._feed(self._view[:nbytes].tobytes())
+
+    def eof_received(self) -> None:
+        """Take the end of the connection: half of one is none."""
+        self._lost(is_clean=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._lost(is_clean=exc is None)
+        self._wire = self._parser = None
+        self._pool.left(self)
+
+    def pause(self) -> None:
+        """Read nothing more for now."""
+        if not self._is_paused and self._wire is not None and not self._wire.is_closing():
+            self._is_paused = True
+            self._wire.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._is_paused and self._wire is not None and not self._wire.is_closing():
+            self._is_paused = False
+            self._wire.resume_reading()
+
+    def abort(self, why: str = _LOST) -> None:
+        """Close at once: nothing more comes, and nothing goes out; its answer, if it has one, is lost."""
+        answer, self._answer, self._unsent = self._answer, None, None
+        self._feed = _ignore
+        if self._wire is not None:
+            self._wire.abort()
+        self._pool.forget(self)
+        if answer is not None:
+            answer.lose(why)
+
+    def _lost(self, *, is_clean: bool) -> None:
+        answer = self._answer
+        if answer is not None and is_clean and self._feed == self._feed_rest:
+            self._answer = None
+            answer.end()
+        self.abort()
+
+    def _done(self, *, is_clean: bool) -> None:
+        """End the exchange: the other side has said all."""
+        answer, wire = self._answer, self._wire
+        assert answer is not None
+        assert wire is not None
+        self._answer = None
+        self._feed = self._feed_idle
+        if (
+            is_clean
+            and self._keeps_alive
+            and self._unsent is None
+            and not wire.is_closing()
+            and not wire.get_write_buffer_size()
+        ):
+            self.resume()
+            self._pool.put(self)
+        else:
+            self.abort()
+        answer.end()
+
+    # -- the states ------------------------------------------------------------------------
+
+    def _feed_idle(self, data: bytes) -> None:
+        # Nobody asked for it, and whoever asks next must not get it.
+        self.abort()
+
+    def _feed_head(self, data: bytes) -> None:
+        answer = self._answer
+        assert answer is not None
+        answer.has_heard = True
+        try:
+            while True:
+                start = max(0, len(self._head) - len(END) + 1)
+                data = self._head + data if self._head else data
+                end = data.find(END, start)
+                if end < 0:
+                    check_begun(data, len(self._head))
+                    self._head = data
+                    return
+                self._interim += end + len(END)
+                if self._interim > MAX_HEAD_SIZE:
+                    raise BadHead(f"the head of its answer is larger than {MAX_HEAD_SIZE} bytes")
+                head = parse_head(data[:end], answer.method)
+                data = data[end + len(END) :]
+                self._head = b""
+                if head.status >= 200:
+                    break
+                if head.status == 101:
+                    raise BadHead("it changes to a protocol that nobody asked for")
+                if not data:
+                    return
+        except BadHead as exc:
+            self.abort(str(exc))
+            return
+        self._interim = 0
+        self._keeps_alive = head.keeps_alive
+        if head.status >= 400:
+            # It does not want the rest.
+            unsent, self._unsent = self._unsent, None
+            self._keeps_alive = head.keeps_alive and unsent is None
+        answer.begin(head.status, head.headers, has_body=head.length != 0)
+        self._begin_body(head.length)
+        if data:
+            self._feed(data)
+
+    def _begin_body(self, length: int) -> None:
+        if length == CHUNKED:
+            if self._parser is None:
+                self._parser = httptools.HttpResponseParser(_Chunks(self, self._parts))
+            self._tail, self._barren = b"", 0
+            self._said_all = False
+            self._parser.feed_data(_CHUNKED_HEAD)
+            self._feed = self._feed_chunks
+        elif length == TO_THE_END:
+            self._feed = self._feed_rest
+        elif length:
+            self._left = length
+            self._feed = self._feed_length
+        else:
+            # What comes behind it in the same read finds the connection idle, and closes it.
+            self._done(is_clean=True)
+
+    def _feed_length(self, data: bytes) -> None:
+        answer = self._answer
+        assert answer is not None
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            answer.put(data)
+        else:
+            answer.put(data if left == 0 else data[:left])
+            self._done(is_clean=left == 0)
+
+    def _feed_rest(self, data: bytes) -> None:
+        answer = self._answer
+        assert answer is not None
+        answer.put(data)
+
+    def _feed_chunks(self, data: bytes) -> None:
+        answer, parts = self._answer, self._parts
+        assert answer is not None
+        is_valid = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            is_valid = False
+        if parts:
+            self._barren = 0
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            answer.put(body)
+        else:
+            self._barren += len(data)
+        if self._said_all:
+            tail = (self._tail + data)[-5:]
+            # An end is an end only when nothing follows: an empty line more would go unnoticed.
+            is_exact = tail[1:] == END and tail[:1] not in (b"\r", b"\n")
+            self._done(is_clean=is_valid and is_exact)
+        elif not is_valid:
+            self.abort("the chunks of its answer are none")
+        elif self._barren > _MAX_BARREN_SIZE:
+            self.abort("the chunks of its answer hold nothing")
+        else:
+            self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
+
+    def on_said_all(self) -> None:
+        """Note that the last chunk and the trailers are over."""
+        self._said_all = True
+
+    def on_begin(self) -> None:
+        """Stop the parser at a message behind the first: nobody asked for it."""
+        if self._said_all:
+            raise _SaidMoreError
+
+
+class _SaidMoreError(Exception):
+    """There is something behind the end."""
+
+
+class _Chunks:
+    """What the parser of chunks calls; trailers are not among it, and so never kept."""
+
+    def __init__(self, connection: _Connection, parts: list[bytes]) -> None:
+        self.on_body = parts.append
+        self.on_message_begin = connection.on_begin
+        self.on_message_complete = connection.on_said_all
+
+
+def _ignore(_: bytes) -> None:
+    """Take what comes on a connection that is being closed."""
+
+
+class _Names:
+    """The addresses of a place, as a resolver said."""
+
+    __slots__ = ("fresh_until", "infos", "lookup")
+
+    def __init__(self) -> None:
+        self.infos: list[AddrInfo] = []
+        self.fresh_until = 0.0
+        self.lookup: asyncio.Future[None] | None = None
+
+
+class NativeTransport:
+    """Calls without a proxy, on connections that are kept while the other side keeps them."""
+
+    def __init__(self, tls: ssl.SSLContext, idle_seconds: Callable[[], float]) -> None:
+        self.view = memoryview(bytearray(READ_SIZE))
+        self.resolve: Resolve = resolve
+        self.deadline = NEVER
+        """When the oldest idle connection has to go."""
+        self._tls = tls
+        self._idle_seconds = idle_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wheel = Wheel()
+        self._addresses: dict[str, Address] = {}
+        self._names: dict[Place, _Names] = {}
+        self._all: set[_Connection] = set()
+        self._idle: dict[_Connection, None] = {}
+        """The one that has been idle longest comes first."""
+        self._free: dict[Place, list[_Connection]] = {}
+        """The same, by place; the last one was used last."""
+        self._emptied: asyncio.Future[None] | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that all of it runs on."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    async def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadlines: Deadlines,
+        proxy: str,
+        may_repeat: bool,
+    ) -> Answer:
+        """See `Outbound.open`."""
+        try:
+            address = self._addresses.get(url) or self._take_apart(url)
+            head = encode_request(method, address, headers, body)
+        except ValueError as exc:
+            raise not_reached(NetKind.CONNECT, _host_in(url)) from exc
+        place = address.place
+        if may_repeat or method in _IDEMPOTENT:
+            connection = self._get(place)
+            if connection is not None:
+                may_be_stale = self.loop.time() - connection.idle_since >= STALE_SECONDS
+                answer = await self._ask(connection, method, head, body, deadlines, may_be_stale=may_be_stale)
+                if answer is not None:
+                    return answer
+        # A request that must not be sent twice never meets a connection that the other side is just closing.
+        connection = await self._connect(place, deadlines.connect)
+        answer = await self._ask(connection, method, head, body, deadlines, may_be_stale=False)
+        assert answer is not None
+        return answer
+
+    async def _ask(
+        self,
+        connection: _Connection,
+        method: str,
+        head: bytes,
+        body: bytes | None,
+        deadlines: Deadlines,
+        *,
+        may_be_stale: bool,
+    ) -> Answer | None:
+        """Send a request; None when it has to be sent again: the connection was at its end already."""
+        answer = NativeAnswer(self.loop, self._wheel, method, deadlines.idle)
+        host = connection.place.host
+        try:
+            connection.send(answer, head, body)
+            in_time = await answer.wait_head(deadlines.first_byte)
+        except NetError as exc:
+            if may_be_stale and not answer.has_heard:
+                return None
+            reason = str(exc)
+            words = f"the connection to {host} was lost" if reason == _LOST else f"{host}: {reason}"
+            raise NetError(exc.kind, words) from exc
+        except BaseException:
+            answer.close()
+            raise
+        if not in_time:
+            answer.close()
+            raise NetError(NetKind.TIMEOUT, f"no answer from {host} in time")
+        return answer
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for connection in list(self._all):
+            connection.abort()
+        self._wheel.stop()
+        if self._all:
+            # The loop tells when the sockets are closed.
+            self._emptied = self.loop.create_future()
+            await asyncio.wait([self._emptied], timeout=_CLOSE_SECONDS)
+            self._emptied = None
+
+    def statistics(self) -> dict[str, int]:
+        """Return how many connections there are, and how many of them carry nothing."""
+        return {"open": len(self._all), "idle": len(self._idle)}
+
+    # -- connections that are there --------------------------------------------------------
+
+    def entered(self, connection: _Connection) -> None:
+        """Know *connection* from now on."""
+        self._all.add(connection)
+
+    def left(self, connection: _Connection) -> None:
+        """Know it no longer: its socket is closed."""
+        self._all.discard(connection)
+        if not self._all and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def put(self, connection: _Connection) -> None:
+        """Keep *connection* for another exchange."""
+        connection.idle_since = now = self.loop.time()
+        self._idle[connection] = None
+        self._free.setdefault(connection.place, []).append(connection)
+        if len(self._idle) > MAX_IDLE:
+            next(iter(self._idle)).abort()
+        if self.deadline == NEVER:
+            self._watch(now + self._idle_seconds())
+
+    def forget(self, connection: _Connection) -> None:
+        """Give *connection* to nobody."""
+        if connection in self._idle:
+            del self._idle[connection]
+            free = self._free[connection.place]
+            free.remove(connection)
+            if not free:
+                del self._free[connection.place]
+
+    def expire(self) -> None:
+        """Close what has been idle for too long."""
+        self.deadline = NEVER
+        seconds = self._idle_seconds()
+        before = self.loop.time() - seconds
+        while self._idle:
+            oldest = next(iter(self._idle))
+            if oldest.idle_since > before:
+                self._watch(oldest.idle_since + seconds)
+                return
+            oldest.abort()
+        self._wheel.leave(self)
+
+    def _watch(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._wheel.enter(self)
+        if deadline < self._wheel.due:
+            self._wheel.advance(deadline)
+
+    def _get(self, place: Place) -> _Connection | None:
+        before = self.loop.time() - self._idle_seconds()
+        while free := self._free.get(place):
+            connection = free[-1]
+            self.forget(connection)
+            if connection.idle_since > before and connection.is_open:
+                return connection
+            connection.abort()
+        return None
+
+    # -- new connections -------------------------------------------------------------------
+
+    def _take_apart(self, url: str) -> Address:
+        if len(self._addresses) >= _MAX_ADDRESSES:
+            self._addresses.clear()
+        address = self._addresses[url] = address_of(url)
+        return address
+
+    async def _connect(self, place: Place, seconds: float) -> _Connection:
+        """Open a connection: the name, TCP and TLS, all within *seconds*."""
+        try:
+            async with asyncio.timeout(seconds):
+                try:
+                    infos = await self._look_up(place)
+                except OSError as exc:
+                    raise not_reached(NetKind.DNS, place.host) from exc
+                sock = await aiohappyeyeballs.start_connection(
+                    infos, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, loop=self.loop
+                )
+                _, connection = await self.loop.create_connection(
+                    lambda: _Connection(self, place),
+                    sock=sock,
+                    ssl=self._tls if place.is_tls else None,
+                    server_hostname=place.host.rstrip(".") if place.is_tls else None,
+                    ssl_handshake_timeout=seconds + 1.0 if place.is_tls else None,
+                )
+                return connection
+        except TimeoutError as exc:
+            raise not_reached(NetKind.CONNECT, place.host) from exc
+        except ssl.SSLError as exc:
+            raise not_reached(NetKind.TLS, place.host) from exc
+        except (OSError, ValueError) as exc:
+            self._names.pop(place, None)
+            raise not_reached(NetKind.CONNECT, place.host) from exc
+
+    async def _look_up(self, place: Place) -> list[AddrInfo]:
+        """Return the addresses of *place*; many who ask at once ask the resolver once."""
+        names = self._names.get(place)
+        if names is None:
+            names = self._names[place] = _Names()
+        while not names.infos or names.fresh_until <= self.loop.time():
+            if names.lookup is not None:
+                await asyncio.wait([names.lookup])
+                continue
+            names.lookup = self.loop.create_future()
+            try:
+                names.infos = await self.resolve(place.host, place.port)
+                names.fresh_until = self.loop.time() + _NAMES_SECONDS
+            finally:
+                names.lookup.set_result(None)
+                names.lookup = None
+            if not names.infos:
+                raise OSError("no address")
+        return names.infos
+
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+async def resolve(host: str, port: int) -> list[AddrInfo]:
+    """Return the addresses of *host* in the resolver's order; a number is its own.
+
+    Raises:
+        OSError: If it has none.
+    """
+    infos: Sequence[AddrInfo]
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    return list(infos)
+
+
+def _host_in(url: str) -> str:
+    try:
+        return address_of(url).place.host
+    except ValueError:
+        return ""
