@@ -5,7 +5,7 @@ they cannot disagree. It is filled on the way and finished exactly once.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -87,9 +87,12 @@ class Exclusion:
     evidence: str
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Decision:
-    """Why an attempt went where it went. Bounded: the best candidates, some exclusions, counts of all."""
+    """Why an attempt went where it went. Bounded: the best candidates, some exclusions, counts of all.
+
+    One is made for every attempt and few are looked at, so its parts may be made only then.
+    """
 
     alias: str
     """The account; empty when none could serve."""
@@ -98,11 +101,11 @@ class Decision:
     strategy: str
     at: float
     """Wall clock."""
-    candidates: tuple[Candidate, ...] = ()
+    candidates: Sequence[Candidate] = ()
     """The best few, the best first; empty when the rule needed no comparison."""
     compared: int = 0
     """How many accounts could have served."""
-    excluded: tuple[Exclusion, ...] = ()
+    excluded: Sequence[Exclusion] = ()
     counts: tuple[tuple[str, int], ...] = ()
     """How many accounts each rule excluded."""
 

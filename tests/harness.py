@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from codex_proxy.daemon import Daemon
 from codex_proxy.protocol.sse import Batch, Parser
 from codex_proxy.simulator import SimAccount, Simulator
 from codex_proxy.simulator.quota import quota_headers
+
+TRANSPORT = os.environ.get("CODEX_PROXY_UPSTREAM_TRANSPORT", "native")
+"""What carries calls to the backend, here and in daemons that run by themselves: the tests are to pass with each."""
 
 STANDARD = "gpt-5.5"
 """A model with the standard wire shape."""
@@ -225,6 +229,7 @@ async def standing(
             "oauth_issuer": sim.issuer,
             "health_check_interval": 0,
             "drain_timeout": 5,
+            "upstream_transport": TRANSPORT,
             **settings,
         }
         lines = [

@@ -10,6 +10,8 @@ to whatever comes next. A call whose name is not known yet waits without holding
 
 Limits of the caller's that the backend does not take are kept here: stop sequences in visible
 text, and the number of output tokens.
+
+Deltas that came in a row are told at once, in their own pieces and spelling; a dialect copies those.
 """
 
 import hashlib
@@ -17,16 +19,18 @@ import heapq
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
 
 from codex_proxy.errors import ProxyError, UpstreamError
 from codex_proxy.protocol.dialect import Surroundings
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import failure_of, read_usage
-from codex_proxy.protocol.sse import Batch, Event
-from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.protocol.sse import Batch, Event, Run
+from codex_proxy.protocol.wire import JsonObject, Pieces
 from codex_proxy.trace import End, Usage, UsageSource
 
 BYTES_PER_TOKEN = 4
@@ -42,6 +46,63 @@ CALL_KINDS = {"function_call": "arguments", "custom_tool_call": "input"}
 """The items that are calls, and where each has what it is called with."""
 
 Act = Callable[..., None]
+
+
+class _Sort(NamedTuple):
+    """One sort of text, and where the events have what they say of it."""
+
+    kind: str
+    """The type of the item that it is in."""
+    key: str
+    """Its name among the item's texts."""
+    field: str
+    """What is all of it, when it is done."""
+    part: str
+    """The number of its part; empty when there is only one."""
+    act: str
+    """What is done with it."""
+
+
+_SORTS = {
+    "response.output_text": _Sort("message", "text", "text", "content_index", "_say"),
+    "response.refusal": _Sort("message", "refusal", "refusal", "content_index", "_refuse"),
+    "response.reasoning_summary_text": _Sort("reasoning", "summary", "text", "summary_index", "_think"),
+    "response.reasoning_text": _Sort("reasoning", "thought", "text", "content_index", "_think"),
+    "response.function_call_arguments": _Sort("function_call", "arguments", "arguments", "", "_argue"),
+    "response.custom_tool_call_input": _Sort("custom_tool_call", "input", "input", "", "_argue"),
+}
+_DELTAS = {f"{name}.delta": sort for name, sort in _SORTS.items()}
+_DONES = {f"{name}.done": sort for name, sort in _SORTS.items()}
+
+
+class _Essence(msgspec.Struct, gc=False):
+    """What of a response object makes an answer; the rest repeats the request, and may be large."""
+
+    id: Any = None
+    created_at: Any = None
+    service_tier: Any = None
+    output: Any = None
+    usage: Any = None
+    incomplete_details: Any = None
+
+    @classmethod
+    def of(cls, event: Event) -> "_Essence | None":
+        """Read the response object in *event*; None when the event cannot be read."""
+        try:
+            return _read_essence(event.data).response
+        except (ValueError, RecursionError):
+            # Odd, or broken.
+            response = event.json.get("response")
+            if not isinstance(response, dict):
+                return cls() if event.json else None
+            return cls(**{name: response[name] for name in cls.__struct_fields__ if name in response})
+
+
+class _WithEssence(msgspec.Struct, gc=False):
+    response: _Essence
+
+
+_read_essence = msgspec.json.Decoder(_WithEssence).decode
 
 
 class StopSequences:
@@ -232,6 +293,8 @@ class AnswerEncoder:
         """The stop sequence that ended the answer."""
         self.has_calls = False
         """Whether a call has been told."""
+        self.counts_writes = False
+        """Whether the backend counts what it writes into its cache: else it has not said that it is nothing."""
         self._started = False
         self._stops = StopSequences(stop) if stop else None
         self._room = OutputRoom(request.max_output_tokens) if request.max_output_tokens is not None else None
@@ -242,52 +305,31 @@ class AnswerEncoder:
         self._waiting: list[int] = []
         """A heap of the slots that wait for their turn, by their arrival."""
         self._is_catching_up = False
-        self._handlers: dict[str, Callable[[Event], None]] = {
-            "response.created": self._on_progress,
-            "response.queued": self._on_progress,
-            "response.in_progress": self._on_progress,
-            "response.output_item.added": self._on_added,
-            "response.output_item.done": self._on_done,
-            "response.output_text.delta": self._on_text_delta,
-            "response.output_text.done": self._on_text_done,
-            "response.refusal.delta": self._on_refusal_delta,
-            "response.refusal.done": self._on_refusal_done,
-            "response.content_part.done": self._on_part_done,
-            "response.output_text.annotation.added": self._on_annotation,
-            "response.reasoning_summary_text.delta": self._on_summary_delta,
-            "response.reasoning_summary_text.done": self._on_summary_done,
-            "response.reasoning_text.delta": self._on_reasoning_delta,
-            "response.reasoning_text.done": self._on_reasoning_done,
-            "response.function_call_arguments.delta": self._on_arguments_delta,
-            "response.function_call_arguments.done": self._on_arguments_done,
-            "response.custom_tool_call_input.delta": self._on_input_delta,
-            "response.custom_tool_call_input.done": self._on_input_done,
-            "response.image_generation_call.partial_image": self._on_picture,
-            "response.completed": self._on_end,
-            "response.incomplete": self._on_end,
-        }
+        self._place: JsonObject | None = None
+        """What the last run said of its place, when no other item can be meant by it; with what follows from it."""
+        self._at: tuple[Slot, tuple[str, int], list[str], Act] | None = None
 
     # -- for the dialect -------------------------------------------------------------------
 
     def tell_start(self) -> None:
         """Begin the answer; `response_id` and `created` are known."""
 
-    def tell_text(self, slot: Slot, text: str) -> None:
+    def tell_text(self, slot: Slot, text: Pieces) -> None:
         """Add visible text."""
 
-    def tell_refusal(self, slot: Slot, text: str) -> None:
+    def tell_refusal(self, slot: Slot, text: Pieces) -> None:
         """Add words of a refusal."""
 
     def tell_annotation(self, slot: Slot, annotation: JsonObject) -> None:
         """Add a note (a citation) to the text."""
 
-    def tell_thought(self, slot: Slot, text: str) -> None:
+    def tell_thought(self, slot: Slot, text: Pieces) -> None:
         """Add words of the reasoning; parts are already separated."""
 
     def tell_call(self, slot: Slot) -> None:
         """Begin a call: its name is known, and its id as far as it ever will be."""
 
-    def tell_arguments(self, slot: Slot, text: str) -> None:
+    def tell_arguments(self, slot: Slot, text: Pieces) -> None:
         """Add to the arguments of the call."""
 
     def tell_picture(self, slot: Slot, data: str, media: str) -> None:
@@ -330,9 +372,12 @@ class AnswerEncoder:
         for event in batch:
             if self.ended is not None:
                 break
+            if isinstance(event, Run):
+                self._on_run(event)
+                continue
             handler = handlers.get(event.type)
             if handler is not None:
-                handler(event)
+                handler(self, event)
             elif not event.type.startswith("response.") or event.type == "response.failed":
                 self._on_foreign(event)
         return self._take_out()
@@ -360,42 +405,42 @@ class AnswerEncoder:
     # -- events: the answer ----------------------------------------------------------------
 
     def _on_progress(self, event: Event) -> None:
-        response = event.json.get("response")
         if not self._started:
-            self._start(response if isinstance(response, dict) else {})
+            self._start(_Essence.of(event) or _Essence())
 
-    def _start(self, response: JsonObject) -> None:
+    def _start(self, response: _Essence) -> None:
         self._started = True
-        identity, created = response.get("id"), response.get("created_at")
+        identity, created = response.id, response.created_at
         if isinstance(identity, str) and identity:
             self.response_id = identity
         self.created = int(created if isinstance(created, int | float) else self.around.now())
         self._read_tier(response)
         self.tell_start()
 
-    def _read_tier(self, response: JsonObject) -> None:
-        tier = response.get("service_tier")
+    def _read_tier(self, response: _Essence) -> None:
+        tier = response.service_tier
         if isinstance(tier, str):
             self.service_tier = tier
 
     def _on_end(self, event: Event) -> None:
-        if not event.json:
+        response = _Essence.of(event)
+        if response is None:
             # Broken on its way: an end that nobody can read is none.
             return
-        response = event.json.get("response")
-        response = response if isinstance(response, dict) else {}
         if not self._started:
             self._start(response)
         self._read_tier(response)
-        self._tell_rest(response)
+        usage = response.usage
+        details = usage.get("input_tokens_details") if isinstance(usage, dict) else None
+        self.counts_writes = isinstance(details, dict) and "cache_write_tokens" in details
+        self._tell_rest(response.output)
         if self.ended is not None:
             return
-        usage = response.get("usage")
         if isinstance(usage, dict):
             self.usage = read_usage(usage)
         reason = "completed"
         if event.type == "response.incomplete":
-            details = response.get("incomplete_details")
+            details = response.incomplete_details
             reason = _word(details.get("reason") if isinstance(details, dict) else None) or "incomplete"
         self.ended = End.COMPLETED if event.type == "response.completed" else End.INCOMPLETE
         self.end_well(reason)
@@ -480,15 +525,15 @@ class AnswerEncoder:
     def _tell_reasoning(self, slot: Slot, item: JsonObject) -> None:
         summary = item.get("summary")
         for index, part in enumerate(_objects(summary)):
-            self._tell_whole(slot, ("summary", index), part.get("text"), self._think, ("summary", index))
+            self._tell_whole(slot, ("summary", index), part.get("text"), self._think)
         if isinstance(summary, str):
-            self._tell_whole(slot, ("summary", 0), summary, self._think, ("summary", 0))
+            self._tell_whole(slot, ("summary", 0), summary, self._think)
         if any(key == "summary" and parts for (key, _), parts in slot.pieces.items()):
             return
         for index, part in enumerate(_objects(item.get("content"))):
-            self._tell_whole(slot, ("thought", index), part.get("text"), self._think, ("thought", index))
+            self._tell_whole(slot, ("thought", index), part.get("text"), self._think)
 
-    def _tell_whole(self, slot: Slot, key: tuple[str, int], text: Any, act: Act, *args: Any) -> None:
+    def _tell_whole(self, slot: Slot, key: tuple[str, int], text: Any, act: Act) -> None:
         """Tell what a repetition adds to the deltas; where it contradicts them, they stand."""
         if not isinstance(text, str) or not text:
             return
@@ -496,11 +541,11 @@ class AnswerEncoder:
         seen = "".join(parts)
         if len(text) > len(seen) and text.startswith(seen):
             parts[:] = [text]
-            self._do(slot, act, *args, text[len(seen) :])
+            self._do(slot, act, key, Pieces.of(text[len(seen) :]))
 
-    def _tell_rest(self, response: JsonObject) -> None:
+    def _tell_rest(self, said: Any) -> None:
         """Tell what only the terminal event says, and end every item in order."""
-        output = _objects(response.get("output"))
+        output = _objects(said)
         for item, slot in zip(output, self._slots_of(output), strict=True):
             self._tell_item(slot if slot is not None else self._slot_of_item(item, None), item)
         for slot in self._slots:
@@ -511,17 +556,65 @@ class AnswerEncoder:
 
     # -- events: pieces --------------------------------------------------------------------
 
-    def _on_text_delta(self, event: Event) -> None:
-        self._on_delta(event, "message", "text", "content_index", self._say)
+    def _on_delta(self, event: Event) -> None:
+        json = event.json
+        delta = json.get("delta")
+        if not isinstance(delta, str) or not delta:
+            return
+        sort = _DELTAS[event.type]
+        slot = self._slot(json, sort.kind)
+        if slot.is_told:
+            return
+        place = (sort.key, _number(json.get(sort.part)))
+        if slot.halves:
+            delta = _join_halves(slot.halves.pop(place, "") + delta)
+        if "\ud800" <= delta[-1] <= "\udbff":
+            # No caller can read half a character; should the other half never come, the repetition has it.
+            slot.halves[place] = delta[-1]
+            delta = delta[:-1]
+            if not delta:
+                return
+        slot.pieces.setdefault(place, []).append(delta)
+        self._do(slot, getattr(self, sort.act), place, Pieces.of(delta))
+
+    def _on_run(self, run: Run) -> None:
+        """Take deltas in a row as what they are together: one text, in pieces."""
+        pieces = run.pieces
+        if not all(pieces.spelled):
+            self._on_each(run)
+            return
+        if run.place is not self._place or self._at is None:
+            self._at = self._find(run)
+        slot, place, told, act = self._at
+        if slot.is_told:
+            return
+        if slot.halves:
+            self._on_each(run)
+            return
+        told.append(pieces.text)
+        self._do(slot, act, place, pieces)
+
+    def _on_each(self, run: Run) -> None:
+        for event in run.events():
+            if self.ended is None:
+                self._on_delta(event)
+
+    def _find(self, run: Run) -> tuple[Slot, tuple[str, int], list[str], Act]:
+        sort = _DELTAS[run.type]
+        slot = self._slot(run.place, sort.kind)
+        # What has no id of its own is found by what else there is, and that changes.
+        is_sure = self._by_id.get(run.place.get("item_id", "")) is slot
+        self._place = run.place if is_sure else None
+        place = (sort.key, _number(run.place.get(sort.part)))
+        return slot, place, slot.pieces.setdefault(place, []), getattr(self, sort.act)
 
     def _on_text_done(self, event: Event) -> None:
-        self._on_whole(event, "message", "text", "text", "content_index", self._say)
-
-    def _on_refusal_delta(self, event: Event) -> None:
-        self._on_delta(event, "message", "refusal", "content_index", self._refuse)
-
-    def _on_refusal_done(self, event: Event) -> None:
-        self._on_whole(event, "message", "refusal", "refusal", "content_index", self._refuse)
+        sort = _DONES[event.type]
+        slot = self._slot(event.json, sort.kind)
+        if not slot.is_told:
+            self._learn(slot, event.json)
+            place = (sort.key, _number(event.json.get(sort.part)))
+            self._tell_whole(slot, place, event.json.get(sort.field), getattr(self, sort.act))
 
     def _on_part_done(self, event: Event) -> None:
         part = event.json.get("part")
@@ -552,71 +645,11 @@ class AnswerEncoder:
         }
         self._do(slot, self._note, {**annotation, **places} if before else annotation)
 
-    def _on_summary_delta(self, event: Event) -> None:
-        key = ("summary", _number(event.json.get("summary_index")))
-        self._on_delta(event, "reasoning", "summary", "summary_index", self._think, key)
-
-    def _on_summary_done(self, event: Event) -> None:
-        key = ("summary", _number(event.json.get("summary_index")))
-        self._on_whole(event, "reasoning", "summary", "text", "summary_index", self._think, key)
-
-    def _on_reasoning_delta(self, event: Event) -> None:
-        key = ("thought", _number(event.json.get("content_index")))
-        self._on_delta(event, "reasoning", "thought", "content_index", self._think, key)
-
-    def _on_reasoning_done(self, event: Event) -> None:
-        key = ("thought", _number(event.json.get("content_index")))
-        self._on_whole(event, "reasoning", "thought", "text", "content_index", self._think, key)
-
-    def _on_arguments_delta(self, event: Event) -> None:
-        self._on_delta(event, "function_call", "arguments", "", self._argue)
-
-    def _on_arguments_done(self, event: Event) -> None:
-        self._on_whole(event, "function_call", "arguments", "arguments", "", self._argue)
-
-    def _on_input_delta(self, event: Event) -> None:
-        self._on_delta(event, "custom_tool_call", "input", "", self._argue)
-
-    def _on_input_done(self, event: Event) -> None:
-        self._on_whole(event, "custom_tool_call", "input", "input", "", self._argue)
-
     def _on_picture(self, event: Event) -> None:
         data = event.json.get("partial_image_b64")
         if isinstance(data, str) and data:
             slot = self._slot(event.json, "image_generation_call")
             self._do(slot, self._show, data, _word(event.json.get("output_format")) or "png")
-
-    def _on_delta(self, event: Event, kind: str, key: str, index: str, act: Act, *args: Any) -> None:
-        json = event.json
-        delta = json.get("delta")
-        if not isinstance(delta, str) or not delta:
-            return
-        slot = self._slot(json, kind)
-        if slot.is_told:
-            return
-        place = (key, _number(json.get(index)))
-        if slot.halves:
-            delta = _join_halves(slot.halves.pop(place, "") + delta)
-        if "\ud800" <= delta[-1] <= "\udbff":
-            # No caller can read half a character; should the other half never come, the repetition has it.
-            slot.halves[place] = delta[-1]
-            delta = delta[:-1]
-            if not delta:
-                return
-        parts = slot.pieces.get(place)
-        if parts is None:
-            parts = slot.pieces[place] = []
-        parts.append(delta)
-        self._do(slot, act, *args, delta)
-
-    def _on_whole(
-        self, event: Event, kind: str, key: str, name: str, index: str, act: Act, *args: Any
-    ) -> None:
-        slot = self._slot(event.json, kind)
-        if not slot.is_told:
-            self._learn(slot, event.json)
-            place = (key, _number(event.json.get(index)))
-            self._tell_whole(slot, place, event.json.get(name), act, *args)
 
     # -- slots -----------------------------------------------------------------------------
 
@@ -658,6 +691,8 @@ class AnswerEncoder:
         one in its place, or the next of its kind as long as there are enough of them.
         """
         slots = [self._known(item) for item in output]
+        if None not in slots:
+            return slots
         kinds = [_word(item.get("type")) for item in output]
         self._match_words(output, kinds, slots)
         known = set(slots)
@@ -678,8 +713,6 @@ class AnswerEncoder:
 
     def _match_words(self, output: list[JsonObject], kinds: list[str], slots: list[Slot | None]) -> None:
         """Find the slots of items that say what one of their kind has said, in place."""
-        if None not in slots:
-            return
         known = set(slots)
         said: dict[tuple[str, tuple[str, ...]], list[Slot]] = {}
         for slot in reversed(self._slots):
@@ -701,7 +734,7 @@ class AnswerEncoder:
 
     def _new_slot(self, item: JsonObject, index: Any) -> Slot:
         if not self._started:
-            self._start({})
+            self._start(_Essence())
         place = index if isinstance(index, int) and not isinstance(index, bool) else len(self._slots)
         slot = Slot(place, _word(item.get("type")) or "unknown", len(self._slots), item=item)
         self._slots.append(slot)
@@ -792,51 +825,43 @@ class AnswerEncoder:
         if self._stops is not None:
             held = self._stops.flush()
             if held:
-                self._say_fitting(slot, held)
+                self._tell_fitting(slot, self.tell_text, Pieces.of(held))
 
     # -- acts ------------------------------------------------------------------------------
 
-    def _say(self, slot: Slot, text: str) -> None:
+    def _say(self, slot: Slot, _place: tuple[str, int], pieces: Pieces) -> None:
         stops = self._stops
         if stops is None:
-            self._say_fitting(slot, text)
+            self._tell_fitting(slot, self.tell_text, pieces)
             return
-        text = stops.feed(text)
-        if text:
-            self._say_fitting(slot, text)
-        if stops.hit is not None and self.ended is None:
-            self.stop_sequence = stops.hit
-            self._end_here(STOP_SEQUENCE)
+        for text in pieces.texts:
+            text = stops.feed(text)
+            if text:
+                self._tell_fitting(slot, self.tell_text, Pieces.of(text))
+            if self.ended is not None:
+                return
+            if stops.hit is not None:
+                self.stop_sequence = stops.hit
+                self._end_here(STOP_SEQUENCE)
+                return
 
-    def _say_fitting(self, slot: Slot, text: str) -> None:
-        fitting = self._fit(text)
-        if fitting:
-            slot.is_open = True
-            self.tell_text(slot, fitting)
-        self._end_if_shorter(fitting, text)
-
-    def _refuse(self, slot: Slot, text: str) -> None:
+    def _refuse(self, slot: Slot, _place: tuple[str, int], pieces: Pieces) -> None:
         # The words before it come first, also those that were held back.
         self._flush(slot)
-        if self.ended is not None:
-            return
-        fitting = self._fit(text)
-        if fitting:
-            slot.is_open = True
-            self.tell_refusal(slot, fitting)
-        self._end_if_shorter(fitting, text)
+        if self.ended is None:
+            self._tell_fitting(slot, self.tell_refusal, pieces)
 
     def _note(self, slot: Slot, annotation: JsonObject) -> None:
         slot.is_open = True
         self.tell_annotation(slot, annotation)
 
-    def _think(self, slot: Slot, key: tuple[str, int], text: str) -> None:
-        if slot.thought is not None and slot.thought != key:
-            text = PART_BREAK + text
-        slot.thought = key
+    def _think(self, slot: Slot, place: tuple[str, int], pieces: Pieces) -> None:
+        if slot.thought is not None and slot.thought != place:
+            pieces = pieces.after(PART_BREAK)
+        slot.thought = place
         slot.is_open = True
-        self.delivered += len(text.encode("utf-8", "surrogatepass"))
-        self.tell_thought(slot, text)
+        self.delivered += _size(pieces.text)
+        self.tell_thought(slot, pieces)
 
     def _begin_call(self, slot: Slot) -> None:
         if self._room is not None and self._room.is_full:
@@ -846,11 +871,8 @@ class AnswerEncoder:
         self.has_calls = True
         self.tell_call(slot)
 
-    def _argue(self, slot: Slot, text: str) -> None:
-        fitting = self._fit(text)
-        if fitting:
-            self.tell_arguments(slot, fitting)
-        self._end_if_shorter(fitting, text)
+    def _argue(self, slot: Slot, _place: tuple[str, int], pieces: Pieces) -> None:
+        self._tell_fitting(slot, self.tell_arguments, pieces)
 
     def _show(self, slot: Slot, data: str, media: str) -> None:
         digest = _digest(data)
@@ -860,15 +882,42 @@ class AnswerEncoder:
             slot.is_open = True
             self.tell_picture(slot, data, media)
 
-    def _fit(self, text: str) -> str:
+    def _tell_fitting(self, slot: Slot, tell: Callable[[Slot, Pieces], None], pieces: Pieces) -> None:
+        """Tell as much as there is room for, and count it; end the answer if that is not all."""
+        fitting, text = pieces, pieces.text
         if self._room is not None:
-            text = self._room.fit(text)
-        self.delivered += len(text.encode("utf-8", "surrogatepass"))
-        return text
-
-    def _end_if_shorter(self, fitting: str, text: str) -> None:
-        if len(fitting) < len(text) and self.ended is None:
+            length = len(self._room.fit(text))
+            if length < len(text):
+                fitting = pieces.part(0, length)
+                text = fitting.text
+        if text:
+            slot.is_open = True
+            self.delivered += len(text) if text.isascii() else _size(text)
+            tell(slot, fitting)
+        if fitting is not pieces and self.ended is None:
             self._end_here(OUTPUT_LIMIT)
+
+    # -- what happens at which event ---------------------------------------------------------
+
+    _handlers: ClassVar[Mapping[str, Callable[["AnswerEncoder", Event], None]]] = {
+        "response.created": _on_progress,
+        "response.queued": _on_progress,
+        "response.in_progress": _on_progress,
+        "response.output_item.added": _on_added,
+        "response.output_item.done": _on_done,
+        **dict.fromkeys(_DELTAS, _on_delta),
+        **dict.fromkeys(_DONES, _on_text_done),
+        "response.content_part.done": _on_part_done,
+        "response.output_text.annotation.added": _on_annotation,
+        "response.image_generation_call.partial_image": _on_picture,
+        "response.completed": _on_end,
+        "response.incomplete": _on_end,
+    }
+
+
+def _size(text: str) -> int:
+    """Return the length in UTF-8."""
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _join_halves(text: str) -> str:

@@ -31,13 +31,13 @@ parts, and the ids and marks around it, make no difference. Of the instructions 
 digit in it, since many callers write the time into them, and others what they have looked up for this turn.
 What a first turn begins with is shared by all who say "hi", so it is marked as an opening.
 
-Pure, and linear: each text is read once, and none when there is a name.
+Pure, and linear: each text is read once, and none when there is a name. What follows the first answer is
+not looked at.
 """
 
 import hashlib
 import re
-import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,6 +66,10 @@ _GUESSES = frozenset({*USERS, BEGINNING})
 _AGENT_HEADER = "x-claude-code-agent-id"
 _CLAUDE_HEADER = "x-claude-code-session-id"
 
+# Most requests have none of these: one look tells.
+_NAMING_HEADERS = frozenset({*SESSION_HEADERS, _CLAUDE_HEADER})
+_NAMING_FIELDS = frozenset({CACHE_KEY, "metadata", CONVERSATION, *USERS})
+
 # `user_<hash>_account_<uuid>_session_<uuid>`, and nothing that only sounds like it.
 _SESSION = re.compile(r"_session_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\Z", re.IGNORECASE)
 
@@ -74,7 +78,6 @@ _MAX_USER_ID = 4096
 
 # Roles differ in their first sentences; what is looked up anew for each turn comes after them.
 _HEAD_LENGTH = 256
-_NO_DIGITS = str.maketrans("", "", string.digits)
 
 _DEVELOPERS = frozenset({"developer", "system"})
 _CONTROLS = frozenset({"additional_tools", "compaction_trigger", "configuration_update"})
@@ -84,7 +87,7 @@ _MARKS = frozenset({"cache_control", "detail", "prompt_cache_breakpoint", "type"
 """What a part holds beside what it shows."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Binding:
     """What a conversation is known by."""
 
@@ -132,27 +135,30 @@ def bind(
     if named is not None:
         source, name = named
         # One agent's part of it, whoever wrote the session down.
-        return Binding(_Digest(caller, "name").add(name).add(_header(headers, _AGENT_HEADER)).key(), source)
+        return Binding(_key([caller, "name", name, _header(headers, _AGENT_HEADER)]), source)
     if items is None:
         return None
     source, user = BEGINNING, ""
-    for field in USERS:
+    for field in USERS if not _NAMING_FIELDS.isdisjoint(said) else ():
         value = said.get(field)
         if isinstance(value, str) and value:
             source, user = field, value
             break
-    digest = _Digest(caller, "beginning").add(user).add(model)
-    is_opening = digest.add_beginning(instructions, items)
-    return Binding(digest.key(), source, is_opening)
+    texts = [caller, "beginning", user, model]
+    is_opening = _add_beginning(texts, instructions, items)
+    return Binding(_key(texts), source, is_opening)
 
 
 def _named(headers: Mapping[str, str], said: JsonObject) -> tuple[str, str] | None:
     """Return the name that the caller gave to the conversation, and where it stands."""
-    for header in SESSION_HEADERS:
-        if value := _header(headers, header):
-            return header, value
-    if value := _header(headers, _CLAUDE_HEADER):
-        return (CLAUDE_AGENT if _header(headers, _AGENT_HEADER) else CLAUDE_SESSION), value
+    if not _NAMING_HEADERS.isdisjoint(headers):
+        for header in SESSION_HEADERS:
+            if value := _header(headers, header):
+                return header, value
+        if value := _header(headers, _CLAUDE_HEADER):
+            return (CLAUDE_AGENT if _header(headers, _AGENT_HEADER) else CLAUDE_SESSION), value
+    if _NAMING_FIELDS.isdisjoint(said):
+        return None
     key = said.get(CACHE_KEY)
     if isinstance(key, str) and key:
         return CACHE_KEY, key
@@ -187,80 +193,93 @@ def _session_in(user: str) -> str | None:
     return found[1] if found is not None else None
 
 
-class _Digest:
-    """A digest of texts, each apart from the next."""
+# Texts up to this in all are hashed in one piece; more of them are not copied for that.
+_SHORT = 16 * 1024
 
-    __slots__ = ("_hash",)
 
-    def __init__(self, caller: str, kind: str) -> None:
-        # Of the good ones the fastest: a first message may be a picture of ten megabytes.
-        self._hash = hashlib.sha256()
-        self.add(caller).add(kind)
+def _key(texts: list[str]) -> str:
+    """Return a digest of texts, each apart from the next."""
+    # Of the good ones the fastest: a first message may be a picture of ten megabytes.
+    digest = hashlib.sha256()
+    if sum(map(len, texts)) <= _SHORT and (joined := "".join([f"{len(t)}:{t}" for t in texts])).isascii():
+        digest.update(joined.encode("ascii"))
+    else:
+        for text in texts:
+            # A header's odd bytes and half a UTF-16 pair are lone surrogates.
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(b"%d:" % len(data))
+            digest.update(data)
+    return f"conv_{digest.hexdigest()[:32]}"
 
-    def add(self, text: str) -> "_Digest":
-        # A header's odd bytes and half a UTF-16 pair are lone surrogates.
-        data = text.encode("utf-8", "surrogatepass")
-        self._hash.update(b"%d:" % len(data))
-        self._hash.update(data)
-        return self
 
-    def key(self) -> str:
-        return f"conv_{self._hash.hexdigest()[:32]}"
-
-    def add_beginning(self, instructions: Any, items: Any) -> bool:
-        """Add how a conversation begins; tell whether it does not go on."""
-        head = instructions if isinstance(instructions, str) else ""
-        if isinstance(items, str):
-            items = [{"role": "user", "content": items}]
-        is_heard = False
-        is_opening = True
-        for item in items if isinstance(items, list) else ():
-            if not isinstance(item, dict):
+def _add_beginning(texts: list[str], instructions: Any, items: Any) -> bool:
+    """Add how a conversation begins; tell whether it does not go on."""
+    head = instructions if isinstance(instructions, str) else ""
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    is_heard = False
+    is_opening = True
+    for item in items if isinstance(items, list) else ():
+        if not isinstance(item, dict):
+            continue
+        role = item.get("role")
+        if role == "user":
+            is_heard = True
+            _add_item(texts, "user", item)
+        elif isinstance(role, str) and role in _DEVELOPERS:
+            # What is said after the user is of this turn.
+            if not head and not is_heard:
+                shown: list[str] = []
+                _show(item, shown)
+                head = "".join(shown)
+        else:
+            kind = item.get("type")
+            if isinstance(kind, str) and kind in _CONTROLS:
                 continue
-            role, kind = item.get("role"), item.get("type")
-            if role == "user":
-                is_heard = True
-                self._add_item("user", item)
-            elif isinstance(role, str) and role in _DEVELOPERS:
-                # What is said after the user is of this turn.
-                if not head and not is_heard:
-                    head = "".join(_shown(item))
-            elif not isinstance(kind, str) or kind not in _CONTROLS:
-                if is_heard:
-                    is_opening = False
-                    break
-                # A greeting, or what was compacted: the user's words come after it.
-                self._add_item("other", item)
-        # Twice as much is read as counts, so that a digit more or less moves nothing in or out.
-        self.add("head").add(head[: 2 * _HEAD_LENGTH].translate(_NO_DIGITS)[:_HEAD_LENGTH])
-        return is_opening
-
-    def _add_item(self, who: str, item: JsonObject) -> None:
-        self.add(who)
-        for text in _shown(item):
-            if text:
-                self.add(text)
-        sealed = item.get("encrypted_content")
-        if isinstance(sealed, str):
-            self.add(sealed)
+            if is_heard:
+                is_opening = False
+                break
+            # A greeting, or what was compacted: the user's words come after it.
+            _add_item(texts, "other", item)
+    # Twice as much is read as counts, so that a digit more or less moves nothing in or out.
+    texts += ("head", _without_digits(head[: 2 * _HEAD_LENGTH])[:_HEAD_LENGTH])
+    return is_opening
 
 
-def _shown(item: JsonObject) -> Iterator[str]:
-    """Yield the texts and the data that an item shows, in order, whatever their form."""
+def _without_digits(text: str) -> str:
+    # By way of bytes it costs a fifth; in UTF-8 a digit's byte is nothing but a digit.
+    data = text.encode("utf-8", "surrogatepass").translate(None, b"0123456789")
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _add_item(texts: list[str], who: str, item: JsonObject) -> None:
+    texts.append(who)
+    _show(item, texts)
+    sealed = item.get("encrypted_content")
+    if isinstance(sealed, str):
+        texts.append(sealed)
+
+
+def _show(item: JsonObject, texts: list[str]) -> None:
+    """Add the texts and the data that an item shows, in order, whatever their form; none that is empty."""
     content = item.get("content")
     if isinstance(content, str):
-        yield content
+        if content:
+            texts.append(content)
+        return
     for part in content if isinstance(content, list) else ():
         if not isinstance(part, dict):
             continue
         text = part.get("text")
         if isinstance(text, str):
-            yield text
+            if text:
+                texts.append(text)
             continue
         for key, value in part.items():
             if key in _MARKS:
                 continue
             if isinstance(value, str):
-                yield value
+                if value:
+                    texts.append(value)
             elif isinstance(value, dict):
-                yield from (inner for inner in value.values() if isinstance(inner, str))
+                texts += [inner for inner in value.values() if isinstance(inner, str) and inner]

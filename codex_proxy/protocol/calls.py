@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from codex_proxy.protocol.names import MAX_ID_LENGTH, fit_call_id, shorten
+from codex_proxy.protocol.names import MAX_ID_LENGTH, fit_call_id, fits, shorten
 from codex_proxy.protocol.wire import JsonObject
 
 CALLS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
@@ -20,7 +20,7 @@ NO_OUTPUT = "(no output)"
 """What a call that was never answered gets."""
 
 
-def repair_calls(items: list[JsonObject], rounds: Sequence[int]) -> list[JsonObject]:
+def repair_calls(items: list[JsonObject], ends: Sequence[int]) -> list[JsonObject]:
     """Return *items* with every call answered once and every output behind its call.
 
     The items are changed in place. `call_id` may be missing or empty in either: a call gets an id of
@@ -29,10 +29,43 @@ def repair_calls(items: list[JsonObject], rounds: Sequence[int]) -> list[JsonObj
 
     Args:
         items: The input of a Responses request.
-        rounds: For each item the number of the caller's message it came from: calls of one message
+        ends: For each of the caller's messages how many items there are up to its end: calls of one message
             are one round, in which an id given twice is ambiguous.
     """
+    if _in_order(items):
+        return items
+    rounds: list[int] = []
+    for number, end in enumerate(ends):
+        rounds += [number] * (end - len(rounds))
     return _Matcher(items, rounds).run()
+
+
+def _in_order(items: list[JsonObject]) -> bool:
+    """Tell whether nothing is to be repaired, as in what most callers send; outputs get the type of their call's.
+
+    Every call has a fitting id of its own, and every output stands behind the one call that it names.
+    """
+    # What the output of each call is to be; None once there was one.
+    calls: dict[str, str | None] = {}
+    waiting = 0
+    for item in items:
+        kind = item.get("type")
+        if kind == "message":
+            continue
+        given: Any = item.get("call_id")
+        if kind in CALLS:
+            if not isinstance(given, str) or given in calls or not fits(given):
+                return False
+            calls[given] = CALLS[kind]
+            waiting += 1
+        elif kind in OUTPUTS:
+            answers = calls.get(given) if isinstance(given, str) else None
+            if answers is None:
+                return False
+            item["type"] = answers
+            calls[given] = None
+            waiting -= 1
+    return not waiting
 
 
 class _Matcher:

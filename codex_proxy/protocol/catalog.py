@@ -46,6 +46,10 @@ BUDGETS = ((512, "minimal"), (1024, "low"), (8192, "medium"), (24576, "high"))
 # A smaller number at the end of a name is a version.
 MIN_BUDGET = 101
 
+# How many names a catalogue remembers the meaning of, and of which length: callers can make up any number of them.
+_MAX_NAMES = 1024
+_MAX_NAME_LENGTH = 256
+
 
 @dataclass(slots=True, frozen=True)
 class ModelFacts:
@@ -225,6 +229,8 @@ class Catalog:
         self._served = {facts.slug for facts in self.models}
         # What the configuration says goes before all that is built in.
         self._maps = (_NameMap(model_map or {}), _NameMap(CLAUDE))
+        self._resolved: dict[str, Resolved] = {}
+        """What names turned out to mean: a daemon's callers use a handful of them all day."""
 
     @property
     def mapped_names(self) -> list[str]:
@@ -248,6 +254,17 @@ class Catalog:
         passed on, less a suffix that is a word: new models come before their facts. A number is a suffix of
         known models only, because dated names end in one.
         """
+        known = self._resolved.get(name)
+        if known is None:
+            known = self._resolve(name)
+            if len(name) <= _MAX_NAME_LENGTH:
+                if len(self._resolved) >= _MAX_NAMES:
+                    # Somebody makes names up; those that are in use are soon back.
+                    self._resolved.clear()
+                self._resolved[name] = known
+        return known
+
+    def _resolve(self, name: str) -> Resolved:
         own, built_in = self._maps
         if (names := own.exactly(name)) is not None:
             return self._stand_in(names, Resolved(name))

@@ -25,8 +25,7 @@ from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat_request import Ask
 from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
 from codex_proxy.protocol.responses import render_error, stream_error
-from codex_proxy.protocol.sse import Event
-from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.protocol.wire import JsonObject, Pieces, dumps
 from codex_proxy.trace import Usage
 
 __all__ = ["CHAT", "ChatEncoder", "decode", "render_error"]
@@ -82,8 +81,7 @@ class _Call:
 class ChatEncoder(AnswerEncoder):
     """Turn the backend's events into `chat.completion.chunk` frames, or collect one `chat.completion`.
 
-    The unchanging part of every chunk is rendered once; a text delta then costs one `dumps` of
-    the text itself.
+    The unchanging part of every chunk is rendered once, and the text of a delta is copied as it is spelled.
     """
 
     def __init__(self, ask: Ask, around: Surroundings) -> None:
@@ -93,8 +91,10 @@ class ChatEncoder(AnswerEncoder):
         """Every chunk up to its delta."""
         self._tail = b""
         """What follows the delta of every chunk but the last ones."""
-        self._around_input = (b"", b"")
-        """The delta around what the current call is called with."""
+        self._around: dict[bytes, tuple[bytes, bytes, bytes]] = {}
+        """What stands before the pieces of a text, between and behind them, by the name of its field."""
+        self._around_input = (b"", b"", b"")
+        """The same for what the current call is called with."""
         self._calls: list[_Call] = []
         self._texts: dict[bytes, list[str]] = {}
         """What is collected, by the name of its field."""
@@ -105,7 +105,6 @@ class ChatEncoder(AnswerEncoder):
         self._beginnings: dict[Slot, int] = {}
         """Where in the visible text an item begins: its notes count from there, the caller from the start."""
         self._thinking: Slot | None = None
-        self._counts_writes = False
         self._finish = ""
 
     # -- what the answer is made of ----------------------------------------------------------
@@ -116,20 +115,20 @@ class ChatEncoder(AnswerEncoder):
         self._tail = b',"logprobs":null,"finish_reason":null}]' + self._closing()
         self._send(b'{"role":"assistant","content":""}')
 
-    def tell_text(self, slot: Slot, text: str) -> None:
+    def tell_text(self, slot: Slot, text: Pieces) -> None:
         """Add visible text."""
         self._beginnings.setdefault(slot, self._length)
-        self._length += len(text)
+        self._length += len(text.text)
         self._write(b"content", text)
 
-    def tell_refusal(self, slot: Slot, text: str) -> None:
+    def tell_refusal(self, slot: Slot, text: Pieces) -> None:
         """Add words of a refusal."""
         self._write(b"refusal", text)
 
-    def tell_thought(self, slot: Slot, text: str) -> None:
+    def tell_thought(self, slot: Slot, text: Pieces) -> None:
         """Add words of the reasoning; thoughts are set apart as the parts of one are."""
         if self._thinking is not None and self._thinking is not slot:
-            text = PART_BREAK + text
+            text = text.after(PART_BREAK)
         self._thinking = slot
         self._write(b"reasoning_content", text)
 
@@ -174,22 +173,21 @@ class ChatEncoder(AnswerEncoder):
         call = _Call(identity, name, form, key, is_legacy)
         self._calls.append(call)
         if is_legacy:
-            self._around_input = b'{"function_call":{"arguments":', b"}}"
+            self._around_input = self._rendered(b'{"function_call":{"arguments":"', b'"}}')
             self._send(b'{"function_call":%b}' % dumps(call.whole))
         else:
-            self._around_input = (
-                b'{"tool_calls":[{"index":%d,"%b":{"%b":' % (index, form.encode(), key.encode()),
-                b"}}]}",
+            self._around_input = self._rendered(
+                b'{"tool_calls":[{"index":%d,"%b":{"%b":"' % (index, form.encode(), key.encode()), b'"}}]}'
             )
             self._send(b'{"tool_calls":[%b]}' % dumps({"index": index, **call.whole}))
 
-    def tell_arguments(self, slot: Slot, text: str) -> None:
+    def tell_arguments(self, slot: Slot, text: Pieces) -> None:
         """Add to what the current call is called with."""
         if self.collect:
-            self._calls[-1].pieces.append(text)
+            self._calls[-1].pieces.append(text.text)
         else:
-            before, after = self._around_input
-            self._send(b"%b%b%b" % (before, dumps(text), after))
+            before, between, after = self._around_input
+            self.out += (before, between.join(text.spelled), after)
 
     # -- its ends ----------------------------------------------------------------------------
 
@@ -248,11 +246,20 @@ class ChatEncoder(AnswerEncoder):
         if not self.collect:
             self.out.append(b"%b%b%b" % (self._head, delta, self._tail))
 
-    def _write(self, key: bytes, text: str) -> None:
+    def _write(self, key: bytes, text: Pieces) -> None:
         if self.collect:
-            self._texts.setdefault(key, []).append(text)
-        else:
-            self.out.append(b'%b{"%b":%b}%b' % (self._head, key, dumps(text), self._tail))
+            self._texts.setdefault(key, []).append(text.text)
+            return
+        around = self._around.get(key)
+        if around is None:
+            around = self._around[key] = self._rendered(b'{"%b":"' % key, b'"}')
+        before, between, after = around
+        self.out += (before, between.join(text.spelled), after)
+
+    def _rendered(self, before: bytes, after: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return what stands before, between and behind the pieces of a text that has these around it in its deltas."""
+        head, tail = self._head + before, after + self._tail
+        return head, tail + head, tail
 
     def _add(self, key: str, entry: JsonObject) -> None:
         if self.collect:
@@ -283,16 +290,8 @@ class ChatEncoder(AnswerEncoder):
 
     # -- usage -------------------------------------------------------------------------------
 
-    def _on_end(self, event: Event) -> None:
-        response = event.json.get("response")
-        usage = response.get("usage") if isinstance(response, dict) else None
-        details = usage.get("input_tokens_details") if isinstance(usage, dict) else None
-        # A backend that does not count them has not said that there are none.
-        self._counts_writes = isinstance(details, dict) and "cache_write_tokens" in details
-        super()._on_end(event)
-
     def _usage(self) -> JsonObject:
-        return chat_usage(self.estimate(), counts_writes=self._counts_writes)
+        return chat_usage(self.estimate(), counts_writes=self.counts_writes)
 
 
 def chat_usage(usage: Usage, *, counts_writes: bool = False) -> JsonObject:

@@ -16,7 +16,7 @@
 A body without `messages` that has an `input` is a Responses body, and read as one.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from codex_proxy.errors import RequestError
 from codex_proxy.protocol.calls import CALLS, repair_calls
 from codex_proxy.protocol.catalog import AUTO, Catalog
 from codex_proxy.protocol.fields import (
+    FieldError,
     a_boolean,
     a_list,
     a_string,
@@ -36,7 +37,7 @@ from codex_proxy.protocol.fields import (
 from codex_proxy.protocol.names import ToolNames, is_sealed
 from codex_proxy.protocol.request import BackendRequest, model_of, parse_body
 from codex_proxy.protocol.responses_request import LEFT_OUT as NOT_SENT
-from codex_proxy.protocol.responses_request import LIMITS, prepare
+from codex_proxy.protocol.responses_request import LIMITS, Survey, prepare
 from codex_proxy.protocol.schema import repair_parameters
 from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads
 
@@ -65,14 +66,19 @@ _READ = frozenset({
 })  # fmt: skip
 """What only Chat has and is translated; none of it may stand in a Responses body."""
 
+_OF_TEXT = frozenset({"text", "verbosity", "response_format"})
+"""How the text of the answer shall be."""
+
+_BESIDE = frozenset({"function_call", "refusal", "audio", "images", "reasoning_details"})
+"""What an assistant's message may have beside words and calls."""
+
 _PLAIN = ("function", "custom")
-_DEVELOPERS = ("developer", "system")
 _TEXTS = ("text", "input_text", "output_text")
 _PICTURES = ("image_url", "input_image")
 _FILES = ("file", "input_file")
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Ask:
     """A caller's request, read: what goes upstream, and what its answer needs to know."""
 
@@ -112,12 +118,12 @@ def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog, c
         raise RequestError("messages is empty", param="messages", code="invalid_value")
     _check_choices(body)
     tools = _Tools(body)
-    conversation = _Conversation(tools)
-    for index, message in enumerate(messages):
-        conversation.add(index, an_object(message, f"messages.{index}"))
+    survey = Survey()
+    conversation = _Conversation(tools, survey)
+    conversation.add_all(messages)
 
     fields = {key: body[key] for key in _PASSED if key in body}
-    fields["input"] = repair_calls(conversation.items, conversation.rounds)
+    fields["input"] = repair_calls(conversation.items, conversation.ends)
     if tools.declared:
         fields["tools"] = tools.declared
     choice = tools.choice(body)
@@ -131,7 +137,7 @@ def _read_chat(body: JsonObject, headers: Mapping[str, str], catalog: Catalog, c
     if text := _text_options(body):
         fields["text"] = text
     return Ask(
-        request=prepare(fields, headers, catalog=catalog, caller=caller, said=body),
+        request=prepare(fields, headers, catalog=catalog, caller=caller, said=body, survey=survey),
         names=tools.names,
         customs=tools.customs,
         uses_functions=tools.uses_functions,
@@ -175,24 +181,26 @@ def _check_choices(body: JsonObject) -> None:
 def _reasoning(body: JsonObject, catalog: Catalog) -> JsonObject:
     """Return the options of reasoning; whoever asks for an effort wants to see something of it."""
     given = body.get("reasoning")
-    given = an_object(given, "reasoning") if given is not None else {}
-    reasoning = {
-        key: a_string(given[key], f"reasoning.{key}")
-        for key in ("effort", "summary", "context", "mode")
-        if given.get(key) is not None
-    }
+    reasoning: JsonObject = {}
+    if given is not None:
+        an_object(given, "reasoning")
+        for key in ("effort", "summary", "context", "mode"):
+            if given.get(key) is not None:
+                reasoning[key] = a_string(given[key], f"reasoning.{key}")
     effort = catalog.resolve(model_of(body)).effort or reasoning.get("effort") or body.get("reasoning_effort")
     asked = isinstance(effort, str) and effort.lower() not in ("", "none", AUTO)
-    if asked and "summary" not in given:
+    if asked and (given is None or "summary" not in given):
         reasoning["summary"] = "auto"
     return reasoning
 
 
 def _text_options(body: JsonObject) -> JsonObject:
     """Return how the text shall be: Chat's names for it, else the Responses ones."""
+    text: JsonObject = {}
+    if _OF_TEXT.isdisjoint(body):
+        return text
     given = body.get("text")
     given = an_object(given, "text") if given is not None else {}
-    text: JsonObject = {}
     for value, path in ((given.get("verbosity"), "text.verbosity"), (body.get("verbosity"), "verbosity")):
         if value is not None:
             text["verbosity"] = a_string(value, path)
@@ -206,68 +214,96 @@ def _text_options(body: JsonObject) -> JsonObject:
 
 
 def _format(given: JsonObject, path: str) -> JsonObject:
-    kind = a_string(given.get("type"), f"{path}.type")
-    if kind in ("text", "json_object"):
-        return {"type": kind}
-    if kind != "json_schema":
-        raise RequestError(f"unknown format {quoted(kind)}", param=f"{path}.type", code="unsupported_value")
-    source = given
-    if given.get("json_schema") is not None:
-        path = f"{path}.json_schema"
-        source = an_object(given["json_schema"], path)
-    schema = source.get("schema")
-    made: JsonObject = {"type": kind, "name": _name(source.get("name"), f"{path}.name")}
+    try:
+        kind = a_string(given.get("type"), "type")
+        if kind in ("text", "json_object"):
+            return {"type": kind}
+        if kind != "json_schema":
+            raise FieldError("type", f"unknown format {quoted(kind)}", code="unsupported_value")
+        source = _inside(given, kind)
+        try:
+            return _schema(kind, source)
+        except FieldError as exc:
+            if source is not given:
+                exc.within(kind)
+            raise
+    except FieldError as exc:
+        exc.within(path)
+        raise
+
+
+def _schema(kind: str, source: JsonObject) -> JsonObject:
+    made: JsonObject = {"type": kind, "name": _name(source)}
     if source.get("description") is not None:
-        made["description"] = a_string(source["description"], f"{path}.description")
+        made["description"] = a_string(source["description"], "description")
     if source.get("strict") is not None:
-        made["strict"] = a_boolean(source["strict"], f"{path}.strict")
-    made["schema"] = an_object(schema, f"{path}.schema") if schema is not None else {}
+        made["strict"] = a_boolean(source["strict"], "strict")
+    schema = source.get("schema")
+    made["schema"] = an_object(schema, "schema") if schema is not None else {}
     return made
 
 
 # Tools -----------------------------------------------------------------------------------------
 
 
+_NONE: frozenset[str] = frozenset()
+
+
 class _Tools:
     """The tools of one request, as they go upstream, and how the caller's names become the backend's."""
 
     def __init__(self, body: JsonObject) -> None:
-        given = a_list(body["tools"], "tools") if body.get("tools") is not None else []
-        legacy = a_list(body["functions"], "functions") if body.get("functions") is not None else []
-        self.uses_functions = bool(legacy) and not given
-        customs: set[str] = set()
-        tools: list[JsonObject] = []
-        for index, one in enumerate(given):
-            path = f"tools.{index}"
-            tool = an_object(one, path)
-            kind = _kind(tool, path)
-            if kind == "function":
-                tools.append(_function(*_inside(tool, kind, path)))
-            elif kind == "custom":
-                made = _custom(*_inside(tool, kind, path))
-                tools.append(made)
-                if tool.get(kind) is not None:
-                    customs.add(made["name"])
-            else:
-                tools.append(tool)
-        for index, one in enumerate(legacy):
-            path = f"functions.{index}"
-            tools.append(_function(an_object(one, path), path))
-        functions = {tool["name"] for tool in tools if tool["type"] == "function"}
-        # A call could not say which of two it means: the function stands.
-        tools = [tool for tool in tools if tool["type"] != "custom" or tool["name"] not in functions]
-        self._customs = {tool["name"] for tool in tools if tool["type"] == "custom"}
-        self._functions = functions
-        self.customs = frozenset(customs & self._customs)
-        self.names = ToolNames(tool["name"] for tool in tools if tool["type"] in _PLAIN)
-        for tool in tools:
-            if tool["type"] in _PLAIN:
-                tool["name"] = self.names.sent(tool["name"])
+        self.declared: list[JsonObject] = []
+        self.customs = self._customs = self._functions = _NONE
+        self.uses_functions = False
+        given, legacy = body.get("tools"), body.get("functions")
+        if given is None and legacy is None:
+            self.names = ToolNames()
+        else:
+            self._declare(
+                a_list(given, "tools") if given is not None else [],
+                a_list(legacy, "functions") if legacy is not None else [],
+            )
         if (search := _web_search(body)) is not None and not any(
-            tool["type"].startswith("web_search") for tool in tools
+            tool["type"].startswith("web_search") for tool in self.declared
         ):
-            tools.append(search)
-        self.declared = tools
+            self.declared.append(search)
+
+    def _declare(self, given: list[Any], legacy: list[Any]) -> None:
+        self.uses_functions = bool(legacy) and not given
+        tools = self.declared
+        functions: set[str] = set()
+        customs: set[str] = set()
+        nested: set[str] = set()
+        try:
+            for one in given:
+                tool = _tool(an_object(one, ""))
+                tools.append(tool)
+                if tool["type"] == "function":
+                    functions.add(tool["name"])
+                elif tool["type"] == "custom":
+                    customs.add(tool["name"])
+                    if one.get("custom") is not None:
+                        nested.add(tool["name"])
+            for one in legacy:
+                tool = _function(an_object(one, ""))
+                tools.append(tool)
+                functions.add(tool["name"])
+        except FieldError as exc:
+            position = len(tools)
+            is_older = position >= len(given)
+            exc.within(f"functions.{position - len(given)}" if is_older else f"tools.{position}")
+            raise
+        if not functions.isdisjoint(customs):
+            # A call could not say which of two it means: the function stands.
+            tools[:] = [tool for tool in tools if tool["type"] != "custom" or tool["name"] not in functions]
+            customs -= functions
+        self._functions, self._customs = frozenset(functions), frozenset(customs)
+        self.customs = frozenset(nested & customs)
+        plain = [tool for tool in tools if tool["type"] in _PLAIN]
+        self.names = ToolNames(tool["name"] for tool in plain)
+        for tool in plain:
+            tool["name"] = self.names.sent(tool["name"])
 
     def family(self, name: str, said: str) -> str:
         """Return what the tool *name* is: as it was declared, else as the caller says here."""
@@ -289,48 +325,82 @@ class _Tools:
             return given if self.declared or given not in ("auto", "none") else None
         if not isinstance(given, dict):
             raise wrong(path, "a string or an object", given)
-        if given.get("type") != "allowed_tools":
-            return self._chosen(given, path)
-        source, path = _inside(given, "allowed_tools", path)
-        tools = [
-            self._chosen(an_object(tool, f"{path}.tools.{index}"), f"{path}.tools.{index}")
-            for index, tool in enumerate(a_list(source.get("tools"), f"{path}.tools"))
-        ]
-        return {"type": "allowed_tools", "mode": a_string(source.get("mode"), f"{path}.mode"), "tools": tools}
+        try:
+            return self._chosen(given) if given.get("type") != "allowed_tools" else self._allowed(given)
+        except FieldError as exc:
+            exc.within(path)
+            raise
 
-    def _chosen(self, tool: JsonObject, path: str) -> JsonObject:
-        kind = _kind(tool, path)
+    def _allowed(self, given: JsonObject) -> JsonObject:
+        source = _inside(given, "allowed_tools")
+        tools: list[JsonObject] = []
+        where = ""
+        try:
+            for index, tool in enumerate(a_list(source.get("tools"), "tools")):
+                where = f"tools.{index}"
+                tools.append(self._chosen(an_object(tool, "")))
+            where = ""
+            return {"type": "allowed_tools", "mode": a_string(source.get("mode"), "mode"), "tools": tools}
+        except FieldError as exc:
+            if where:
+                exc.within(where)
+            if source is not given:
+                exc.within("allowed_tools")
+            raise
+
+    def _chosen(self, tool: JsonObject) -> JsonObject:
+        kind = _kind(tool)
         if kind not in _PLAIN:
             return tool
-        source, path = _inside(tool, kind, path)
-        name = _name(source.get("name"), f"{path}.name")
+        source = _inside(tool, kind)
+        try:
+            name = _name(source)
+        except FieldError as exc:
+            if source is not tool:
+                exc.within(kind)
+            raise
         return {"type": self.family(name, kind), "name": self.names.sent(name)}
 
 
-def _function(source: JsonObject, path: str) -> JsonObject:
-    tool: JsonObject = {"type": "function", "name": _name(source.get("name"), f"{path}.name")}
-    if source.get("description") is not None:
-        tool["description"] = a_string(source["description"], f"{path}.description")
+def _tool(tool: JsonObject) -> JsonObject:
+    kind = _kind(tool)
+    if kind not in _PLAIN:
+        return tool
+    source = _inside(tool, kind)
+    try:
+        return _function(source) if kind == "function" else _custom(source)
+    except FieldError as exc:
+        if source is not tool:
+            exc.within(kind)
+        raise
+
+
+def _function(source: JsonObject) -> JsonObject:
+    tool: JsonObject = {"type": "function", "name": _name(source)}
+    description = source.get("description")
+    if description is not None:
+        tool["description"] = a_string(description, "description")
     parameters = source.get("parameters")
     if parameters is not None:
-        an_object(parameters, f"{path}.parameters")
+        an_object(parameters, "parameters")
     # Absent means false in Chat, and true in Responses.
-    strict = source.get("strict") is not None and a_boolean(source["strict"], f"{path}.strict")
-    tool["parameters"] = repair_parameters(parameters, path=f"{path}.parameters", strict=strict)
+    strict = source.get("strict")
+    strict = strict is not None and a_boolean(strict, "strict")
+    tool["parameters"] = repair_parameters(parameters, strict=strict)
     tool["strict"] = strict
     return tool
 
 
-def _custom(source: JsonObject, path: str) -> JsonObject:
-    tool: JsonObject = {"type": "custom", "name": _name(source.get("name"), f"{path}.name")}
+def _custom(source: JsonObject) -> JsonObject:
+    tool: JsonObject = {"type": "custom", "name": _name(source)}
     if source.get("description") is not None:
-        tool["description"] = a_string(source["description"], f"{path}.description")
+        tool["description"] = a_string(source["description"], "description")
     if source.get("format") is not None:
-        given = an_object(source["format"], f"{path}.format")
+        given = an_object(source["format"], "format")
         grammar = given.get("grammar")
         if grammar is not None:
             inner = {key: value for key, value in given.items() if key != "grammar"}
-            given = {**inner, **an_object(grammar, f"{path}.format.grammar")}
+            given = {**inner, **an_object(grammar, "format.grammar")}
         tool["format"] = given
     return tool
 
@@ -359,110 +429,178 @@ def _web_search(body: JsonObject) -> JsonObject | None:
 class _Conversation:
     """The messages so far, as items of a Responses input."""
 
-    def __init__(self, tools: _Tools) -> None:
+    def __init__(self, tools: _Tools, survey: Survey) -> None:
         self.items: list[JsonObject] = []
-        self.rounds: list[int] = []
-        """For each item, the number of the message that it came from."""
+        self.ends: list[int] = []
+        """For each message, how many items there are up to its end."""
         self._tools = tools
+        self._survey = survey
 
-    def add(self, index: int, message: JsonObject) -> None:
-        """Translate one message."""
-        path = f"messages.{index}"
-        role = a_string(message.get("role"), f"{path}.role")
-        if role in _DEVELOPERS:
-            parts = [part for part in _parts(message, path, _DEVELOPER_PARTS) if part["text"]]
-            items = _message("developer", parts) if parts else []
+    def add_all(self, messages: list[Any]) -> None:
+        """Translate the messages, each as what its role makes it."""
+        for index, message in enumerate(messages):
+            try:
+                if not isinstance(message, dict):
+                    raise wrong("", "an object", message)
+                self._add(message)
+                self.ends.append(len(self.items))
+            except FieldError as exc:
+                exc.within(f"messages.{index}")
+                raise
+
+    def _add(self, message: JsonObject) -> None:
+        role, content = message.get("role"), message.get("content")
+        if role == "assistant":
+            self._add_assistant(message, content)
+        elif role == "tool" or role == "function":
+            item = _output(message)
+            if isinstance(item["output"], list):
+                self._weigh(item["output"])
+            self.items.append(item)
         elif role == "user":
-            items = _message("user", _parts(message, path, _USER_PARTS))
-        elif role == "assistant":
-            items = self._assistant(message, path)
-        elif role in ("tool", "function"):
-            items = [_output(message, path)]
+            if isinstance(content, str):
+                parts = [{"type": "input_text", "text": content}]
+            else:
+                parts = _parts(content, _USER_PARTS)
+                self._weigh(parts)
+            self.items.append(_message(role, parts))
+        elif role == "system" or role == "developer":
+            if isinstance(content, str):
+                parts = [{"type": "input_text", "text": content}] if content else []
+            else:
+                parts = [part for part in _parts(content, _DEVELOPER_PARTS) if part["text"]]
+            if parts:
+                self.items.append(_message("developer", parts))
         else:
-            raise RequestError(f"unknown role {quoted(role)}", param=f"{path}.role", code="invalid_value")
-        self.items += items
-        self.rounds += [index] * len(items)
+            unknown = quoted(a_string(role, "role"))
+            raise FieldError("role", f"unknown role {unknown}", code="invalid_value")
 
-    def _assistant(self, message: JsonObject, path: str) -> list[JsonObject]:
-        content = list(_assistant_parts(message, path))
-        calls = [self._call(call, where) for call, where in _calls(message, path)]
-        items = _message("assistant", content) if content else []
-        items += _message("user", pictures) if (pictures := _own_pictures(message, path)) else []
-        items += calls
-        # A thought is kept for what it led to.
-        return [*_thoughts(message, path), *items] if items else []
+    def _weigh(self, parts: list[JsonObject]) -> None:
+        for part in parts:
+            if part["type"] != "input_text":
+                self._survey.add_part(part)
 
-    def _call(self, call: JsonObject, path: str) -> JsonObject:
-        kind = _kind(call, path)
+    def _add_assistant(self, message: JsonObject, content: Any) -> None:
+        if _BESIDE.isdisjoint(message) and (content is None or isinstance(content, str)):
+            # Words and calls, as nearly always.
+            parts = [{"type": "output_text", "text": content}] if content else []
+            pictures: list[JsonObject] = []
+            calls = self._calls(message)
+        else:
+            parts = _assistant_parts(message)
+            calls = self._calls(message)
+            pictures = _own_pictures(message)
+            if parts or pictures or calls:
+                # A thought is kept for what it led to.
+                for thought in _thoughts(message):
+                    self._survey.add(thought, "reasoning")
+                    self.items.append(thought)
+        if parts:
+            self.items.append(_message("assistant", parts))
+        if pictures:
+            self._weigh(pictures)
+            self.items.append(_message("user", pictures))
+        self.items += calls
+
+    def _calls(self, message: JsonObject) -> list[JsonObject]:
+        """Return the calls of an assistant's message, the older form first."""
+        calls: list[JsonObject] = []
+        older, given = message.get("function_call"), message.get("tool_calls")
+        if older is not None:
+            try:
+                calls.append(self._call({**an_object(older, ""), "type": "function", "id": None}))
+            except FieldError as exc:
+                exc.within("function_call")
+                raise
+        if given is None:
+            return calls
+        for index, call in enumerate(a_list(given, "tool_calls")):
+            try:
+                calls.append(self._call(call))
+            except FieldError as exc:
+                exc.within(f"tool_calls.{index}")
+                raise
+        return calls
+
+    def _call(self, call: Any) -> JsonObject:
+        kind = _kind(an_object(call, ""))
         if kind not in _PLAIN:
-            raise RequestError(
-                f"unknown type of call {quoted(kind)}", param=f"{path}.type", code="invalid_value"
-            )
-        source, inner = _inside(call, kind, path)
-        name = _name(source.get("name"), f"{inner}.name")
+            raise FieldError("type", f"unknown type of call {quoted(kind)}", code="invalid_value")
+        source = _inside(call, kind)
         key = "arguments" if kind == "function" else "input"
-        text = source.get(key)
-        if isinstance(text, dict | list):
-            text = _json(text)
-        text = a_string(text, f"{inner}.{key}") if text is not None else ""
+        name, text = source.get("name"), source.get(key)
+        if not isinstance(name, str) or not name or not isinstance(text, str):
+            try:
+                name = _name(source)
+                if isinstance(text, dict | list):
+                    text = _json(text)
+                text = a_string(text, key) if text is not None else ""
+            except FieldError as exc:
+                if source is not call:
+                    exc.within(kind)
+                raise
         item: JsonObject = {"type": "function_call", "name": self._tools.names.sent(name)}
-        if call.get("id") is not None:
-            item["call_id"] = a_string(call["id"], f"{path}.id")
+        identity = call.get("id")
+        if isinstance(identity, str):
+            item["call_id"] = identity
+        elif identity is not None:
+            raise wrong("id", "a string", identity)
         if self._tools.family(name, kind) == "custom":
             # Also one that we showed as a function.
-            return {**item, "type": "custom_tool_call", "input": text}
-        return {**item, "arguments": text or "{}"}
+            item["type"] = "custom_tool_call"
+            item["input"] = text
+        else:
+            item["arguments"] = text or "{}"
+        return item
 
 
-def _message(role: str, content: list[JsonObject]) -> list[JsonObject]:
-    return [{"type": "message", "role": role, "content": content}]
+def _message(role: str, content: list[JsonObject]) -> JsonObject:
+    return {"type": "message", "role": role, "content": content}
 
 
-def _calls(message: JsonObject, path: str) -> Iterator[tuple[JsonObject, str]]:
-    """Yield the calls of an assistant's message with their paths, the older form first."""
-    if message.get("function_call") is not None:
-        where = f"{path}.function_call"
-        yield {**an_object(message["function_call"], where), "type": "function", "id": None}, where
-    if message.get("tool_calls") is not None:
-        for index, call in enumerate(a_list(message["tool_calls"], f"{path}.tool_calls")):
-            where = f"{path}.tool_calls.{index}"
-            yield an_object(call, where), where
-
-
-def _assistant_parts(message: JsonObject, path: str) -> Iterator[JsonObject]:
-    said = False
-    for part in _parts(message, path, _ASSISTANT_PARTS) if message.get("content") is not None else ():
-        if part.get("text") or part.get("refusal"):
-            said = True
-            yield part
+def _assistant_parts(message: JsonObject) -> list[JsonObject]:
+    content = message.get("content")
+    parts: list[JsonObject] = []
+    if content is not None:
+        parts = [
+            part for part in _parts(content, _ASSISTANT_PARTS) if part.get("text") or part.get("refusal")
+        ]
     refusal = message.get("refusal")
-    if refusal is not None and a_string(refusal, f"{path}.refusal"):
-        said = True
-        yield {"type": "refusal", "refusal": refusal}
+    if refusal is not None and a_string(refusal, "refusal"):
+        parts.append({"type": "refusal", "refusal": refusal})
     audio = message.get("audio")
     transcript = audio.get("transcript") if isinstance(audio, dict) else None
-    if not said and isinstance(transcript, str) and transcript:
-        yield {"type": "output_text", "text": transcript}
+    if not parts and isinstance(transcript, str) and transcript:
+        parts.append({"type": "output_text", "text": transcript})
+    return parts
 
 
-def _own_pictures(message: JsonObject, path: str) -> list[JsonObject]:
+def _own_pictures(message: JsonObject) -> list[JsonObject]:
     """Return what an earlier answer painted; pictures have a place in a user's message only."""
     given = message.get("images")
-    pictures = [
-        _picture(an_object(one, f"{path}.images.{index}"), f"{path}.images.{index}")
-        for index, one in enumerate(a_list(given, f"{path}.images") if given is not None else ())
-    ]
+    pictures: list[JsonObject] = []
+    if given is None:
+        return pictures
+    where = "images"
+    try:
+        for index, one in enumerate(a_list(given, "")):
+            where = f"images.{index}"
+            pictures.append(_picture(an_object(one, "")))
+    except FieldError as exc:
+        exc.within(where)
+        raise
     return [{"type": "input_text", "text": "[generated by the assistant]"}, *pictures] if pictures else []
 
 
-def _thoughts(message: JsonObject, path: str) -> list[JsonObject]:
+def _thoughts(message: JsonObject) -> list[JsonObject]:
     """Return the reasoning that the caller kept for us, as far as the backend can read it."""
     given = message.get("reasoning_details")
     thoughts: list[JsonObject] = []
     summary: list[JsonObject] = []
-    for index, one in enumerate(a_list(given, f"{path}.reasoning_details") if given is not None else ()):
-        detail = an_object(one, f"{path}.reasoning_details.{index}")
-        kind, data, text = detail.get("type"), detail.get("data"), detail.get("summary")
+    for index, one in enumerate(a_list(given, "reasoning_details") if given is not None else ()):
+        if not isinstance(one, dict):
+            raise wrong(f"reasoning_details.{index}", "an object", one)
+        kind, data, text = one.get("type"), one.get("data"), one.get("summary")
         if kind == "reasoning.encrypted" and isinstance(data, str) and is_sealed(data):
             thoughts.append({"type": "reasoning", "summary": summary, "encrypted_content": data})
             summary = []
@@ -471,19 +609,23 @@ def _thoughts(message: JsonObject, path: str) -> list[JsonObject]:
     return thoughts
 
 
-def _output(message: JsonObject, path: str) -> JsonObject:
+def _output(message: JsonObject) -> JsonObject:
     output: Any = message.get("content", "")
     if isinstance(output, str):
-        output = _seen(output) or output
+        if output[:1] == "[" or output[:1].isspace():
+            output = _seen(output) or output
     elif isinstance(output, list):
         output = [_output_part(part) for part in output] or ""
     elif output is None or isinstance(output, dict):
         output = _json(output)
     else:
-        raise wrong(f"{path}.content", "a string or a list", output)
+        raise wrong("content", "a string or a list", output)
     item: JsonObject = {"type": CALLS["function_call"], "output": output}
-    if message.get("tool_call_id") is not None:
-        item["call_id"] = a_string(message["tool_call_id"], f"{path}.tool_call_id")
+    identity = message.get("tool_call_id")
+    if isinstance(identity, str):
+        item["call_id"] = identity
+    elif identity is not None:
+        raise wrong("tool_call_id", "a string", identity)
     return item
 
 
@@ -510,100 +652,106 @@ def _output_part(part: Any) -> JsonObject:
         if isinstance(part, dict) and isinstance(part.get("type"), str):
             reader = _OUTPUT_PARTS.get(part["type"])
             if reader is not None:
-                return reader(part, "")
-    except RequestError:
+                return reader(part)
+    except FieldError:
         pass
     return {"type": "input_text", "text": _json(part)}
 
 
 # Parts -----------------------------------------------------------------------------------------
 
-_Reader = Callable[[JsonObject, str], JsonObject]
+_Reader = Callable[[JsonObject], JsonObject]
 
 
-def _parts(message: JsonObject, path: str, readers: Mapping[str, _Reader]) -> list[JsonObject]:
+def _parts(content: Any, readers: Mapping[str, _Reader]) -> list[JsonObject]:
     """Return the content of a message, part by part."""
-    content, path = message.get("content"), f"{path}.content"
     if isinstance(content, str):
-        return [readers["text"]({"text": content}, path)]
+        return [readers["text"]({"text": content})]
     if not isinstance(content, list):
-        raise wrong(path, "a string or a list", content)
+        raise wrong("content", "a string or a list", content)
     if not content and readers is not _ASSISTANT_PARTS:
-        raise RequestError(f"{path} is empty", param=path, code="invalid_value")
+        raise FieldError("content", "is empty", code="invalid_value", begins=True)
     made: list[JsonObject] = []
-    for index, one in enumerate(content):
-        where = f"{path}.{index}"
-        part = an_object(one, where)
-        kind = a_string(part.get("type"), f"{where}.type")
-        reader = readers.get(kind)
-        if reader is None:
-            why = (
-                f"a part of type {quoted(kind)} may stand in a user's message only"
-                if kind in _USER_PARTS
-                else f"unknown type of content {quoted(kind)}"
-            )
-            raise RequestError(why, param=f"{where}.type", code="invalid_value")
-        made.append(reader(part, where))
+    try:
+        for part in content:
+            kind = a_string(an_object(part, "").get("type"), "type")
+            reader = readers.get(kind)
+            if reader is None:
+                why = (
+                    f"a part of type {quoted(kind)} may stand in a user's message only"
+                    if kind in _USER_PARTS
+                    else f"unknown type of content {quoted(kind)}"
+                )
+                raise FieldError("type", why, code="invalid_value")
+            made.append(reader(part))
+    except FieldError as exc:
+        exc.within(f"content.{len(made)}")
+        raise
     return made
 
 
-def _input_text(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "input_text", "text": a_string(part.get("text"), f"{path}.text")}
+def _input_text(part: JsonObject) -> JsonObject:
+    return {"type": "input_text", "text": a_string(part.get("text"), "text")}
 
 
-def _output_text(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "output_text", "text": a_string(part.get("text"), f"{path}.text")}
+def _output_text(part: JsonObject) -> JsonObject:
+    return {"type": "output_text", "text": a_string(part.get("text"), "text")}
 
 
-def _refusal(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "refusal", "refusal": a_string(part.get("refusal"), f"{path}.refusal")}
+def _refusal(part: JsonObject) -> JsonObject:
+    return {"type": "refusal", "refusal": a_string(part.get("refusal"), "refusal")}
 
 
-def _refusal_as_text(part: JsonObject, path: str) -> JsonObject:
-    return {"type": "input_text", "text": a_string(part.get("refusal"), f"{path}.refusal")}
+def _refusal_as_text(part: JsonObject) -> JsonObject:
+    return {"type": "input_text", "text": a_string(part.get("refusal"), "refusal")}
 
 
-def _picture(part: JsonObject, path: str) -> JsonObject:
+def _picture(part: JsonObject) -> JsonObject:
     """Return a picture; Chat puts its address into an object, Responses and many callers do not."""
-    source, path = (
-        (part["image_url"], f"{path}.image_url") if isinstance(part.get("image_url"), dict) else (part, path)
-    )
+    source: JsonObject = part["image_url"] if isinstance(part.get("image_url"), dict) else part
     made: JsonObject = {"type": "input_image"}
-    for key, name in (("url", "image_url"), ("image_url", "image_url"), ("file_id", "file_id")):
-        if source.get(key) not in (None, ""):
-            made[name] = a_string(source[key], f"{path}.{key}")
-    if len(made) == 1:
-        raise RequestError("the picture has no address", param=path, code="missing_required_parameter")
-    detail = source.get("detail", part.get("detail"))
-    if detail is not None:
-        made["detail"] = a_string(detail, f"{path}.detail")
+    try:
+        for key, name in (("url", "image_url"), ("image_url", "image_url"), ("file_id", "file_id")):
+            if source.get(key) not in (None, ""):
+                made[name] = a_string(source[key], key)
+        if len(made) == 1:
+            raise FieldError("", "the picture has no address", code="missing_required_parameter")
+        detail = source.get("detail", part.get("detail"))
+        if detail is not None:
+            made["detail"] = a_string(detail, "detail")
+    except FieldError as exc:
+        if source is not part:
+            exc.within("image_url")
+        raise
     return made
 
 
-def _file(part: JsonObject, path: str) -> JsonObject:
-    source = part
-    if part.get("file") is not None:
-        path = f"{path}.file"
-        source = an_object(part["file"], path)
+def _file(part: JsonObject) -> JsonObject:
+    source = an_object(part["file"], "file") if part.get("file") is not None else part
     made: JsonObject = {"type": "input_file"}
-    for key in ("file_id", "file_data", "file_url"):
-        if source.get(key) not in (None, ""):
-            made[key] = a_string(source[key], f"{path}.{key}")
-    if len(made) == 1:
-        raise RequestError(
-            "the file has neither data nor id nor url", param=path, code="missing_required_parameter"
-        )
-    if source.get("filename") is not None:
-        made["filename"] = a_string(source["filename"], f"{path}.filename")
+    try:
+        for key in ("file_id", "file_data", "file_url"):
+            if source.get(key) not in (None, ""):
+                made[key] = a_string(source[key], key)
+        if len(made) == 1:
+            raise FieldError(
+                "", "the file has neither data nor id nor url", code="missing_required_parameter"
+            )
+        if source.get("filename") is not None:
+            made["filename"] = a_string(source["filename"], "filename")
+    except FieldError as exc:
+        if source is not part:
+            exc.within("file")
+        raise
     return made
 
 
-def _audio(part: JsonObject, path: str) -> JsonObject:
-    path = f"{path}.input_audio"
-    source = an_object(part.get("input_audio"), path)
+def _audio(part: JsonObject) -> JsonObject:
+    source = an_object(part.get("input_audio"), "input_audio")
+    data = a_string(source.get("data"), "input_audio.data")
     return {
         "type": "input_audio",
-        "input_audio": {key: a_string(source.get(key), f"{path}.{key}") for key in ("data", "format")},
+        "input_audio": {"data": data, "format": a_string(source.get("format"), "input_audio.format")},
     }
 
 
@@ -620,26 +768,32 @@ _USER_PARTS: dict[str, _Reader] = {**_OUTPUT_PARTS, "input_audio": _audio, "refu
 # Reading values that may be anything -------------------------------------------------------------
 
 
-def _kind(value: JsonObject, path: str) -> str:
+def _kind(value: JsonObject) -> str:
     """Return the type of a tool or a call; one that only holds a function says so by that."""
-    if value.get("type") is None and isinstance(value.get("function"), dict):
+    kind = value.get("type")
+    if isinstance(kind, str):
+        return kind
+    if kind is None and isinstance(value.get("function"), dict):
         return "function"
-    return a_string(value.get("type"), f"{path}.type")
+    raise wrong("type", "a string", kind)
 
 
-def _inside(value: JsonObject, key: str, path: str) -> tuple[JsonObject, str]:
-    """Return what Chat nests under *key*, and its path; the flat shape of Responses stands for itself."""
+def _inside(value: JsonObject, key: str) -> JsonObject:
+    """Return what Chat nests under *key*; the flat shape of Responses stands for itself."""
     inner = value.get(key)
+    if isinstance(inner, dict):
+        return inner
     if inner is None:
-        return value, path
-    return an_object(inner, f"{path}.{key}"), f"{path}.{key}"
+        return value
+    raise wrong(key, "an object", inner)
 
 
 def _json(value: Any) -> str:
     return dumps(value).decode()
 
 
-def _name(value: Any, path: str) -> str:
-    if not a_string(value, path):
-        raise RequestError(f"{path} is empty", param=path, code="invalid_value")
-    return str(value)
+def _name(source: JsonObject) -> str:
+    name = a_string(source.get("name"), "name")
+    if not name:
+        raise FieldError("name", "is empty", code="invalid_value", begins=True)
+    return name

@@ -82,7 +82,7 @@ def decode_passthrough(
     if endpoint == COMPACT and not is_codex:
         cache_key = body.get("prompt_cache_key")
         set_session(forwarded, cache_key if isinstance(cache_key, str) else None, binding)
-    survey = Survey(body.get("input"))
+    survey = Survey.of(body.get("input"))
     metadata = body.get("client_metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     turn_state = metadata.get(TURN_STATE)
@@ -99,8 +99,8 @@ def decode_passthrough(
         service_tier=tier,
         headers=forwarded,
         turn_state=headers.get(TURN_STATE) or (turn_state if isinstance(turn_state, str) else None),
-        encrypted=survey.encrypted,
-        compacted=survey.compacted,
+        encrypted=tuple(survey.encrypted),
+        compacted=tuple(survey.compacted),
         input_bytes=max(len(sent) - survey.opaque_bytes, 0) if body else 0,
         has_body_turn_state=TURN_STATE in metadata,
     )

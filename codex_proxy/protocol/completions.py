@@ -35,8 +35,8 @@ from codex_proxy.protocol.fields import (
 from codex_proxy.protocol.request import BackendRequest, parse_body
 from codex_proxy.protocol.responses import render_error, stream_error
 from codex_proxy.protocol.responses_request import LEFT_OUT as NOT_SENT
-from codex_proxy.protocol.responses_request import LIMITS, prepare
-from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.protocol.responses_request import LIMITS, Survey, prepare
+from codex_proxy.protocol.wire import JsonObject, Pieces, dumps
 
 __all__ = ["COMPLETIONS", "EDITS", "LEFT_OUT", "CompletionsEncoder", "EditEncoder", "with_engine"]
 
@@ -144,7 +144,7 @@ def _ask(
     """Make the turn: the developer's message of some parts, then the user's messages."""
     body: JsonObject = {key: fields[key] for key in _PASSED if key in fields}
     body["input"] = [_message("developer", *developer), *(_message("user", text) for text in user)]
-    return prepare(body, headers, catalog=catalog, caller=caller, said=fields)
+    return prepare(body, headers, catalog=catalog, caller=caller, said=fields, survey=Survey())
 
 
 def _message(role: str, *texts: str) -> JsonObject:
@@ -221,11 +221,11 @@ class TextEncoder(AnswerEncoder):
         self._refused = False
         self.finish_reason: str | None = None
 
-    def tell_text(self, slot: Slot, text: str) -> None:
+    def tell_text(self, slot: Slot, text: Pieces) -> None:
         """Add words to the answer."""
         self._write(text)
 
-    def tell_refusal(self, slot: Slot, text: str) -> None:
+    def tell_refusal(self, slot: Slot, text: Pieces) -> None:
         """Add the words of a refusal: they are all that the caller gets, and the end says what they are."""
         self._refused = True
         self._write(text)
@@ -243,9 +243,9 @@ class TextEncoder(AnswerEncoder):
         """Return a comment, which no client reads."""
         return b": keep-alive\n\n"
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: Pieces) -> None:
         if self.collect:
-            self._texts.append(text)
+            self._texts.append(text.text)
 
 
 class CompletionsEncoder(TextEncoder):
@@ -275,11 +275,11 @@ class CompletionsEncoder(TextEncoder):
 
     def tell_start(self) -> None:
         """Render what all chunks share; give the prompt back if it is wanted."""
-        self._head = b"data: " + dumps(self._object())[:-1] + b',"choices":[{"text":'
-        self._tail = b',"index":0,"logprobs":null,"finish_reason":null}]'
+        self._head = b"data: " + dumps(self._object())[:-1] + b',"choices":[{"text":"'
+        self._tail = b'","index":0,"logprobs":null,"finish_reason":null}]'
         self._tail += b',"usage":null}\n\n' if self._shows_usage else b"}\n\n"
         if self._echo:
-            self._write(self._echo)
+            self._write(Pieces.of(self._echo))
             self._echo = ""
 
     def end_well(self, reason: str) -> None:
@@ -311,10 +311,10 @@ class CompletionsEncoder(TextEncoder):
             "model": self.request.asked_model,
         }
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: Pieces) -> None:
         super()._write(text)
         if not self.collect:
-            self.out.append(self._head + dumps(text) + self._tail)
+            self.out += (self._head, (self._tail + self._head).join(text.spelled), self._tail)
 
 
 class EditEncoder(TextEncoder):

@@ -1,6 +1,10 @@
 """Reads the fields of a body that may hold anything: the value, or an error that names its place.
 
 Names with `get_` look a key up and let it be missing or null; the others take a value that has to be there.
+
+A path is made when something is wrong, from the inside out: whoever finds it names the field as far as it
+knows (`image_url.url`), and each loop that passes the error on puts what it is at in front
+(`messages.3.content.0`). So a body that is right costs no path at all, however many items it has.
 """
 
 from typing import Any
@@ -26,14 +30,36 @@ _KINDS: tuple[tuple[type, str], ...] = (
 )
 
 
-def wrong(path: str, expected: str, value: Any) -> RequestError:
+class FieldError(RequestError):
+    """Something is wrong with a field, whose path may grow to the left; see the module.
+
+    Args:
+        path: The field, as far as it is known; empty for the very thing that is read.
+        text: What is wrong: a whole sentence, or what follows the path if *begins*.
+        begins: Whether the sentence begins with the path.
+    """
+
+    def __init__(self, path: str, text: str, *, code: str | None, begins: bool = False) -> None:
+        super().__init__(f"{path} {text}" if begins else text, param=path, code=code)
+        self._rest = text if begins else None
+
+    def within(self, outer: str) -> None:
+        """Say what the path so far is counted from."""
+        path = f"{outer}.{self.param}" if self.param else outer
+        self.param = path
+        if self._rest is not None:
+            self.message = f"{path} {self._rest}"
+            self.args = (self.message,)
+
+
+def wrong(path: str, expected: str, value: Any) -> FieldError:
     """Return the error for a value of another kind than *expected* at *path*."""
     if value is None:
-        text = f"{path} must be {expected}, and is missing or null"
+        text = f"must be {expected}, and is missing or null"
     else:
         found = next((name for kind, name in _KINDS if isinstance(value, kind)), "something else")
-        text = f"{path} must be {expected}, not {found}"
-    return RequestError(text, param=path, code="invalid_type")
+        text = f"must be {expected}, not {found}"
+    return FieldError(path, text, code="invalid_type", begins=True)
 
 
 def quoted(word: str) -> str:
@@ -72,25 +98,37 @@ def a_list(value: Any, path: str) -> list[Any]:
 def get_string(fields: JsonObject, key: str, path: str = "") -> str | None:
     """Return a string, None when there is none; *path* is where it stands, if not at the top."""
     value = fields.get(key)
-    return None if value is None else a_string(value, path or key)
+    if value is None or isinstance(value, str):
+        return value
+    raise wrong(path or key, "a string", value)
 
 
 def get_boolean(fields: JsonObject, key: str, path: str = "", *, default: bool = False) -> bool:
     """Return true or false, *default* when neither is said."""
     value = fields.get(key)
-    return default if value is None else a_boolean(value, path or key)
+    if value is None:
+        return default
+    if isinstance(value, bool):
+        return value
+    raise wrong(path or key, "a boolean", value)
 
 
 def get_object(fields: JsonObject, key: str, path: str = "") -> JsonObject | None:
     """Return an object, None when there is none."""
     value = fields.get(key)
-    return None if value is None else an_object(value, path or key)
+    if value is None or isinstance(value, dict):
+        return value
+    raise wrong(path or key, "an object", value)
 
 
 def get_list(fields: JsonObject, key: str, path: str = "") -> list[Any]:
     """Return a list, an empty one when there is none."""
     value = fields.get(key)
-    return [] if value is None else a_list(value, path or key)
+    if isinstance(value, list):
+        return value
+    if value is None:
+        return []
+    raise wrong(path or key, "a list", value)
 
 
 def stop_sequences(value: Any) -> tuple[str, ...]:
@@ -101,7 +139,8 @@ def stop_sequences(value: Any) -> tuple[str, ...]:
         raise wrong("stop", "a string or a list of strings", value)
     given = [value] if isinstance(value, str) else value
     for index, one in enumerate(given):
-        a_string(one, f"stop.{index}")
+        if not isinstance(one, str):
+            raise wrong(f"stop.{index}", "a string", one)
     return check_stops(tuple(one for one in given if one), "stop")
 
 
@@ -115,5 +154,5 @@ def check_stops(stops: tuple[str, ...], path: str) -> tuple[str, ...]:
 
 def wants_usage(fields: JsonObject) -> bool:
     """Tell whether a stream of OpenAI's older dialects shall end with its usage."""
-    options = get_object(fields, "stream_options") or {}
-    return get_boolean(options, "include_usage", "stream_options.include_usage")
+    options = get_object(fields, "stream_options")
+    return options is not None and get_boolean(options, "include_usage", "stream_options.include_usage")

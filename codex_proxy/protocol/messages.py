@@ -43,7 +43,7 @@ from codex_proxy.protocol.names import ToolNames, fit_call_id, shorten
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import set_retry
 from codex_proxy.protocol.sse import frame
-from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads_lenient
+from codex_proxy.protocol.wire import BadJson, JsonObject, Pieces, dumps, loads_lenient
 from codex_proxy.trace import UsageSource
 
 __all__ = ["MESSAGES", "MessagesEncoder", "render_error", "reword"]
@@ -67,9 +67,16 @@ _STOP_REASONS = {
 """Why an answer ended, in the API's words; any other reason is `end_turn`."""
 
 # What is no object goes out as one string of an object.
-_CUSTOM_HEAD = '{"input":"'
-_RAW_HEAD = f'{{"{RAW}":"'
-_STRING_TAIL = '"}'
+_NOTHING = Pieces.of("")
+_CUSTOM_HEAD = Pieces.of('{"input":"')
+_RAW_HEAD = Pieces.of(f'{{"{RAW}":"')
+_STRING_TAIL = Pieces.of('"}')
+_NO_INPUT = Pieces.of("{}")
+
+_DELTA = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":"'
+)
+_DELTA_END = b'"}}\n\n'
 
 
 class MessagesEncoder(AnswerEncoder):
@@ -98,7 +105,7 @@ class MessagesEncoder(AnswerEncoder):
         self._content: list[JsonObject] = []
         self._pieces: list[str] = []
         """The text of the open block, when it is collected."""
-        self._tail: str | None = None
+        self._tail: Pieces | None = None
         """What the input of the open call still needs; None as long as nothing of it has come."""
         self._calls: list[Slot] = []
         self._searches = 0
@@ -118,15 +125,13 @@ class MessagesEncoder(AnswerEncoder):
             self._content.append(dict(block))
         self._open = block["type"]
 
-    def _add(self, kind: str, key: str, text: str) -> None:
-        """Add text to the open block; once per delta, so only the text itself is rendered."""
+    def _add(self, kind: bytes, key: bytes, text: Pieces) -> None:
+        """Add text to the open block, a delta for each of its pieces; their spelling is copied."""
         if self.collect:
-            self._pieces.append(text)
+            self._pieces.append(text.text)
             return
-        self.out.append(
-            b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":%b}}\n\n'
-            % (self._blocks, kind.encode(), key.encode(), dumps(text))
-        )
+        head = _DELTA % (self._blocks, kind, key)
+        self.out += (head, (_DELTA_END + head).join(text.spelled), _DELTA_END)
 
     def _end(self) -> None:
         if not self._open:
@@ -159,12 +164,12 @@ class MessagesEncoder(AnswerEncoder):
         }
         self._emit("message_start", message=message | {"usage": usage})
 
-    def tell_text(self, slot: Slot, text: str) -> None:
+    def tell_text(self, slot: Slot, text: Pieces) -> None:
         """Add words."""
         self._want_text()
-        self._add("text_delta", "text", text)
+        self._add(b"text_delta", b"text", text)
 
-    def tell_refusal(self, slot: Slot, text: str) -> None:
+    def tell_refusal(self, slot: Slot, text: Pieces) -> None:
         """Add words of a refusal, which are all that the caller gets."""
         self._has_refused = True
         self.tell_text(slot, text)
@@ -187,11 +192,11 @@ class MessagesEncoder(AnswerEncoder):
         delta = {"type": "citations_delta", "citation": citation}
         self._emit("content_block_delta", index=self._blocks, delta=delta)
 
-    def tell_thought(self, slot: Slot, text: str) -> None:
+    def tell_thought(self, slot: Slot, text: Pieces) -> None:
         """Add words of the summary, if the caller wants them."""
         if self._thinking is Thinking.SHOWN:
             self._want_thinking()
-            self._add("thinking_delta", "thinking", text)
+            self._add(b"thinking_delta", b"thinking", text)
 
     def tell_call(self, slot: Slot) -> None:
         """Begin a call."""
@@ -200,20 +205,23 @@ class MessagesEncoder(AnswerEncoder):
         name = self._names.asked(slot.name or "")
         self._begin({"type": "tool_use", "id": fit_call_id(call_id), "name": name, "input": {}})
         self._tail = _STRING_TAIL if _is_custom(slot) else None
-        self._add("input_json_delta", "partial_json", _CUSTOM_HEAD if _is_custom(slot) else "")
+        self._add_input(_CUSTOM_HEAD if _is_custom(slot) else _NOTHING)
 
-    def tell_arguments(self, slot: Slot, text: str) -> None:
+    def tell_arguments(self, slot: Slot, text: Pieces) -> None:
         """Add to what the tool is called with."""
         if self._tail is None:
-            text = text.lstrip(" \t\r\n")
-            if not text:
+            said = text.text.lstrip(" \t\r\n")
+            if not said:
                 return
-            self._tail = "" if text.startswith("{") else _STRING_TAIL
+            if len(said) < len(text.text):
+                text = text.part(len(text.text) - len(said), len(text.text))
+            self._tail = _NOTHING if said.startswith("{") else _STRING_TAIL
             if self._tail:
-                self._add("input_json_delta", "partial_json", _RAW_HEAD)
-        if self._tail:
-            text = dumps(text)[1:-1].decode()
-        self._add("input_json_delta", "partial_json", text)
+                self._add_input(_RAW_HEAD)
+        self._add_input(text.nested() if self._tail else text)
+
+    def _add_input(self, text: Pieces) -> None:
+        self._add(b"input_json_delta", b"partial_json", text)
 
     def tell_close(self, slot: Slot) -> None:
         """End the block of an item; some items are said only now."""
@@ -226,7 +234,7 @@ class MessagesEncoder(AnswerEncoder):
                 self._show_search(slot)
             case "image_generation_call" if slot.picture:
                 self._want_text()
-                self._add("text_delta", "text", PICTURE)
+                self._add(b"text_delta", b"text", Pieces.of(PICTURE))
             case _:
                 pass
         self._end()
@@ -234,9 +242,9 @@ class MessagesEncoder(AnswerEncoder):
     def _end_input(self, slot: Slot) -> None:
         """Let the pieces of the input make an object, if anything can."""
         if self._tail is None and slot.is_told:
-            self._tail = "{}"
+            self._tail = _NO_INPUT
         if self._tail:
-            self._add("input_json_delta", "partial_json", self._tail)
+            self._add_input(self._tail)
 
     def _want_text(self) -> None:
         if self._open != "text":
@@ -265,7 +273,7 @@ class MessagesEncoder(AnswerEncoder):
         self._searches += 1
         identity = _identity(slot, self.around.unique)
         self._begin({"type": "server_tool_use", "id": identity, "name": "web_search", "input": {}})
-        self._add("input_json_delta", "partial_json", dumps({"query": query}).decode())
+        self._add_input(Pieces.of(dumps({"query": query}).decode()))
         content: Any = results
         if slot.item.get("status") == "failed":
             content = {"type": "web_search_tool_result_error", "error_code": "unavailable"}

@@ -21,17 +21,17 @@ A last message of the assistant's is sent as it is; the answer goes on after it 
 
 import enum
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.calls import repair_calls
 from codex_proxy.protocol.catalog import BUDGETS, PRIORITY, Catalog
-from codex_proxy.protocol.fields import check_stops, get_object, get_string, quoted, wrong
+from codex_proxy.protocol.fields import FieldError, check_stops, get_object, get_string, quoted, wrong
 from codex_proxy.protocol.names import ToolNames, is_sealed
 from codex_proxy.protocol.request import BackendRequest, model_of, parse_body
-from codex_proxy.protocol.responses_request import prepare
+from codex_proxy.protocol.responses_request import Survey, prepare
 from codex_proxy.protocol.schema import repair_parameters
 from codex_proxy.protocol.wire import JsonObject, dumps
 
@@ -78,7 +78,7 @@ class Thinking(enum.Enum):
     """Blocks with a summary."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Asked:
     """A request, and what its answer needs to know of it."""
 
@@ -99,18 +99,18 @@ def decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: 
         raise _missing("model")
     limit = _limit(body)
     _refuse_foreign(body)
-    fields, names = _translate(body)
+    fields, names, survey = _translate(body)
     thinking = _set_reasoning(fields, body)
     stop = _stops(body.get("stop_sequences"))
-    fields |= {
-        "model": body["model"],
-        "stream": body.get("stream"),
-        "max_output_tokens": limit,
-        "service_tier": PRIORITY if get_string(body, "speed") == "fast" else get_string(body, "service_tier"),
-    }
-    # Only what the conversation is known by is read in it.
-    get_string(get_object(body, "metadata") or {}, "user_id", "metadata.user_id")
-    request = prepare(fields, headers, catalog=catalog, caller=caller, said=body)
+    fields |= {"model": body["model"], "stream": body.get("stream"), "max_output_tokens": limit}
+    tier = PRIORITY if get_string(body, "speed") == "fast" else get_string(body, "service_tier")
+    if tier is not None:
+        fields["service_tier"] = tier
+    metadata = get_object(body, "metadata")
+    if metadata is not None:
+        # Only what the conversation is known by is read in it.
+        get_string(metadata, "user_id", "metadata.user_id")
+    request = prepare(fields, headers, catalog=catalog, caller=caller, said=body, survey=survey)
     return Asked(request, names, thinking, stop)
 
 
@@ -126,13 +126,13 @@ def countable(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog) -> Js
     return _translate(body)[0]
 
 
-def _translate(body: JsonObject) -> tuple[JsonObject, ToolNames]:
-    """Translate all that the model reads."""
+def _translate(body: JsonObject) -> tuple[JsonObject, ToolNames, Survey]:
+    """Translate all that the model reads; also return what it calls the tools, and what the input holds."""
     tools = _Tools(body)
     conversation = _Conversation(tools.names)
     conversation.add_system(body.get("system"))
     conversation.add_all(body.get("messages"))
-    fields: JsonObject = {"input": repair_calls(conversation.items, conversation.rounds)}
+    fields: JsonObject = {"input": repair_calls(conversation.items, conversation.ends)}
     if tools.declared:
         fields["tools"] = tools.declared
         if tools.searches:
@@ -141,10 +141,16 @@ def _translate(body: JsonObject) -> tuple[JsonObject, ToolNames]:
     shape = _format(body)
     if shape is not None:
         fields["text"] = {"format": shape}
-    return fields, tools.names
+    return fields, tools.names, conversation.survey
 
 
 # What the caller wants around the conversation.
+
+
+_FOREIGN = frozenset({"mcp_servers", "compaction", "thread", "inference_geo"})
+_OF_THINKING = frozenset({"thinking", "output_config"})
+_OF_FORMAT = frozenset({"output_config", "output_format"})
+"""Fields of one kind: a look tells whether a body has any of them."""
 
 
 def _limit(body: JsonObject) -> int:
@@ -160,6 +166,8 @@ def _limit(body: JsonObject) -> int:
 
 def _refuse_foreign(body: JsonObject) -> None:
     """Refuse what would change the answer and that only Anthropic's servers can do."""
+    if _FOREIGN.isdisjoint(body):
+        return
     for key, why in (
         ("mcp_servers", "servers are not called from here; connect to them in the client"),
         ("compaction", "conversations are not compacted here; ask for a summary in a message"),
@@ -178,6 +186,8 @@ def _refuse_foreign(body: JsonObject) -> None:
 
 def _set_reasoning(fields: JsonObject, body: JsonObject) -> Thinking:
     """Put the effort into *fields*, and whether a summary is wanted; return what the caller gets of it."""
+    if _OF_THINKING.isdisjoint(body):
+        return Thinking.OFF
     thinking = get_object(body, "thinking") or {}
     config = get_object(body, "output_config") or {}
     effort = get_string(config, "effort", "output_config.effort")
@@ -223,6 +233,8 @@ def _effort_of(thinking: JsonObject) -> str:
 
 
 def _format(body: JsonObject) -> JsonObject | None:
+    if _OF_FORMAT.isdisjoint(body):
+        return None
     config = get_object(body, "output_config") or {}
     path = "output_config.format"
     shape = get_object(config, "format", path)
@@ -260,19 +272,26 @@ def _stops(value: Any) -> tuple[str, ...]:
 # The conversation.
 
 
-@dataclass(slots=True)
 class _Conversation:
     """The items of the backend's input, in the order of the caller's blocks."""
 
-    names: ToolNames
-    items: list[JsonObject] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
-    """For each item the number of the message that it came from."""
-    _number: int = -1
+    def __init__(self, names: ToolNames) -> None:
+        self.items: list[JsonObject] = []
+        self.ends: list[int] = []
+        """For each message how many items there are up to its end."""
+        self.survey = Survey()
+        self._names = names
+        self._last_user: int | None = None
+        """Where the last message of the user's is, once somebody has asked for it."""
 
     def add_system(self, system: Any) -> None:
         if system is not None:
-            self._message("developer", _system_parts(system, "system"))
+            try:
+                self._add_system(system)
+            except FieldError as exc:
+                exc.within("system")
+                raise
+        self.ends.append(len(self.items))
 
     def add_all(self, messages: Any) -> None:
         if messages is None:
@@ -280,110 +299,165 @@ class _Conversation:
         if not isinstance(messages, list):
             raise _wrong("messages", "a list", messages)
         before = len(self.items)
-        last_user = max(
-            (n for n, one in enumerate(messages) if isinstance(one, dict) and one.get("role") == "user"),
-            default=-1,
-        )
         for number, message in enumerate(messages):
-            self._number = number
-            path = f"messages.{number}"
-            if not isinstance(message, dict):
-                raise _wrong(path, "an object", message)
-            content = message.get("content")
-            match message.get("role"):
-                case "user":
-                    self._add_user(content, f"{path}.content")
-                case "assistant":
-                    self._add_assistant(content, f"{path}.content")
-                case "system":
-                    clear = get_string(message, "clear_at", f"{path}.clear_at")
-                    parts = _system_parts([] if content is None else content, f"{path}.content")
-                    # The caller's own word: from the next user message on it is not to be seen.
-                    if clear != "next_user_message" or number > last_user:
-                        self._message("developer", parts)
-                case role:
-                    if not isinstance(role, str):
-                        raise _wrong(f"{path}.role", "a string", role)
-                    raise _unknown(f"{path}.role", role)
+            try:
+                self._add_message(number, message, messages)
+            except FieldError as exc:
+                exc.within(f"messages.{number}")
+                raise
+            self.ends.append(len(self.items))
         if len(self.items) == before:
             raise RequestError("at least one message with content is needed", param="messages")
 
-    def _add(self, item: JsonObject) -> None:
-        self.items.append(item)
-        self.rounds.append(self._number)
+    def _add_message(self, number: int, message: Any, messages: list[Any]) -> None:
+        if not isinstance(message, dict):
+            raise _wrong("", "an object", message)
+        role, content = message.get("role"), message.get("content")
+        is_seen = True
+        if role != "user" and role != "assistant":
+            if not isinstance(role, str):
+                raise _wrong("role", "a string", role)
+            if role != "system":
+                raise _unknown("role", role)
+            # The caller's own word: from the next user message on it is not to be seen.
+            is_seen = get_string(message, "clear_at") != "next_user_message" or number > self._last_of_user(
+                messages
+            )
+        try:
+            if role == "user":
+                self._add_user(content)
+            elif role == "assistant":
+                self._add_assistant(content)
+            else:
+                self._add_system([] if content is None else content, is_seen=is_seen)
+        except FieldError as exc:
+            exc.within("content")
+            raise
+
+    def _last_of_user(self, messages: list[Any]) -> int:
+        """Return the number of the user's last message; -1 when there is none."""
+        if self._last_user is None:
+            self._last_user = max(
+                (n for n, one in enumerate(messages) if isinstance(one, dict) and one.get("role") == "user"),
+                default=-1,
+            )
+        return self._last_user
 
     def _message(self, role: str, parts: list[JsonObject]) -> None:
         if parts:
-            self._add({"type": "message", "role": role, "content": parts})
+            self.items.append({"type": "message", "role": role, "content": parts})
 
-    def _add_user(self, content: Any, path: str) -> None:
-        parts: list[JsonObject] = []
-        for kind, block, where in _blocks(content, path):
-            if kind == "tool_result":
-                # Before everything else: an output may not be parted from its call.
-                self._add(_output(block, where))
-            else:
-                parts += _input_parts(kind, block, where)
-        self._message("user", parts)
+    def _weigh(self, parts: list[JsonObject]) -> None:
+        """Take in what parts hold beside text."""
+        for part in parts:
+            if part["type"] != "input_text":
+                self.survey.add_part(part)
 
-    def _add_assistant(self, content: Any, path: str) -> None:
+    def _add_system(self, content: Any, *, is_seen: bool = True) -> None:
+        parts = _system_parts(content)
+        if is_seen:
+            self._weigh(parts)
+            self._message("developer", parts)
+
+    def _add_user(self, content: Any) -> None:
+        if isinstance(content, str):
+            self._message("user", _said(content))
+            return
         parts: list[JsonObject] = []
-        for kind, block, where in _blocks(content, path):
-            match kind:
-                case "thinking":
-                    thought = _thought(block, where)
+        for place, block in enumerate(_blocks(content)):
+            try:
+                kind = _kind(block)
+                if kind == "text":
+                    parts += _said(_text(block))
+                elif kind == "tool_result":
+                    # Before everything else: an output may not be parted from its call.
+                    item = _output(block)
+                    if isinstance(item["output"], list):
+                        self._weigh(item["output"])
+                    self.items.append(item)
+                else:
+                    parts += _input_parts(kind, block)
+            except FieldError as exc:
+                exc.within(str(place))
+                raise
+        if parts:
+            self._weigh(parts)
+            self._message("user", parts)
+
+    def _add_assistant(self, content: Any) -> None:
+        parts: list[JsonObject] = []
+        for place, block in enumerate(_blocks(content)):
+            try:
+                kind = _kind(block)
+                if kind == "tool_use":
+                    self._message("assistant", parts)
+                    parts = []
+                    self.items.append(self._call(block))
+                elif kind == "thinking":
+                    thought = _thought(block)
                     if thought is not None:
                         self._message("assistant", parts)
                         parts = []
-                        self._add(thought)
-                case "tool_use":
-                    self._message("assistant", parts)
-                    parts = []
-                    self._add(self._call(block, where))
-                case _:
-                    text = _text(block, where) if kind == "text" else _words(kind, block, where)
+                        self.survey.add(thought, "reasoning")
+                        self.items.append(thought)
+                else:
+                    text = _text(block) if kind == "text" else _words(kind, block)
                     if text:
                         parts.append({"type": "output_text", "text": text})
+            except FieldError as exc:
+                exc.within(str(place))
+                raise
         self._message("assistant", parts)
 
-    def _call(self, block: JsonObject, path: str) -> JsonObject:
-        name = _needed(block, "name", path)
+    def _call(self, block: JsonObject) -> JsonObject:
+        name, identity, given = block.get("name"), block.get("id"), block.get("input")
+        if not isinstance(name, str) or not name:
+            name = _needed(block, "name")
+        if not isinstance(identity, str):
+            identity = get_string(block, "id") or ""
+        if not isinstance(given, dict):
+            given = get_object(block, "input") or {}
         return {
             "type": "function_call",
-            "call_id": get_string(block, "id", f"{path}.id") or "",
-            "name": self.names.sent(name),
-            "arguments": _json(get_object(block, "input", f"{path}.input") or {}, f"{path}.input"),
+            "call_id": identity,
+            "name": self._names.sent(name),
+            "arguments": _json(given, "input"),
         }
 
 
-def _blocks(content: Any, path: str) -> Iterator[tuple[str, JsonObject, str]]:
-    """Yield type, block and path of each block; a string is one block of text."""
+def _blocks(content: Any) -> list[Any]:
+    """Return the blocks of a content; a string is one block of text."""
+    if isinstance(content, list):
+        return content
     if isinstance(content, str):
-        yield "text", {"text": content}, path
-        return
-    if content is None:
-        raise _missing(path)
-    if not isinstance(content, list):
-        raise _wrong(path, "a string or a list", content)
-    for index, block in enumerate(content):
-        where = f"{path}.{index}"
-        if not isinstance(block, dict):
-            raise _wrong(where, "an object", block)
-        kind = block.get("type")
-        if kind is None:
-            raise _missing(f"{where}.type")
-        if not isinstance(kind, str):
-            raise _wrong(f"{where}.type", "a string", kind)
-        yield kind, block, where
+        return [{"type": "text", "text": content}]
+    raise _wrong("", "a string or a list", content)
 
 
-def _system_parts(content: Any, path: str) -> list[JsonObject]:
+def _kind(block: Any) -> str:
+    """Return the type of a block, which may still be anything."""
+    if not isinstance(block, dict):
+        raise _wrong("", "an object", block)
+    kind = block.get("type")
+    if isinstance(kind, str):
+        return kind
+    raise _wrong("type", "a string", kind)
+
+
+def _system_parts(content: Any) -> list[JsonObject]:
+    if isinstance(content, str):
+        return _said(_without_billing(content))
     parts: list[JsonObject] = []
-    for kind, block, where in _blocks(content, path):
-        if kind == "text":
-            parts += _said(_without_billing(_text(block, where)))
-        else:
-            parts += _input_parts(kind, block, where)
+    for place, block in enumerate(_blocks(content)):
+        try:
+            kind = _kind(block)
+            if kind == "text":
+                parts += _said(_without_billing(_text(block)))
+            else:
+                parts += _input_parts(kind, block)
+        except FieldError as exc:
+            exc.within(str(place))
+            raise
     return parts
 
 
@@ -397,40 +471,39 @@ def _without_billing(text: str) -> str:
     return text[start:]
 
 
-def _thought(block: JsonObject, path: str) -> JsonObject | None:
+def _thought(block: JsonObject) -> JsonObject | None:
     """Return the reasoning that a block brings back; None for one of another model's."""
-    text = get_string(block, "thinking", f"{path}.thinking")
-    seal = get_string(block, "signature", f"{path}.signature")
+    text = get_string(block, "thinking")
+    seal = get_string(block, "signature")
     if not seal or not is_sealed(seal):
         return None
     summary = [{"type": "summary_text", "text": text}] if text else []
     return {"type": "reasoning", "summary": summary, "encrypted_content": seal}
 
 
-def _output(block: JsonObject, path: str) -> JsonObject:
+def _output(block: JsonObject) -> JsonObject:
     content = block.get("content")
     is_error = block.get("is_error")
     if is_error is not None and not isinstance(is_error, bool):
-        raise _wrong(f"{path}.is_error", "a boolean", is_error)
+        raise _wrong("is_error", "a boolean", is_error)
     output: str | list[JsonObject]
     if content is None or isinstance(content, str):
         output = content or ""
         if is_error:
             output = _as_error(output)
     else:
-        output = [
-            part
-            for kind, inner, where in _blocks(content, f"{path}.content")
-            for part in _input_parts(kind, inner, where)
-        ]
+        try:
+            output = _shown(content)
+        except FieldError as exc:
+            exc.within("content")
+            raise
         if is_error:
             _mark_error(output)
         output = output or ""
-    return {
-        "type": "function_call_output",
-        "call_id": get_string(block, "tool_use_id", f"{path}.tool_use_id") or "",
-        "output": output,
-    }
+    identity = block.get("tool_use_id")
+    if not isinstance(identity, str):
+        identity = get_string(block, "tool_use_id") or ""
+    return {"type": "function_call_output", "call_id": identity, "output": output}
 
 
 def _as_error(text: str) -> str:
@@ -448,44 +521,66 @@ def _mark_error(parts: list[JsonObject]) -> None:
 # Blocks that the model is to see.
 
 
-def _input_parts(kind: str, block: JsonObject, path: str) -> list[JsonObject]:
+def _shown(content: Any) -> list[JsonObject]:
+    """Return the blocks of a content as parts."""
+    parts: list[JsonObject] = []
+    for place, block in enumerate(_blocks(content)):
+        try:
+            parts += _input_parts(_kind(block), block)
+        except FieldError as exc:
+            exc.within(str(place))
+            raise
+    return parts
+
+
+def _input_parts(kind: str, block: JsonObject) -> list[JsonObject]:
     """Return a block as parts of a message or of an output.
 
     Raises:
-        RequestError: If there is no place for it.
+        FieldError: If there is no place for it.
     """
     read = _INPUT.get(kind)
-    return read(block, path) if read is not None else _said(_words(kind, block, path))
+    return read(block) if read is not None else _said(_words(kind, block))
 
 
 def _said(text: str) -> list[JsonObject]:
     return [{"type": "input_text", "text": text}] if text else []
 
 
-def _text(block: JsonObject, path: str) -> str:
+def _text(block: JsonObject) -> str:
     value = block.get("text")
     if not isinstance(value, str):
-        raise _wrong(f"{path}.text", "a string", value)
+        raise _wrong("text", "a string", value)
     return value
 
 
-def _text_parts(block: JsonObject, path: str) -> list[JsonObject]:
-    return _said(_text(block, path))
+def _text_parts(block: JsonObject) -> list[JsonObject]:
+    return _said(_text(block))
 
 
-def _image_parts(block: JsonObject, path: str) -> list[JsonObject]:
-    source, kind, where = _source(block, path)
+def _image_parts(block: JsonObject) -> list[JsonObject]:
+    source = _source(block)
+    try:
+        return [{"type": "input_image", "image_url": _address(source)}]
+    except FieldError as exc:
+        exc.within("source")
+        raise
+
+
+def _address(source: JsonObject) -> str:
+    """Return the address of a picture; one that came with it is in its own address."""
+    kind = _source_kind(source)
     if kind == "url":
-        return [{"type": "input_image", "image_url": _needed(source, "url", where)}]
+        return _needed(source, "url")
     if kind != "base64":
-        raise _unknown(f"{where}.type", kind)
-    data = get_string(source, "data", f"{where}.data") or get_string(source, "base64", f"{where}.base64")
+        raise _unknown("type", kind)
+    data = get_string(source, "data") or get_string(source, "base64")
     if not data:
-        raise _missing(f"{where}.data")
-    media = _media(source, where) or next(
+        raise _missing("data")
+    media = _media(source) or next(
         (name for start, name in _PICTURES if data.startswith(start)), "application/octet-stream"
     )
-    return [{"type": "input_image", "image_url": f"data:{media};base64,{data}"}]
+    return f"data:{media};base64,{data}"
 
 
 # How the base64 of each begins, for a picture that does not say what it is.
@@ -497,42 +592,66 @@ _PICTURES = (
 )
 
 
-def _document_parts(block: JsonObject, path: str) -> list[JsonObject]:
-    title = get_string(block, "title", f"{path}.title")
-    context = get_string(block, "context", f"{path}.context")
-    source, kind, where = _source(block, path)
+def _document_parts(block: JsonObject) -> list[JsonObject]:
+    title = get_string(block, "title")
+    context = get_string(block, "context")
+    source = _source(block)
     about = [f"[context of the document: {context}]"] if context else []
+    try:
+        return _document(source, title, about)
+    except FieldError as exc:
+        exc.within("source")
+        raise
+
+
+def _document(source: JsonObject, title: str | None, about: list[str]) -> list[JsonObject]:
+    """Return a document as parts.
+
+    Args:
+        about: What is said of it before it comes.
+    """
+    kind = _source_kind(source)
+    # The backend names a file behind an address itself.
+    named = [f"[document: {title}]", *about] if title else about
     match kind:
         case "base64":
-            media = _media(source, where) or "application/pdf"
+            media = _media(source) or "application/pdf"
             part = {
                 "type": "input_file",
-                "file_data": f"data:{media};base64,{_needed(source, 'data', where)}",
+                "file_data": f"data:{media};base64,{_needed(source, 'data')}",
                 "filename": _filename(title, media),
             }
             return [*_said("\n".join(about)), part]
         case "url":
-            # The backend names a file behind an address itself.
-            named = [f"[document: {title}]", *about] if title else about
-            return [
-                *_said("\n".join(named)),
-                {"type": "input_file", "file_url": _needed(source, "url", where)},
-            ]
+            return [*_said("\n".join(named)), {"type": "input_file", "file_url": _needed(source, "url")}]
         case "text":
             data = source.get("data")
             if not isinstance(data, str):
-                raise _wrong(f"{where}.data", "a string", data)
-            return _said("\n".join([*([f"[document: {title}]"] if title else []), *about, data]))
+                raise _wrong("data", "a string", data)
+            return _said("\n".join([*named, data]))
         case "content":
-            named = [f"[document: {title}]", *about] if title else about
-            parts = _said("\n".join(named))
-            for inner, one, there in _blocks(source.get("content"), f"{where}.content"):
-                if inner not in {"text", "image"}:
-                    raise _unknown(f"{there}.type", inner)
-                parts += _input_parts(inner, one, there)
-            return parts
+            try:
+                return [*_said("\n".join(named)), *_inside(source.get("content"))]
+            except FieldError as exc:
+                exc.within("content")
+                raise
         case _:
-            raise _unknown(f"{where}.type", kind)
+            raise _unknown("type", kind)
+
+
+def _inside(content: Any) -> list[JsonObject]:
+    """Return what stands in a document: texts and pictures."""
+    parts: list[JsonObject] = []
+    for place, block in enumerate(_blocks(content)):
+        try:
+            kind = _kind(block)
+            if kind not in {"text", "image"}:
+                raise _unknown("type", kind)
+            parts += _input_parts(kind, block)
+        except FieldError as exc:
+            exc.within(str(place))
+            raise
+    return parts
 
 
 def _filename(title: str | None, media: str) -> str:
@@ -542,43 +661,58 @@ def _filename(title: str | None, media: str) -> str:
     return title or "document"
 
 
-def _source(block: JsonObject, path: str) -> tuple[JsonObject, str, str]:
-    where = f"{path}.source"
-    source = get_object(block, "source", where)
+def _source(block: JsonObject) -> JsonObject:
+    source = get_object(block, "source")
     if source is None:
-        raise _missing(where)
-    kind = _needed(source, "type", where)
+        raise _missing("source")
+    return source
+
+
+def _source_kind(source: JsonObject) -> str:
+    kind = _needed(source, "type")
     if kind == "file":
-        raise RequestError(
-            "files are not stored here; send the content itself",
-            param=f"{where}.type",
-            code="unsupported_value",
+        raise FieldError(
+            "type", "files are not stored here; send the content itself", code="unsupported_value"
         )
-    return source, kind, where
+    return kind
 
 
-def _media(source: JsonObject, where: str) -> str | None:
-    return get_string(source, "media_type", f"{where}.media_type") or get_string(
-        source, "mime_type", f"{where}.mime_type"
-    )
+def _media(source: JsonObject) -> str | None:
+    return get_string(source, "media_type") or get_string(source, "mime_type")
 
 
-def _search_parts(block: JsonObject, path: str) -> list[JsonObject]:
-    title = get_string(block, "title", f"{path}.title")
-    source = get_string(block, "source", f"{path}.source")
+def _search_parts(block: JsonObject) -> list[JsonObject]:
+    title = get_string(block, "title")
+    source = get_string(block, "source")
     lines = [f"[search result: {title}]" if title else "[search result]", *([source] if source else [])]
-    for kind, inner, where in _blocks(block.get("content"), f"{path}.content"):
-        if kind != "text":
-            raise _unknown(f"{where}.type", kind)
-        lines.append(_text(inner, where))
+    try:
+        lines += _texts(block.get("content"))
+    except FieldError as exc:
+        exc.within("content")
+        raise
     return _said("\n".join(lines))
 
 
-def _reference_parts(block: JsonObject, path: str) -> list[JsonObject]:
-    return _said(f"[tool loaded: {_needed(block, 'tool_name', path)}]")
+def _texts(content: Any) -> list[str]:
+    """Return the texts of a content that may have nothing else."""
+    texts: list[str] = []
+    for place, block in enumerate(_blocks(content)):
+        try:
+            kind = _kind(block)
+            if kind != "text":
+                raise _unknown("type", kind)
+            texts.append(_text(block))
+        except FieldError as exc:
+            exc.within(str(place))
+            raise
+    return texts
 
 
-_INPUT: dict[str, Callable[[JsonObject, str], list[JsonObject]]] = {
+def _reference_parts(block: JsonObject) -> list[JsonObject]:
+    return _said(f"[tool loaded: {_needed(block, 'tool_name')}]")
+
+
+_INPUT: dict[str, Callable[[JsonObject], list[JsonObject]]] = {
     "text": _text_parts,
     "image": _image_parts,
     "document": _document_parts,
@@ -605,11 +739,11 @@ _LABELLED = frozenset({
 """Blocks whose contents are given as they are, with their type as a label."""
 
 
-def _words(kind: str, block: JsonObject, path: str) -> str:
+def _words(kind: str, block: JsonObject) -> str:
     """Return what a block says; empty if nothing.
 
     Raises:
-        RequestError: If it is none that can be said in words.
+        FieldError: If it is none that can be said in words.
     """
     if kind in _SILENT:
         return ""
@@ -622,48 +756,53 @@ def _words(kind: str, block: JsonObject, path: str) -> str:
         content = rest.pop("content", None)
         if rest:
             content = {**rest, "content": content} if content is not None else rest
-        return f"[{kind}]\n{_plain_text(content, path)}"
+        return f"[{kind}]\n{_plain_text(content)}"
     match kind:
         case "server_tool_use":
-            name = _needed(block, "name", path)
-            given = get_object(block, "input", f"{path}.input") or {}
+            name = _needed(block, "name")
+            given = get_object(block, "input") or {}
             query = given.get("query")
             if name == "web_search" and isinstance(query, str):
                 return f"[web search: {query}]"
-            return f"[{name}: {_json(given, f'{path}.input')}]"
+            return f"[{name}: {_json(given, 'input')}]"
         case "mcp_tool_use":
-            name = _needed(block, "name", path)
-            server = get_string(block, "server_name", f"{path}.server_name")
-            given = get_object(block, "input", f"{path}.input") or {}
-            return f"[{server or 'mcp'}/{name}: {_json(given, f'{path}.input')}]"
+            name = _needed(block, "name")
+            server = get_string(block, "server_name")
+            given = get_object(block, "input") or {}
+            return f"[{server or 'mcp'}/{name}: {_json(given, 'input')}]"
         case "web_search_tool_result":
-            return _found(block.get("content"), f"{path}.content")
+            try:
+                return _found(block.get("content"))
+            except FieldError as exc:
+                exc.within("content")
+                raise
         case "compaction":
-            text = get_string(block, "content", f"{path}.content")
+            text = get_string(block, "content")
             return f"[summary of the conversation so far]\n{text}" if text else ""
         case "tool_addition" | "tool_removal":
-            tool = get_object(block, "tool", f"{path}.tool") or {}
-            called = get_string(tool, "tool_name", f"{path}.tool.tool_name") or get_string(
-                tool, "name", f"{path}.tool.name"
-            )
+            tool = get_object(block, "tool") or {}
+            called = get_string(tool, "tool_name", "tool.tool_name") or get_string(tool, "name", "tool.name")
             if not called or "definition" in tool:
-                raise RequestError(
-                    "tools are declared in tools only", param=f"{path}.tool", code="unsupported_value"
-                )
+                raise FieldError("tool", "tools are declared in tools only", code="unsupported_value")
             said = "may be called" if kind == "tool_addition" else "may not be called"
             return f"[from here on the tool {called} {said}]"
         case _:
-            raise _unknown(f"{path}.type", kind)
+            raise _unknown("type", kind)
 
 
-def _found(content: Any, path: str) -> str:
+def _found(content: Any) -> str:
     if isinstance(content, dict):
-        code = get_string(content, "error_code", f"{path}.error_code")
+        code = get_string(content, "error_code")
         return f"[web search failed: {code or 'unknown'}]"
     lines = ["[web search results]"]
-    for _, result, where in _blocks([] if content is None else content, path):
-        title, url = get_string(result, "title", f"{where}.title"), get_string(result, "url", f"{where}.url")
-        age = get_string(result, "page_age", f"{where}.page_age")
+    for place, result in enumerate(_blocks([] if content is None else content)):
+        try:
+            _kind(result)
+            title, url = get_string(result, "title"), get_string(result, "url")
+            age = get_string(result, "page_age")
+        except FieldError as exc:
+            exc.within(str(place))
+            raise
         named = f"{title}: {url}" if title and title != url else url or title or ""
         lines.append(f"- {named} ({age})" if age else f"- {named}")
     return "\n".join(lines)
@@ -673,27 +812,32 @@ _NO_WORDS = frozenset({"type", "id", "tool_use_id", "cache_control", "caller"})
 _OF_TEXT = frozenset({"type", "text", "citations", "cache_control"})
 
 
-def _plain_text(content: Any, path: str) -> str:
+def _plain_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(one, dict) and one.keys() <= _OF_TEXT for one in content):
-        return "\n".join(_text(one, f"{path}.content.{index}") for index, one in enumerate(content))
-    return _json(_plain(content, path, 0), path)
+        texts: list[str] = []
+        for place, one in enumerate(content):
+            try:
+                texts.append(_text(one))
+            except FieldError as exc:
+                exc.within(f"content.{place}")
+                raise
+        return "\n".join(texts)
+    return _json(_plain(content, 0), "")
 
 
-def _plain(value: Any, path: str, depth: int) -> Any:
+def _plain(value: Any, depth: int) -> Any:
     """Return *value* without what is no text: seals, and files in base64."""
     if depth > MAX_DEPTH:
-        raise _too_deep(path)
+        raise _too_deep("")
     if isinstance(value, list):
-        return [_plain(one, path, depth + 1) for one in value]
+        return [_plain(one, depth + 1) for one in value]
     if not isinstance(value, dict):
         return value
     if value.get("type") == "base64" and isinstance(value.get("data"), str):
         return {**value, "data": f"[{len(value['data'])} characters]"}
-    return {
-        key: _plain(one, path, depth + 1) for key, one in value.items() if not key.startswith("encrypted_")
-    }
+    return {key: _plain(one, depth + 1) for key, one in value.items() if not key.startswith("encrypted_")}
 
 
 # Tools.
@@ -823,81 +967,88 @@ class _Tools:
         self.declared: list[JsonObject] = []
         self.searches: set[str] = set()
         """The names under which a web search at the backend is declared."""
+        self._known: set[str] = set()
         self._choice = get_object(body, "tool_choice")
         value = body.get("tools")
-        if value is not None and not isinstance(value, list):
+        if value is None:
+            self.names = ToolNames()
+            return
+        if not isinstance(value, list):
             raise _wrong("tools", "a list", value)
-        self._known: set[str] = set()
-        for index, tool in enumerate(value or ()):
-            self._add(tool, f"tools.{index}")
+        for index, tool in enumerate(value):
+            try:
+                self._add(tool)
+            except FieldError as exc:
+                exc.within(f"tools.{index}")
+                raise
         functions = [tool for tool in self.declared if tool["type"] == "function"]
         self.names = ToolNames(tool["name"] for tool in functions)
         for tool in functions:
             tool["name"] = self.names.sent(tool["name"])
 
-    def _add(self, tool: Any, path: str) -> None:
+    def _add(self, tool: Any) -> None:
         if not isinstance(tool, dict):
-            raise _wrong(path, "an object", tool)
-        kind = get_string(tool, "type", f"{path}.type") or "custom"
+            raise _wrong("", "an object", tool)
+        kind = get_string(tool, "type") or "custom"
         if kind == "custom":
-            name = _needed(tool, "name", path)
+            name = _needed(tool, "name")
             if name != PLACEHOLDER:
-                description = get_string(tool, "description", f"{path}.description")
-                schema = get_object(tool, "input_schema", f"{path}.input_schema")
-                self._declare(tool, path, name, description, schema)
+                description = get_string(tool, "description")
+                self._declare(tool, name, description, get_object(tool, "input_schema"))
         elif kind.startswith("web_search_"):
-            self._add_search(tool, path)
+            self._add_search(tool)
         elif (match := _DEFINED.fullmatch(kind)) is not None:
             name, about, parameters = _defined(match[1], int(match[2]), tool)
-            self._declare(tool, path, get_string(tool, "name", f"{path}.name") or name, about, parameters)
+            self._declare(tool, get_string(tool, "name") or name, about, parameters)
         elif not kind.startswith("tool_search_tool_"):
             # A search for tools is not needed: all of them are sent.
-            raise RequestError(
+            raise FieldError(
+                "type",
                 f"tools of the type {quoted(kind)} run at Anthropic's servers only",
-                param=f"{path}.type",
                 code="unsupported_value",
             )
 
     def _declare(
-        self, tool: JsonObject, path: str, name: str, description: str | None, schema: JsonObject | None
+        self, tool: JsonObject, name: str, description: str | None, schema: JsonObject | None
     ) -> None:
         strict = tool.get("strict")
         if strict is not None and not isinstance(strict, bool):
-            raise _wrong(f"{path}.strict", "a boolean", strict)
-        where = f"{path}.input_schema"
-        parameters = repair_parameters(schema, path=where, strict=bool(strict))
+            raise _wrong("strict", "a boolean", strict)
+        parameters = repair_parameters(schema, path="input_schema", strict=bool(strict))
         if strict and not _is_strict(parameters):
             # The backend would refuse the schema, where Anthropic is less strict.
             strict = False
-            parameters = repair_parameters(schema, path=where)
+            parameters = repair_parameters(schema, path="input_schema")
         examples = tool.get("input_examples")
         if isinstance(examples, list) and examples:
-            shown = _json(examples, f"{path}.input_examples")
+            shown = _json(examples, "input_examples")
             description = f"{description or ''}\n\nExamples of its input: {shown}".lstrip()
         function: JsonObject = {"type": "function", "name": name}
         if description:
             function["description"] = description
-        self.declared.append({**function, "parameters": parameters, "strict": bool(strict)})
+        function["parameters"] = parameters
+        function["strict"] = bool(strict)
+        self.declared.append(function)
         self._known.add(name)
 
-    def _add_search(self, tool: JsonObject, path: str) -> None:
+    def _add_search(self, tool: JsonObject) -> None:
         search: JsonObject = {"type": "web_search"}
         domains = tool.get("allowed_domains")
         if domains is not None and not (
             isinstance(domains, list) and all(isinstance(one, str) for one in domains)
         ):
-            raise _wrong(f"{path}.allowed_domains", "a list of strings", domains)
+            raise _wrong("allowed_domains", "a list of strings", domains)
         if domains:
             search["filters"] = {"allowed_domains": domains}
-        where = get_object(tool, "user_location", f"{path}.user_location")
+        where = get_object(tool, "user_location")
         if where is not None:
             search["user_location"] = {"type": "approximate"} | {
                 key: value
                 for key in ("city", "region", "country", "timezone")
-                if (value := get_string(where, key, f"{path}.user_location.{key}"))
+                if (value := get_string(where, key, f"user_location.{key}"))
             }
         self.declared.append(search)
-        self.searches.add(get_string(tool, "name", f"{path}.name") or "web_search")
+        self.searches.add(get_string(tool, "name") or "web_search")
 
     def choice(self) -> JsonObject:
         """Return the fields that say how tools are to be called."""
@@ -908,7 +1059,12 @@ class _Tools:
         path = "tool_choice.disable_parallel_tool_use"
         if single is not None and not isinstance(single, bool):
             raise _wrong(path, "a boolean", single)
-        kind = _needed(choice, "type", "tool_choice")
+        try:
+            kind = _needed(choice, "type")
+            name = _needed(choice, "name") if kind == "tool" else ""
+        except FieldError as exc:
+            exc.within("tool_choice")
+            raise
         value: str | JsonObject
         match kind:
             case "auto" | "none":
@@ -916,7 +1072,7 @@ class _Tools:
             case "any":
                 value = "required"
             case "tool":
-                value = self._chosen(_needed(choice, "name", "tool_choice"))
+                value = self._chosen(name)
             case _:
                 raise _unknown("tool_choice.type", kind)
         if not self.declared:
@@ -991,10 +1147,10 @@ def _is_strict(schema: JsonObject) -> bool:
 # Reading fields of a body that may hold anything.
 
 
-def _needed(fields: JsonObject, key: str, path: str) -> str:
-    value = get_string(fields, key, f"{path}.{key}")
+def _needed(fields: JsonObject, key: str) -> str:
+    value = get_string(fields, key)
     if not value:
-        raise _missing(f"{path}.{key}")
+        raise _missing(key)
     return value
 
 
@@ -1005,24 +1161,25 @@ def _json(value: Any, path: str) -> str:
         raise _too_deep(path) from exc
 
 
-def _missing(path: str) -> RequestError:
+def _missing(path: str) -> FieldError:
     # In the API's own words: clients know them.
-    return RequestError("Field required", param=path, code="missing_required_parameter")
+    return FieldError(path, "Field required", code="missing_required_parameter")
 
 
-def _unknown(path: str, value: str | None) -> RequestError:
-    return RequestError(
-        f"{path} is {quoted(value or '')}, for which there is no place here",
-        param=path,
+def _unknown(path: str, value: str | None) -> FieldError:
+    return FieldError(
+        path,
+        f"is {quoted(value or '')}, for which there is no place here",
         code="unsupported_value",
+        begins=True,
     )
 
 
-def _too_deep(path: str) -> RequestError:
-    return RequestError(f"{path} is nested too deeply", param=path, code="invalid_value")
+def _too_deep(path: str) -> FieldError:
+    return FieldError(path, "is nested too deeply", code="invalid_value", begins=True)
 
 
-def _wrong(path: str, expected: str, value: Any) -> RequestError:
+def _wrong(path: str, expected: str, value: Any) -> FieldError:
     if value is None:
         return _missing(path)
     return wrong(path, expected, value)

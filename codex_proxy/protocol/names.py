@@ -81,11 +81,13 @@ class ToolNames:
         self._asked: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
         """The last number behind each name: names that all meet are not counted through again and again."""
-        names = list(declared)
-        for name in names:
-            if _fits(name):
+        misfits: list[str] = []
+        for name in declared:
+            if fits(name):
                 self._sent[name] = self._asked[name] = name
-        for name in names:
+            else:
+                misfits.append(name)
+        for name in misfits:
             self.sent(name)
 
     def sent(self, name: str) -> str:
@@ -93,7 +95,7 @@ class ToolNames:
         known = self._sent.get(name)
         if known is not None:
             return known
-        fitting = base = name if _fits(name) else _fit(name)
+        fitting = base = name if fits(name) else _fit(name)
         # Names of one beginning are made alike by the number behind them.
         group = base[: MAX_NAME_LENGTH - 4]
         while fitting in self._asked:
@@ -109,7 +111,8 @@ class ToolNames:
         return self._asked.get(name, name)
 
 
-def _fits(name: str) -> bool:
+def fits(name: str) -> bool:
+    """Tell whether the backend takes *name*, of a tool or of a call, as it is."""
     return 0 < len(name) <= MAX_NAME_LENGTH and _UNFIT.search(name) is None
 
 

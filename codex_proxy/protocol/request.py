@@ -75,6 +75,8 @@ class BackendRequest:
     """The answer that this request went on from; echoed back."""
     context_window: int = 0
     """How many tokens the model reads at most; 0 when nobody knows."""
+    packed: tuple[bytes, bytes] | None = None
+    """A body as an account got it, and what it is compressed; for the attempts after the first."""
 
     @property
     def session(self) -> str | None:
@@ -94,7 +96,7 @@ class BackendRequest:
             refused: Whether an encrypted content is one that this account cannot read; its
                 reasoning item is dropped. Compaction items stay: they are the history itself.
         """
-        strip = any(map(refused, self.encrypted))
+        strip = refused is not never and any(map(refused, self.encrypted))
         if not strip and not self.has_body_turn_state:
             return self.body
         body = self._parse()
@@ -108,6 +110,7 @@ class BackendRequest:
     def release(self) -> None:
         """Forget the body: no attempt will follow. What the answer needs stays."""
         self.body = b""
+        self.packed = None
         self.encrypted = ()
         self.compacted = ()
 
@@ -157,7 +160,11 @@ _CODEX = re.compile(r"codex(?![_-]proxy)(?:[_\-/ ]|$)", re.IGNORECASE)
 
 def is_codex_client(headers: Mapping[str, str]) -> bool:
     """Tell whether a real Codex client is asking; *headers* have lower-case names."""
-    return any(_CODEX.match(headers.get(name, "")) for name in ("originator", "user-agent"))
+    for name in ("originator", "user-agent"):
+        value = headers.get(name)
+        if value is not None and _CODEX.match(value) is not None:
+            return True
+    return False
 
 
 _FORWARDED = frozenset({
@@ -197,7 +204,7 @@ def forwardable(headers: Mapping[str, str], is_codex: bool) -> dict[str, str]:
         name: value
         for name, value in headers.items()
         # Bytes that are no UTF-8 come in as surrogates and could not be sent.
-        if value.isprintable() and (name in _FORWARDED or (name.startswith("x-codex-") and name not in _OURS))
+        if (name in _FORWARDED or (name.startswith("x-codex-") and name not in _OURS)) and value.isprintable()
     }
 
 

@@ -21,7 +21,9 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+import msgspec
 
 from codex_proxy.errors import (
     ConfigError,
@@ -42,9 +44,9 @@ from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
 from codex_proxy.protocol.output_limit import OutputLimit
 from codex_proxy.protocol.request import TURN_STATE, BackendRequest
 from codex_proxy.protocol.responses_request import FUNCTIONS, decode
-from codex_proxy.protocol.sse import Batch, Event
+from codex_proxy.protocol.sse import Batch, Event, Run, is_utf8, singles
 from codex_proxy.protocol.tokens import estimate
-from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.protocol.wire import Fields, JsonObject, dumps
 from codex_proxy.trace import End, Usage, UsageSource
 
 __all__ = [
@@ -265,6 +267,81 @@ def _untold(_: JsonObject) -> None:
     pass
 
 
+class _Spelled(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """An event with a response object, of which nothing is read but the names."""
+
+    type: str
+    response: dict[str, msgspec.Raw]
+    sequence_number: msgspec.Raw
+
+
+_read_spelled = msgspec.json.Decoder(_Spelled).decode
+_HEAD = re.compile(rb'\{"type":"response\.[a-z_]+","response":(?=\{)').match
+_TAIL = re.compile(rb',"sequence_number":(?:0|[1-9]\d{0,15})\}').fullmatch
+
+# From here on it is cheaper not to read all that an event repeats of the request.
+_LARGE = 8192
+
+
+def _place_of_response(data: bytes) -> tuple[int, int]:
+    """Return where the response object stands in an event that is written as the backend does; zeros for any other."""
+    head = _HEAD(data)
+    end = data.rfind(b',"sequence_number":')
+    return (head.end(), end) if head is not None and end > 0 and _TAIL(data, end) is not None else (0, 0)
+
+
+def _read(data: bytes) -> _Spelled | None:
+    try:
+        return _read_spelled(data)
+    except (ValueError, RecursionError):
+        # Odd, such as half a character.
+        return None
+
+
+def _greeting(data: bytes, changed: bytes) -> tuple[bytes, bytes] | None:
+    """Return the response object before and after a change; None when more than that has changed."""
+    begin, end = _place_of_response(data)
+    head, tail = data[:begin], data[end:]
+    if not begin or not changed.startswith(head) or not changed.endswith(tail):
+        return None
+    return data[begin:end], changed[begin : -len(tail)]
+
+
+class _Envelope:
+    """An event around a response object, which repeats the request: of a large one only what changes is read and rendered."""
+
+    __slots__ = ("_event", "_place", "fields")
+
+    def __init__(self, event: Event, fields: Fields, place: tuple[int, int] | None = None) -> None:
+        self._event = event
+        self.fields = fields
+        """The response object's."""
+        self._place = place
+        """Where it stands, if the rest of the event is to stay as it is."""
+
+    @classmethod
+    def open(cls, event: Event) -> "_Envelope | None":
+        """Take *event* apart; None when there is no response object in it."""
+        data = event.data
+        if len(data) >= _LARGE:
+            place = _place_of_response(data)
+            spelled = _read(data) if place[0] and is_utf8(data) else None
+            if spelled is not None and spelled.type == event.type:
+                return cls(event, Fields(spelled.response, spelled=True), place)
+        response = event.json.get("response")
+        return cls(event, Fields(dict(response))) if isinstance(response, dict) else None
+
+    def close(self) -> Event:
+        """Return the event with the response object as it is now; the same event if that has not changed."""
+        event = self._event
+        if not self.fields.is_changed:
+            return event
+        if self._place is None:
+            return Event.of({**event.json, "response": self.fields.whole()})
+        begin, end = self._place
+        return Event(event.type, event.data[:begin] + self.fields.render() + event.data[end:])
+
+
 class Encoder:
     """Turn the backend's events into the caller's Responses stream.
 
@@ -279,7 +356,8 @@ class Encoder:
         count: Tokens of a text, for a local output limit.
         now: The wall clock, for the ends of limits and an answer that has no creation time.
         response_id: The id of an answer that the backend gave none.
-        answered: Told of the final response object of an answer that ended well, before its event goes out.
+        answered: Told `id` and `output` of an answer that ended well, as the caller sees them, before its event
+            goes out.
     """
 
     def __init__(
@@ -315,25 +393,13 @@ class Encoder:
         self._limit = (
             OutputLimit(request.max_output_tokens, count) if request.max_output_tokens is not None else None
         )
-        self._response: JsonObject | None = None
-        self._final: JsonObject | None = None
+        self._response: Fields | None = None
+        self._greeting: tuple[bytes, bytes] | None = None
+        """The response object of `created`, as it came and as it went: `in_progress` repeats it."""
+        self._final: Fields | None = None
         self._done: list[Event] = []
         self._last: Event | None = None
         self._written = 0
-        self._handlers: dict[str, Callable[[Event, Batch], None]] = {
-            "response.created": self._on_created,
-            "response.queued": self._on_progress,
-            "response.in_progress": self._on_progress,
-            "response.output_item.added": self._on_item,
-            "response.output_item.done": self._on_item,
-            "response.completed": self._on_end,
-            "response.incomplete": self._on_end,
-            "response.failed": self._on_failure,
-            "error": self._on_failure,
-            "response.metadata": self._on_metadata,
-            "codex.response.metadata": self._on_metadata,
-            "codex.rate_limits": self._on_rate_limits,
-        }
 
     @property
     def finished(self) -> bool:
@@ -342,10 +408,13 @@ class Encoder:
 
     def encode(self, batch: Batch) -> bytes:
         """Return the frames for *batch*; empty when it holds nothing for this caller."""
-        return b"".join([event.frame() for event in self.events(batch)])
+        return b"".join([event.frame() for event in self._encoded(batch)])
 
     def events(self, batch: Batch) -> Batch:
-        """Return the events that go out for *batch*."""
+        """Return the events that go out for *batch*, one by one."""
+        return singles(self._encoded(batch))
+
+    def _encoded(self, batch: Batch) -> Batch:
         out: Batch = []
         handlers = self._handlers
         for event in batch:
@@ -354,7 +423,7 @@ class Encoder:
             kind = event.type
             handler = handlers.get(kind)
             if handler is not None:
-                handler(event, out)
+                handler(self, event, out)
             elif kind.startswith("response."):
                 self._pass(event, out)
             else:
@@ -364,7 +433,7 @@ class Encoder:
     def whole(self) -> bytes:
         """Return the final response object as JSON: what the terminal event holds."""
         assert self._final is not None, "the answer has not ended well"
-        return dumps(self._final)
+        return self._final.render()
 
     def keepalive(self) -> bytes:
         """Return a frame that keeps the connection and the client's idle timer alive.
@@ -389,13 +458,14 @@ class Encoder:
 
     def nothing(self) -> Batch:
         """Return a whole answer without a word in it, for a request that is not to be generated."""
-        started = self._response = self._skeleton()
+        started = self._skeleton()
+        self._response = Fields(started)
         final = {**started, "status": "completed", "usage": _whole_usage({})}
         out: Batch = []
         for kind, response in (("created", started), ("completed", final)):
             event = {"type": f"response.{kind}", "response": response, "sequence_number": len(out)}
             self._emit(Event.of(event), out)
-        self._finish(final, End.COMPLETED)
+        self._finish(Fields(final), End.COMPLETED)
         return out
 
     def estimate(self) -> Usage:
@@ -420,7 +490,16 @@ class Encoder:
         if self._response is None and not self._is_codex:
             self._create(event, out)
         if self._limit is not None:
-            self._pass_limited(event, out)
+            for one in singles([event]):
+                if self.ended is None:
+                    self._pass_limited(one, out)
+            return
+        if isinstance(event, Run):
+            texts = event.pieces.spelled
+            self.delivered += sum(map(len, texts))
+            self._last = event
+            self._written += len(texts)
+            out.append(event)
             return
         data = event.data
         start = data.find(b'"delta":"')
@@ -475,6 +554,7 @@ class Encoder:
             item = event.json.get("item")
             if isinstance(item, dict) and _is_lite_call(item):
                 event = Event.of({**event.json, "item": _without_namespace(item)})
+        self._greeting = None
         if event.type == "response.output_item.done" and self._limit is None:
             self._done.append(event)
         self._pass(event, out)
@@ -482,98 +562,116 @@ class Encoder:
     # Response objects
 
     def _on_created(self, event: Event, out: Batch) -> None:
-        changed = self._with_response(event)
+        envelope = _Envelope.open(event)
+        changed = event
+        if envelope is not None:
+            self._change(envelope.fields)
+            changed = envelope.close()
+            self._greeting = _greeting(event.data, changed.data)
         if self._response is None:
-            response = changed.json.get("response")
-            self._response = response if isinstance(response, dict) else {}
+            self._response = envelope.fields if envelope is not None else Fields({})
         self._emit(changed, out)
 
     def _on_progress(self, event: Event, out: Batch) -> None:
-        if self._response is not None or self._is_codex:
-            self._emit(self._with_response(event), out)
+        if self._response is None and not self._is_codex:
+            return
+        begin, end = _place_of_response(event.data)
+        if begin and self._greeting is not None and event.data[begin:end] == self._greeting[0]:
+            event = Event(event.type, event.data[:begin] + self._greeting[1] + event.data[end:])
+        else:
+            envelope = _Envelope.open(event)
+            if envelope is not None:
+                self._change(envelope.fields)
+                event = envelope.close()
+        self._emit(event, out)
 
     def _on_end(self, event: Event, out: Batch) -> None:
-        if not event.json:
-            # Broken on its way: an end that nobody can read is none.
-            return
+        envelope = _Envelope.open(event)
+        if envelope is None:
+            if not event.json:
+                # Broken on its way: an end that nobody can read is none.
+                return
+            envelope = _Envelope(event, Fields({}))
         if self._response is None and not self._is_codex:
             self._create(event, out)
-        response = event.json.get("response")
-        response = response if isinstance(response, dict) else {}
-        changed = self._response_object(response)
-        self._complete(changed, event.type.removeprefix("response."))
-        self._read_usage(changed)
-        self._emit(_with(event, response, changed), out)
-        self._finish(changed, End.COMPLETED if event.type == "response.completed" else End.INCOMPLETE)
+        final = envelope.fields
+        self._change(final)
+        self._complete(final, event.type.removeprefix("response."))
+        self._emit(envelope.close(), out)
+        self._finish(final, End.COMPLETED if event.type == "response.completed" else End.INCOMPLETE)
 
-    def _finish(self, final: JsonObject, end: End) -> None:
+    def _finish(self, final: Fields, end: End) -> None:
         self._final = final
         self.ended = end
-        self._answered(final)
+        if self._answered is not _untold:
+            self._answered({"id": final.get("id"), "output": final.get("output")})
 
     def _create(self, event: Event, out: Batch) -> None:
         """Open the answer in the backend's place: an SDK helper takes nothing before `created`."""
-        self._response = self._skeleton()
+        response = self._skeleton()
+        self._response = Fields(response)
         self._emit(
             Event.of({
                 "type": "response.created",
-                "response": self._response,
+                "response": response,
                 "sequence_number": max(_number(event.json.get("sequence_number")) - 1, 0),
             }),
             out,
         )
 
-    def _with_response(self, event: Event) -> Event:
-        response = event.json.get("response")
-        if not isinstance(response, dict):
-            return event
-        return _with(event, response, self._response_object(response))
+    def _begun(self) -> JsonObject:
+        """Return the response object as the answer began with it."""
+        return (self._response.whole() if self._response is not None else {}) or self._skeleton()
 
-    def _response_object(self, response: JsonObject) -> JsonObject:
-        """Return *response* as the caller may see it; a new dict, the old one is not ours."""
-        changed = dict(response)
-        if self._request.asked_model:
-            changed["model"] = self._request.asked_model
-        if self._request.previous_response_id is not None:
-            changed["previous_response_id"] = self._request.previous_response_id
+    def _change(self, response: Fields) -> None:
+        """Make *response* what the caller may see."""
+        request = self._request
+        if request.asked_model:
+            response.put("model", request.asked_model)
+        if request.previous_response_id is not None:
+            response.put("previous_response_id", request.previous_response_id)
         for name in ("safety_identifier", "user"):
             # They name the account's owner.
-            if changed.get(name) is not None:
-                changed[name] = None
-        headers = changed.get("headers")
+            if name in response:
+                response.put(name, None)
+        headers = response.get("headers")
         if isinstance(headers, dict):
-            changed["headers"] = self._headers(headers)
-            if not changed["headers"]:
-                del changed["headers"]
-        if self._request.was_lite_encoded:
-            if isinstance(changed.get("output"), list):
-                changed["output"] = [
-                    _without_namespace(item) if _is_lite_call(item) else item for item in changed["output"]
-                ]
-            choice = changed.get("tool_choice")
+            visible = self._headers(headers)
+            if visible:
+                response.put("headers", visible)
+            else:
+                response.drop("headers")
+        if request.was_lite_encoded:
+            output, choice = response.get("output"), response.get("tool_choice")
+            if isinstance(output, list):
+                response.put(
+                    "output", [_without_namespace(item) if _is_lite_call(item) else item for item in output]
+                )
             if isinstance(choice, dict):
-                changed["tool_choice"] = _plain_choice(choice)
-        return changed
+                response.put("tool_choice", _plain_choice(choice))
 
-    def _complete(self, response: JsonObject, status: str) -> None:
-        """Fill in what the backend leaves out of a final response, in place."""
+    def _complete(self, response: Fields, status: str) -> None:
+        """Fill in what the backend leaves out of a final response, and read its usage."""
         if not self._is_codex and "object" not in response:
-            for name, value in (self._response or self._skeleton()).items():
-                response.setdefault(name, value)
-            response["status"] = status
+            for name, value in self._begun().items():
+                if name not in response:
+                    response.put(name, value)
+            response.put("status", status)
         output = response.get("output")
         if not isinstance(output, list) or not output:
-            response["output"] = [item for _, item in self._done_items()]
+            response.put("output", [item for _, item in self._done_items()])
         elif any(isinstance(item, dict) and not item.get("id") for item in output):
             done = self._done_items()
             # The indexes of the events may have gaps, a list has none: if none is missing, by order.
             items = dict(enumerate(item for _, item in done) if len(done) == len(output) else done)
-            response["output"] = [_with_id(item, items.get(index)) for index, item in enumerate(output)]
+            response.put("output", [_with_id(item, items.get(index)) for index, item in enumerate(output)])
         usage = response.get("usage")
         if isinstance(usage, dict):
-            response["usage"] = _whole_usage(usage)
+            usage = _whole_usage(usage)
+            self.usage = read_usage(usage)
+            response.put("usage", usage)
         elif usage is not None:
-            response["usage"] = None
+            response.put("usage", None)
 
     def _done_items(self) -> list[tuple[int, JsonObject]]:
         """Return the items that are done, by their place in the output."""
@@ -623,30 +721,33 @@ class Encoder:
         failure = failure_of(event, now=self._now())
         assert failure is not None
         response = event.json.get("response")
-        response = self._response_object(response) if isinstance(response, dict) else {}
+        fields = Fields({})
+        if isinstance(response, dict):
+            fields = Fields(dict(response))
+            self._change(fields)
         self.failure = failure
-        self._fail(failure, response, out, sequence=event.json.get("sequence_number"))
+        self._fail(failure, fields.whole(), out, sequence=event.json.get("sequence_number"))
 
     def _fail(self, error: ProxyError, response: JsonObject, out: Batch, *, sequence: Any = None) -> None:
         if self._response is None:
             self._create(Event.of({"sequence_number": sequence}), out)
         code, message = _terminal_words(error)
         body = {
-            **(self._response or self._skeleton()),
+            **self._begun(),
             **response,
             "status": "failed",
             "error": {"code": code, "message": message},
         }
         if isinstance(body.get("usage"), dict):
             body["usage"] = _whole_usage(body["usage"])
-            self._read_usage(body)
+            self.usage = read_usage(body["usage"])
         self._emit(self._terminal("response.failed", body, sequence), out)
         self.ended = End.FAILED
 
     def _end_early(self, out: Batch) -> None:
         usage = self.estimate()
         body = {
-            **(self._response or self._skeleton()),
+            **self._begun(),
             "status": "incomplete",
             "incomplete_details": {"reason": "max_output_tokens"},
             "output": [item for _, item in self._done_items()],
@@ -657,7 +758,7 @@ class Encoder:
             }),
         }
         self._emit(self._terminal("response.incomplete", body, None), out)
-        self._finish(body, End.INCOMPLETE)
+        self._finish(Fields(body), End.INCOMPLETE)
         self.ended_early = True
 
     def _terminal(self, kind: str, response: JsonObject, sequence: Any) -> Event:
@@ -667,13 +768,24 @@ class Encoder:
 
     def _next_sequence(self) -> int:
         """Return the number after the last event's; only an end of ours needs to look."""
-        last = self._last.json.get("sequence_number") if self._last is not None else None
+        event = singles([self._last])[-1] if self._last is not None else None
+        last = event.json.get("sequence_number") if event is not None else None
         return _number(last) + 1 if last is not None else self._written
 
-    def _read_usage(self, response: JsonObject) -> None:
-        usage = response.get("usage")
-        if isinstance(usage, dict):
-            self.usage = read_usage(usage)
+    _handlers: ClassVar[Mapping[str, Callable[["Encoder", Event, Batch], None]]] = {
+        "response.created": _on_created,
+        "response.queued": _on_progress,
+        "response.in_progress": _on_progress,
+        "response.output_item.added": _on_item,
+        "response.output_item.done": _on_item,
+        "response.completed": _on_end,
+        "response.incomplete": _on_end,
+        "response.failed": _on_failure,
+        "error": _on_failure,
+        "response.metadata": _on_metadata,
+        "codex.response.metadata": _on_metadata,
+        "codex.rate_limits": _on_rate_limits,
+    }
 
 
 def read_usage(usage: Mapping[str, Any]) -> Usage:
@@ -688,11 +800,6 @@ def read_usage(usage: Mapping[str, Any]) -> Usage:
         reasoning_tokens=_number(out.get("reasoning_tokens")),
         source=UsageSource.BACKEND,
     )
-
-
-def _with(event: Event, old: JsonObject, new: JsonObject) -> Event:
-    """Return *event* with another response; itself, byte for byte, when they are equal."""
-    return event if new == old else Event.of({**event.json, "response": new})
 
 
 def _with_id(item: Any, done: JsonObject | None) -> Any:

@@ -14,7 +14,7 @@ from codex_proxy.errors import RequestError
 from codex_proxy.protocol.binding import bind
 from codex_proxy.protocol.catalog import AUTO, PRIORITY, Catalog, Resolved, on_the_wire
 from codex_proxy.protocol.fields import get_boolean, get_list, get_object, get_string, wrong
-from codex_proxy.protocol.names import MAX_ID_LENGTH, ItemIds, shorten
+from codex_proxy.protocol.names import ID_PREFIXES, MAX_ID_LENGTH, ItemIds, shorten
 from codex_proxy.protocol.request import (
     LITE_HEADER,
     LITE_METADATA,
@@ -80,6 +80,18 @@ _STRINGS: dict[str, tuple[str, ...]] = {
 
 _OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
 
+# What most bodies have none of: one look tells that there is nothing to do.
+_STORED = frozenset({"previous_response_id", "conversation", "prompt", "background"})
+_LIMITS = frozenset(LIMITS)
+_CHECKED = frozenset({"service_tier", "reasoning", "text", "tools", "include"})
+_EFFORTS = frozenset({"reasoning", "reasoning_effort", "variant"})
+_OF_TOOLS = frozenset({"tools", "parallel_tool_calls", "tool_choice"})
+_DROPPED = LEFT_OUT | _STORED
+
+_NOTHING: JsonObject = {}
+_ROLES = ("user", "assistant", "developer")
+_UPDATE, _LITE_ITEM = "configuration_update", "additional_tools"
+
 
 class _Body:
     """A body that knows whether it was changed, so that an unchanged one need not be rendered."""
@@ -133,6 +145,7 @@ def prepare(
     catalog: Catalog,
     caller: str = "",
     said: JsonObject | None = None,
+    survey: "Survey | None" = None,
 ) -> BackendRequest:
     """Make a request out of *fields*, a Responses body into which another dialect's was translated.
 
@@ -142,12 +155,14 @@ def prepare(
     Args:
         caller: Who asks; `Caller.id`.
         said: The body as the caller wrote it, where names of the conversation may stand.
+        survey: What the input holds, from a translator that made each item such as the backend wants it: the
+            items are not looked at again. None when they are the caller's own.
 
     Raises:
         RequestError: As for `decode`; a translator leaves no reason for most of them.
     """
     body = _Body(fields, changed=True)
-    return _prepare(body, headers, catalog, caller, is_codex=False, raw=b"", said=said)
+    return _prepare(body, headers, catalog, caller, is_codex=False, raw=b"", said=said, survey=survey)
 
 
 def _prepare(
@@ -159,6 +174,7 @@ def _prepare(
     is_codex: bool,
     raw: bytes,
     said: JsonObject | None = None,
+    survey: "Survey | None" = None,
 ) -> BackendRequest:
     fields = body.fields
     asked = model_of(fields)
@@ -166,12 +182,13 @@ def _prepare(
     stream = get_boolean(fields, "stream")
     _check(fields)
     items = _items(body)
-    metadata = get_object(fields, "client_metadata") or {}
+    seen = _Input(items, is_codex=is_codex) if survey is None else None
+    metadata = get_object(fields, "client_metadata") or _NOTHING
     takes_lite = catalog.profile(resolved.model) == "lite"
     lite = _is_true(headers.get(LITE_HEADER)) or _is_true(metadata.get(LITE_METADATA))
-    if not lite and not is_codex and takes_lite:
+    if not lite and not is_codex and takes_lite and seen is not None:
         # The shape without its flag: a relay may have lost the header.
-        lite = any(item.get("type") == "additional_tools" for item in items)
+        lite = _LITE_ITEM in seen.notable
     cache_key = get_string(fields, "prompt_cache_key")
     binding = bind(
         caller,
@@ -183,15 +200,22 @@ def _prepare(
     )
     assert binding is not None
 
-    limit = _take_limit(body)
-    body.set("model", resolved.model)
-    _set_tier(body, resolved, catalog, is_codex)
-    _set_effort(body, items, resolved, catalog, is_codex)
+    limit = _take_limit(body) if not _LIMITS.isdisjoint(fields) else None
+    if resolved.model != asked:
+        body.set("model", resolved.model)
+    if resolved.fast or "service_tier" in fields:
+        _set_tier(body, resolved, catalog, is_codex)
+    if resolved.effort or resolved.mapped_effort or not _EFFORTS.isdisjoint(fields):
+        _set_effort(body, resolved, catalog, is_codex)
+    if seen is not None and _UPDATE in seen.notable and _align_updates(body, items, resolved):
+        seen = _Input(items, is_codex=is_codex)
     if not is_codex:
-        _normalise(body, items, stream, lite)
+        _normalise(body, seen, stream, lite)
     keeps = not is_codex and fields.get("store") in (None, True)
-    body.set("store", False)
-    body.set("stream", True)
+    if fields.get("store") is not False:
+        body.set("store", False)
+    if not stream:
+        body.set("stream", True)
     _set_include(body, is_codex)
 
     # A Codex client that was given a name with a suffix takes it for an unknown model, and
@@ -217,7 +241,9 @@ def _prepare(
         rendered = render_body(fields)
     else:
         rendered = _with_cache_key(raw, binding.key)
-    survey = Survey(fields["input"])
+    if seen is not None:
+        survey = seen.survey
+    assert survey is not None
     return BackendRequest(
         endpoint="responses",
         asked_model=asked,
@@ -232,8 +258,8 @@ def _prepare(
         max_output_tokens=limit,
         headers=forwarded,
         turn_state=headers.get(TURN_STATE) or (turn_state if isinstance(turn_state, str) else None),
-        encrypted=survey.encrypted,
-        compacted=survey.compacted,
+        encrypted=tuple(survey.encrypted),
+        compacted=tuple(survey.compacted),
         input_bytes=max(len(rendered) - survey.opaque_bytes, 0),
         has_body_turn_state=TURN_STATE in metadata,
         keeps=keeps,
@@ -252,37 +278,200 @@ class Survey:
 
     __slots__ = ("compacted", "encrypted", "opaque_bytes")
 
-    def __init__(self, items: Any) -> None:
-        encrypted: list[str] = []
-        compacted: list[str] = []
+    def __init__(self) -> None:
+        self.encrypted: list[str] = []
+        self.compacted: list[str] = []
         self.opaque_bytes = 0
         """The size of pictures, files and encrypted contents: bytes that are no text."""
+
+    @classmethod
+    def of(cls, items: Any) -> "Survey":
+        """Look through a whole input, which may be anything."""
+        survey = cls()
         for item in items if isinstance(items, list) else ():
+            if isinstance(item, dict):
+                survey.add(item, _kind(item))
+                for part in _parts(item):
+                    survey.add_part(part)
+        return survey
+
+    def add(self, item: JsonObject, kind: str) -> None:
+        """Take in an item of type *kind*, but for its parts."""
+        value = item.get("encrypted_content")
+        if isinstance(value, str):
+            self.opaque_bytes += len(value)
+            if kind == "reasoning":
+                self.encrypted.append(value)
+            elif kind in COMPACTIONS:
+                self.compacted.append(value)
+        if kind == "image_generation_call" and isinstance(item.get("result"), str):
+            self.opaque_bytes += len(item["result"])
+
+    def add_part(self, part: JsonObject) -> None:
+        """Take in a part of an item's content or output."""
+        for key in ("image_url", "file_data"):
+            data = part.get(key)
+            if isinstance(data, str):
+                self.opaque_bytes += len(data)
+
+
+class _Input:
+    """The items of the input, looked at once: are they sound, what do they hold, which are to be normalised?
+
+    Args:
+        items: What `_items` returned.
+        is_codex: Whether a Codex client wrote them, so that nothing is normalised.
+
+    Raises:
+        FieldError: If one is none that anybody could read.
+    """
+
+    __slots__ = ("_is_codex", "has_odd_ids", "items", "notable", "odd", "survey", "untyped")
+
+    def __init__(self, items: list[Any], *, is_codex: bool = False) -> None:
+        self.items: list[JsonObject] = items
+        self.survey = Survey()
+        self.notable: set[str] = set()
+        """The types that are there beside messages, thoughts and calls."""
+        self.odd: list[int] = []
+        """Where the items are that are not already such as the backend wants them."""
+        self.untyped: list[int] = []
+        self.has_odd_ids = False
+        self._is_codex = is_codex
+        for index, item in enumerate(items):
             if not isinstance(item, dict):
+                raise wrong(f"input.{index}", "an object", item)
+            # A Codex client's items have more to them.
+            if (is_codex or not _is_plain(item)) and self._look_at(item, index):
+                self.odd.append(index)
+
+    def _look_at(self, item: JsonObject, index: int) -> bool:
+        """Check an item and take it in; tell whether something of it is to be normalised."""
+        is_odd = False
+        kind = item.get("type")
+        if not isinstance(kind, str):
+            if kind is not None:
+                raise wrong(f"input.{index}.type", "a string", kind)
+            kind = "item_reference" if "role" not in item and isinstance(item.get("id"), str) else ""
+            self.untyped.append(index)
+            is_odd = True
+        if kind == "item_reference":
+            raise RequestError(
+                "items are not stored here, so none can be referred to; send the item itself",
+                param=f"input.{index}",
+                code="unsupported_value",
+            )
+        content, output = item.get("content"), item.get("output")
+        if isinstance(content, list):
+            is_odd |= self._look_into(content, index, "content")
+        elif content is not None and not isinstance(content, str):
+            raise wrong(f"input.{index}.content", "a string or a list", content)
+        if isinstance(output, list):
+            is_odd |= self._look_into(output, index, "output")
+        if "encrypted_content" in item or kind == "image_generation_call":
+            self.survey.add(item, kind)
+        needed = _STRINGS.get(kind)
+        if needed is None and kind != "message" and kind != "reasoning":
+            self.notable.add(kind)
+        if self._is_codex:
+            return False
+        if kind == "message":
+            is_odd |= content is None or item.get("role") not in _ROLES
+        elif kind == "reasoning":
+            is_odd |= not _is_whole_thought(item)
+        elif needed is not None:
+            for key in needed:
+                is_odd |= not isinstance(item.get(key), str)
+            is_odd |= kind in _OUTPUTS and not isinstance(output, str | list)
+        return self._is_named_oddly(item, kind) or is_odd
+
+    def _is_named_oddly(self, item: JsonObject, kind: str) -> bool:
+        """Tell whether an item's names are to be normalised."""
+        is_odd = False
+        if "id" in item:
+            value = item["id"]
+            if (
+                not isinstance(value, str)
+                or not 0 < len(value) <= MAX_ID_LENGTH
+                or not value.startswith(ID_PREFIXES.get(kind or "message", ""))
+            ):
+                is_odd = self.has_odd_ids = True
+        call_id = item.get("call_id")
+        return is_odd or (isinstance(call_id, str) and len(call_id) > MAX_ID_LENGTH)
+
+    def _look_into(self, parts: list[Any], index: int, key: str) -> bool:
+        """Check parts and take them in; tell whether something of them is to be normalised."""
+        is_odd = False
+        for place, part in enumerate(parts):
+            if not isinstance(part, dict):
+                raise wrong(f"input.{index}.{key}.{place}", "an object", part)
+            is_typed = isinstance(part.get("type"), str)
+            if is_typed and len(part) == 2 and "text" in part:
+                # So are nearly all.
                 continue
-            kind = _kind(item)
-            value = item.get("encrypted_content")
-            if isinstance(value, str):
-                self.opaque_bytes += len(value)
-                if kind == "reasoning":
-                    encrypted.append(value)
-                elif kind in COMPACTIONS:
-                    compacted.append(value)
-            if kind == "image_generation_call" and isinstance(item.get("result"), str):
-                self.opaque_bytes += len(item["result"])
-            for part in _parts(item):
-                for key in ("image_url", "file_data"):
-                    data = part.get(key)
-                    if isinstance(data, str):
-                        self.opaque_bytes += len(data)
-        self.encrypted = tuple(encrypted)
-        self.compacted = tuple(compacted)
+            self.survey.add_part(part)
+            is_odd |= not is_typed or "prompt_cache_breakpoint" in part
+        return is_odd
+
+
+def _is_plain(item: JsonObject) -> bool:
+    """Tell at a glance that there is nothing to look for in an item; False says nothing.
+
+    It looks at how many fields there are and at those that it knows, so none is left over. Most items of most
+    conversations are words, calls and outputs of this form.
+    """
+    kind, size = item.get("type"), len(item)
+    if kind == "message":
+        content = item.get("content")
+        if size != 3 or item.get("role") not in _ROLES:
+            return False
+        if isinstance(content, list) and len(content) == 1:
+            part = content[0]
+            return (
+                isinstance(part, dict)
+                and len(part) == 2
+                and "text" in part
+                and isinstance(part.get("type"), str)
+            )
+        return isinstance(content, str)
+    call_id = item.get("call_id")
+    if not isinstance(call_id, str) or len(call_id) > MAX_ID_LENGTH:
+        return False
+    if kind == "function_call":
+        return size == 4 and isinstance(item.get("name"), str) and isinstance(item.get("arguments"), str)
+    return kind == "function_call_output" and size == 3 and isinstance(item.get("output"), str)
+
+
+def _is_whole_thought(item: JsonObject) -> bool:
+    return isinstance(item.get("summary"), list) and _is_word(item.get("encrypted_content"))
+
+
+def _is_word(value: Any) -> bool:
+    """Tell whether an encrypted content is one word; splitting is the fast way to ask that of a long text."""
+    return isinstance(value, str) and value.split() == [value]
 
 
 # Checks that hold for every caller.
 
 
 def _check(fields: JsonObject) -> None:
+    if not _STORED.isdisjoint(fields):
+        _refuse_stored(fields)
+    get_string(fields, "instructions")
+    if _CHECKED.isdisjoint(fields):
+        return
+    get_string(fields, "service_tier")
+    get_object(fields, "reasoning")
+    get_object(fields, "text")
+    for index, tool in enumerate(get_list(fields, "tools")):
+        if not isinstance(tool, dict):
+            raise wrong(f"tools.{index}", "an object", tool)
+    for index, value in enumerate(get_list(fields, "include")):
+        if not isinstance(value, str):
+            raise wrong(f"include.{index}", "a string", value)
+
+
+def _refuse_stored(fields: JsonObject) -> None:
     if _given(fields, "previous_response_id"):
         raise RequestError(
             "previous responses are not stored here; send the whole conversation as input",
@@ -301,16 +490,6 @@ def _check(fields: JsonObject) -> None:
             param="background",
             code="unsupported_parameter",
         )
-    get_string(fields, "instructions")
-    get_string(fields, "service_tier")
-    get_object(fields, "reasoning")
-    get_object(fields, "text")
-    for index, tool in enumerate(get_list(fields, "tools")):
-        if not isinstance(tool, dict):
-            raise wrong(f"tools.{index}", "an object", tool)
-    for index, value in enumerate(get_list(fields, "include")):
-        if not isinstance(value, str):
-            raise wrong(f"include.{index}", "a string", value)
 
 
 def check_countable(fields: JsonObject) -> None:
@@ -323,15 +502,15 @@ def check_countable(fields: JsonObject) -> None:
         model_of(fields)
     _check(fields)
     if fields.get("input") is not None:
-        _items(_Body(fields))
+        _ = _Input(_items(_Body(fields)), is_codex=True)
 
 
 def _given(fields: JsonObject, key: str) -> bool:
     return fields.get(key) is not None and fields[key] != ""
 
 
-def _items(body: _Body) -> list[JsonObject]:
-    """Return the input as a list of objects, each with a sound type and sound content."""
+def _items(body: _Body) -> list[Any]:
+    """Return the input as a list, which `_Input` looks into."""
     value = body.fields.get("input")
     if isinstance(value, str):
         value = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": value}]}]
@@ -341,41 +520,16 @@ def _items(body: _Body) -> list[JsonObject]:
         raise RequestError("input is missing", param="input", code="missing_required_parameter")
     if not isinstance(value, list):
         raise wrong("input", "a string or a list", value)
-    for index, item in enumerate(value):
-        _check_item(item, f"input.{index}")
     return value
-
-
-def _check_item(item: Any, path: str) -> None:
-    if not isinstance(item, dict):
-        raise wrong(path, "an object", item)
-    kind = item.get("type")
-    if kind is None:
-        if "role" not in item and isinstance(item.get("id"), str):
-            kind = "item_reference"
-    elif not isinstance(kind, str):
-        raise wrong(f"{path}.type", "a string", kind)
-    if kind == "item_reference":
-        raise RequestError(
-            "items are not stored here, so none can be referred to; send the item itself",
-            param=path,
-            code="unsupported_value",
-        )
-    for key in ("content", "output"):
-        value = item.get(key)
-        if isinstance(value, list):
-            for index, part in enumerate(value):
-                if not isinstance(part, dict):
-                    raise wrong(f"{path}.{key}.{index}", "an object", part)
-        elif key == "content" and value is not None and not isinstance(value, str):
-            raise wrong(f"{path}.content", "a string or a list", value)
 
 
 def _take_limit(body: _Body) -> int | None:
     limit: int | None = None
     for key in LIMITS:
-        value = body.fields.get(key)
-        body.drop(key)
+        if key not in body.fields:
+            continue
+        value = body.fields.pop(key)
+        body.changed = True
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
@@ -400,9 +554,7 @@ def _set_tier(body: _Body, resolved: Resolved, catalog: Catalog, is_codex: bool)
             body.drop("service_tier")
 
 
-def _set_effort(
-    body: _Body, items: list[JsonObject], resolved: Resolved, catalog: Catalog, is_codex: bool
-) -> None:
+def _set_effort(body: _Body, resolved: Resolved, catalog: Catalog, is_codex: bool) -> None:
     """Put the effort where the backend reads it: the typed suffix first, then what the body says.
 
     A Codex client knows its model's efforts, so only `ultra` and `auto` are changed there.
@@ -435,18 +587,18 @@ def _set_effort(
         body.changed = True
         if not reasoning:
             body.drop("reasoning")
-    _align_updates(body, items, effort, wins=resolved.effort is not None)
 
 
-def _align_updates(body: _Body, items: list[JsonObject], effort: str | None, *, wins: bool) -> None:
-    """Let the efforts that stand in the input say the same as the request.
+def _align_updates(body: _Body, items: list[JsonObject], resolved: Resolved) -> bool:
+    """Let the efforts that stand in the input say the same as the request; tell whether items were taken out.
 
-    Args:
-        wins: Whether the caller typed the effort as a suffix, which outranks the input.
+    An effort that the caller typed as a suffix outranks the input.
     """
+    wins = resolved.effort is not None
+    effort = (get_object(body.fields, "reasoning") or {}).get("effort")
     outdated = False
     for item in items:
-        if item.get("type") != "configuration_update" or not isinstance(item.get("reasoning"), dict):
+        if item.get("type") != _UPDATE or not isinstance(item.get("reasoning"), dict):
             continue
         old = item["reasoning"].get("effort")
         if not isinstance(old, str):
@@ -459,11 +611,15 @@ def _align_updates(body: _Body, items: list[JsonObject], effort: str | None, *, 
             item["reasoning"]["effort"] = new
             body.changed = True
     if outdated:
-        items[:] = [item for item in items if item.get("type") != "configuration_update"]
+        items[:] = [item for item in items if item.get("type") != _UPDATE]
         body.changed = True
+    return outdated
 
 
 def _set_include(body: _Body, is_codex: bool) -> None:
+    if "include" not in body.fields:
+        body.set("include", [REASONING])
+        return
     given = get_list(body.fields, "include")
     wanted = given if is_codex else [value for value in given if value in KEPT_INCLUDES]
     body.set("include", wanted if REASONING in wanted else [*wanted, REASONING])
@@ -472,29 +628,29 @@ def _set_include(body: _Body, is_codex: bool) -> None:
 # The other callers.
 
 
-def _normalise(body: _Body, items: list[JsonObject], stream: bool, lite: bool) -> None:
+def _normalise(body: _Body, seen: _Input | None, stream: bool, lite: bool) -> None:
     fields = body.fields
-    delivery = (get_object(fields, "stream_options") or {}).get("reasoning_summary_delivery")
-    if delivery is not None and stream:
-        body.set("stream_options", {"reasoning_summary_delivery": delivery})
-    else:
-        body.drop("stream_options")
+    if "stream_options" in fields:
+        delivery = (get_object(fields, "stream_options") or {}).get("reasoning_summary_delivery")
+        if delivery is not None and stream:
+            body.set("stream_options", {"reasoning_summary_delivery": delivery})
+        else:
+            body.drop("stream_options")
     # null says the same as nothing in this API; the backend refuses some.
-    for key in [key for key, value in fields.items() if value is None or key in LEFT_OUT]:
+    for key in [key for key, value in fields.items() if value is None or key in _DROPPED]:
         body.drop(key)
-    for key in ("background", "conversation", "previous_response_id", "prompt"):
-        body.drop(key)
-    _normalise_reasoning(body)
-    _normalise_tools(body, lite)
-    if not lite:
-        body.set("instructions", fields.get("instructions", ""))
-    _normalise_items(body, items)
+    if "reasoning" in fields:
+        _normalise_reasoning(body)
+    if lite or not _OF_TOOLS.isdisjoint(fields):
+        _normalise_tools(body, lite)
+    if not lite and "instructions" not in fields:
+        body.set("instructions", "")
+    if seen is not None and seen.odd:
+        _normalise_items(body, seen)
 
 
 def _normalise_reasoning(body: _Body) -> None:
-    reasoning = body.fields.get("reasoning")
-    if reasoning is None:
-        return
+    reasoning = body.fields["reasoning"]
     for key in [key for key, value in reasoning.items() if value is None]:
         del reasoning[key]
         body.changed = True
@@ -514,11 +670,14 @@ def _normalise_tools(body: _Body, lite: bool) -> None:
         kind = tool.get("type")
         if not isinstance(kind, str):
             raise wrong(f"tools.{index}.type", "a string", kind)
-        if kind in _PLAIN_TOOLS and not isinstance(tool.get("name"), str):
-            raise wrong(f"tools.{index}.name", "a string", tool.get("name"))
-        if kind == "namespace" and not isinstance(tool.get("tools"), list):
-            raise wrong(f"tools.{index}.tools", "a list", tool.get("tools"))
-        _rename_search(body, tool)
+        if kind in _PLAIN_TOOLS:
+            if not isinstance(tool.get("name"), str):
+                raise wrong(f"tools.{index}.name", "a string", tool.get("name"))
+        elif kind == "namespace":
+            if not isinstance(tool.get("tools"), list):
+                raise wrong(f"tools.{index}.tools", "a list", tool.get("tools"))
+        else:
+            _rename_search(body, tool)
     parallel = get_boolean(fields, "parallel_tool_calls", default=True)
     if lite:
         body.set("parallel_tool_calls", False)
@@ -546,41 +705,54 @@ def _rename_search(body: _Body, tool: JsonObject) -> None:
         body.changed = True
 
 
-def _normalise_items(body: _Body, items: list[JsonObject]) -> None:
-    for index, item in enumerate(items):
-        if item.get("type") is None:
-            if "role" not in item:
-                raise RequestError(f"input.{index}.type is missing", param=f"input.{index}.type")
-            item["type"] = "message"
-            body.changed = True
-    ids = ItemIds(items)
-    kept: list[JsonObject] = []
-    for index, item in enumerate(items):
-        path = f"input.{index}"
-        kind: str = item["type"]
-        if kind == "message":
-            _normalise_message(body, item, path)
-        for key in _STRINGS.get(kind, ()):
-            if not isinstance(item.get(key), str):
-                raise wrong(f"{path}.{key}", "a string", item.get(key))
-        call_id = item.get("call_id")
-        if isinstance(call_id, str) and len(call_id) > MAX_ID_LENGTH:
-            # The same text gives the same id, so a call and its output still meet.
-            item["call_id"] = shorten(call_id, "call")
-            body.changed = True
-        if kind in _OUTPUTS and not isinstance(item.get("output"), str | list):
-            raise wrong(f"{path}.output", "a string or a list", item.get("output"))
-        for part in _parts(item):
-            if "prompt_cache_breakpoint" in part:
-                del part["prompt_cache_breakpoint"]
-                body.changed = True
-        if kind == "reasoning" and not _normalise_thought(body, item, path):
-            continue
-        _normalise_id(body, item, kind, path, ids)
-        kept.append(item)
-    if len(kept) != len(items):
-        items[:] = kept
+def _normalise_items(body: _Body, seen: _Input) -> None:
+    items = seen.items
+    for index in seen.untyped:
+        item = items[index]
+        if "role" not in item:
+            raise RequestError(f"input.{index}.type is missing", param=f"input.{index}.type")
+        item["type"] = "message"
         body.changed = True
+    # All ids count, and those before which an odd one stands are not known yet.
+    ids = ItemIds(items if seen.has_odd_ids else ())
+    empty: set[int] = set()
+    unsealed = False
+    for index in seen.odd:
+        item = items[index]
+        was_sealed = "encrypted_content" in item
+        if not _normalise_item(body, item, f"input.{index}", ids):
+            empty.add(index)
+        unsealed |= was_sealed and "encrypted_content" not in item
+    if empty:
+        items[:] = [item for index, item in enumerate(items) if index not in empty]
+        body.changed = True
+    if empty or unsealed:
+        seen.survey = Survey.of(items)
+
+
+def _normalise_item(body: _Body, item: JsonObject, path: str, ids: ItemIds) -> bool:
+    """Make an item such as the backend wants it; False when nothing of it is left."""
+    kind: str = item["type"]
+    if kind == "message":
+        _normalise_message(body, item, path)
+    for key in _STRINGS.get(kind, ()):
+        if not isinstance(item.get(key), str):
+            raise wrong(f"{path}.{key}", "a string", item.get(key))
+    call_id = item.get("call_id")
+    if isinstance(call_id, str) and len(call_id) > MAX_ID_LENGTH:
+        # The same text gives the same id, so a call and its output still meet.
+        item["call_id"] = shorten(call_id, "call")
+        body.changed = True
+    if kind in _OUTPUTS and not isinstance(item.get("output"), str | list):
+        raise wrong(f"{path}.output", "a string or a list", item.get("output"))
+    for part in _parts(item):
+        if "prompt_cache_breakpoint" in part:
+            del part["prompt_cache_breakpoint"]
+            body.changed = True
+    if kind == "reasoning" and not _normalise_thought(body, item, path):
+        return False
+    _normalise_id(body, item, kind, path, ids)
+    return True
 
 
 def _normalise_message(body: _Body, item: JsonObject, path: str) -> None:
@@ -602,9 +774,8 @@ def _normalise_thought(body: _Body, item: JsonObject, path: str) -> bool:
 
     Without its encrypted content an id points to what the backend has not stored.
     """
-    encrypted = item.get("encrypted_content")
-    # One word, or it was made elsewhere; splitting is the fast way to ask that of a long text.
-    if not isinstance(encrypted, str) or encrypted.split() != [encrypted]:
+    # One word, or it was made elsewhere.
+    if not _is_word(item.get("encrypted_content")):
         for key in ("encrypted_content", "id"):
             if key in item:
                 del item[key]

@@ -18,7 +18,6 @@ from codex_proxy.server.front import ANSWER, Incoming
 _HIGH_WATER = 64 * 1024
 
 _FIXED = (
-    b"HTTP/1.1 200 OK\r\n"
     b"Content-Type: text/event-stream; charset=utf-8\r\n"
     b"Cache-Control: no-cache\r\n"
     # nginx would hold a stream back to fill its buffers.
@@ -61,9 +60,13 @@ class EventStream(web.StreamResponse):
                 raise ValueError(f"the header {name} holds what none may hold")
             if name not in common:
                 text += f"{name}: {value}\r\n"
-        framing = b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b""
+        begin = (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+            if self._is_chunked
+            else b"HTTP/1.0 200 OK\r\n"
+        )
         ending = b"Connection: close\r\n\r\n" if self._is_last else b"\r\n"
-        return b"%b%bDate: %b\r\n%b%b" % (_FIXED, framing, _date(), text.encode("utf-8"), ending)
+        return b"%b%bDate: %b\r\n%b%b" % (begin, _FIXED, _date(), text.encode("utf-8"), ending)
 
     # -- what the server asks of a response -------------------------------------------------
 

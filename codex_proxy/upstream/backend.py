@@ -22,6 +22,7 @@ from codex_proxy.protocol.request import TURN_STATE, BackendRequest, never
 from codex_proxy.protocol.responses import limit_family, read_reset
 from codex_proxy.protocol.responses_request import COMPACTIONS
 from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
+from codex_proxy.upstream.packing import is_worth_packing, packed
 
 # An error is a sentence; a page may be longer, and nobody reads it.
 MAX_ERROR_SIZE = 256 * 1024
@@ -114,15 +115,21 @@ class AccountLease:
             settings.compact_timeout if request.endpoint in _LONG_ENDPOINTS else settings.first_byte_timeout
         )
         turn_state = self._own_turn_state(request)
+        headers = self._headers(request, token, turn_state)
+        body = request.body_for(turn_state, self._cannot_read if self._may_meet_foreign else never)
+        if settings.compress_uploads == "zstd" and is_worth_packing(request, body):
+            body = await packed(request, body)
+            headers = {**headers, "content-encoding": "zstd"}
         asked = route._clock.now()
         try:
             answer = await route._outbound.open(
                 "POST",
                 f"{settings.base_url}/{request.endpoint}",
-                headers=self._headers(request, token, turn_state),
-                body=request.body_for(turn_state, self._cannot_read if self._may_meet_foreign else never),
+                headers=headers,
+                body=body,
                 deadlines=Deadlines(settings.connect_timeout, first_byte, settings.idle_timeout),
                 proxy_url=account.proxy_url,
+                may_repeat=True,
             )
         except NetError as exc:
             raise net_failure(exc) from exc

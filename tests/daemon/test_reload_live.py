@@ -12,11 +12,12 @@ import aiohttp
 import pytest
 
 from codex_proxy import config
-from codex_proxy.config import KEYS
+from codex_proxy.config import KEYS, TRANSPORTS
 from codex_proxy.net import http as net
 from codex_proxy.simulator import Simulator
+from codex_proxy.upstream.packing import PACKED_FROM
 from tests.daemon.sockets import line
-from tests.harness import LITE, STANDARD, Stand, standing
+from tests.harness import LITE, STANDARD, TRANSPORT, Stand, standing
 from tests.process import client, running, write_config
 
 TURN = {"model": STANDARD, "input": "hi"}
@@ -108,6 +109,27 @@ async def _(stand: Stand, edits: Edits) -> None:
         assert await status(stand) == 200
         assert len(seen) == count
         await stand.daemon.outbound.aclose()
+
+
+@checks("upstream-transport")
+async def _(stand: Stand, edits: Edits) -> None:
+    outbound = stand.daemon.outbound
+    for name in sorted(TRANSPORTS, key=lambda name: name != TRANSPORT):
+        if name != TRANSPORT:
+            await edits.edit(upstream_transport=name)
+        await outbound.aclose()
+        assert await status(stand) == 200
+        assert bool(outbound.native.statistics()["open"]) is (name == "native")
+
+
+@checks("compress-uploads")
+async def _(stand: Stand, edits: Edits) -> None:
+    long = {**TURN, "input": "hi" * PACKED_FROM}
+    # Without quotes it is no text but false.
+    for value, coding in (("zstd", "zstd"), ("off", None)):
+        await edits.edit(compress_uploads=value)
+        assert (await stand.post(body=long)).status == 200
+        assert stand.sim.turns[-1].headers.get("content-encoding") == coding
 
 
 @checks("log-level")

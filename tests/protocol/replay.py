@@ -24,7 +24,7 @@ READ = 64 * 1024
 
 def play(encoder: Encoder, chunks: list[bytes]) -> bytes:
     """Feed the reads to *encoder* as the executor does, and return what goes out."""
-    parser = Parser()
+    parser = Parser(runs=True)
     out = [encoder.encode(parser.feed(chunk)) for chunk in chunks]
     out.append(encoder.encode(parser.finish()))
     return b"".join(out)

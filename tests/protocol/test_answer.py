@@ -25,7 +25,7 @@ from codex_proxy.protocol.dialect import Surroundings
 from codex_proxy.protocol.fields import MAX_STOPS
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.sse import Event
-from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.protocol.wire import JsonObject, Pieces
 from codex_proxy.trace import End, UsageSource
 
 Told = tuple[Any, ...]
@@ -56,26 +56,26 @@ class Recorder(AnswerEncoder):
         assert not self.told
         self.told.append(("start",))
 
-    def tell_text(self, slot: Slot, text: str) -> None:
+    def tell_text(self, slot: Slot, text: Pieces) -> None:
         assert text
         assert slot.kind == "message"
-        self._tell("text", slot, text)
-        self.texts.setdefault(slot, []).append(text)
+        self._tell("text", slot, text.text)
+        self.texts.setdefault(slot, []).append(text.text)
 
-    def tell_refusal(self, slot: Slot, text: str) -> None:
+    def tell_refusal(self, slot: Slot, text: Pieces) -> None:
         assert text
         assert slot.kind == "message"
-        self._tell("refusal", slot, text)
-        self.texts.setdefault(slot, []).append(text)
+        self._tell("refusal", slot, text.text)
+        self.texts.setdefault(slot, []).append(text.text)
 
     def tell_annotation(self, slot: Slot, annotation: JsonObject) -> None:
         self._tell("annotation", slot, annotation.get("url"))
 
-    def tell_thought(self, slot: Slot, text: str) -> None:
+    def tell_thought(self, slot: Slot, text: Pieces) -> None:
         assert text
         assert slot.kind == "reasoning"
-        self._tell("thought", slot, text)
-        self.texts.setdefault(slot, []).append(text)
+        self._tell("thought", slot, text.text)
+        self.texts.setdefault(slot, []).append(text.text)
 
     def tell_call(self, slot: Slot) -> None:
         assert slot.name
@@ -84,11 +84,11 @@ class Recorder(AnswerEncoder):
         self._tell("call", slot, slot.name)
         self.texts[slot] = []
 
-    def tell_arguments(self, slot: Slot, text: str) -> None:
+    def tell_arguments(self, slot: Slot, text: Pieces) -> None:
         assert text
         assert self.open is slot, "arguments outside their call"
-        self._tell("arguments", slot, text)
-        self.texts[slot].append(text)
+        self._tell("arguments", slot, text.text)
+        self.texts[slot].append(text.text)
 
     def tell_picture(self, slot: Slot, data: str, media: str) -> None:
         self._tell("picture", slot, data)

@@ -1,5 +1,6 @@
 """Calls and outputs: every one finds its counterpart, and nothing vanishes."""
 
+import itertools
 import time
 from typing import Any
 
@@ -33,7 +34,7 @@ def thought() -> JsonObject:
 def repair(*rounds: list[JsonObject]) -> list[JsonObject]:
     """Repair the items of several messages."""
     items = [item for one in rounds for item in one]
-    return repair_calls(items, [number for number, one in enumerate(rounds) for _ in one])
+    return repair_calls(items, list(itertools.accumulate(map(len, rounds))))
 
 
 def shown(items: list[JsonObject]) -> list[str]:

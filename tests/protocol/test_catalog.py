@@ -306,3 +306,15 @@ def test_effort_is_what_was_typed_then_the_bodys_then_the_maps(
 def test_an_effort_may_stand_in_parentheses(name: str, model: str, effort: str | None, fast: bool) -> None:
     resolved = Catalog().resolve(name)
     assert (resolved.model, resolved.effort, resolved.fast) == (model, effort, fast)
+
+
+def test_what_names_mean_is_remembered_and_made_up_ones_take_no_memory_for_ever() -> None:
+    catalog = Catalog()
+    first = catalog.resolve("gpt-5.5-high")
+    assert catalog.resolve("gpt-5.5-high") is first
+    for number in range(5000):
+        assert catalog.resolve(f"made-up-{number}-low").effort == "low"
+        catalog.resolve("x" * 300 + str(number))
+    assert len(catalog._resolved) <= 1024
+    assert max(map(len, catalog._resolved)) <= 256
+    assert catalog.resolve("gpt-5.5-high") == first

@@ -74,8 +74,10 @@ def test_the_turn_state_in_the_body_is_the_accounts_own_or_none() -> None:
 
 def test_a_released_request_holds_no_body() -> None:
     asked = request()
+    asked.packed = (asked.body, b"packed")
     asked.release()
     assert asked.body == b""
+    assert asked.packed is None
     assert asked.body_for(None, lambda _: True) == b""
 
 

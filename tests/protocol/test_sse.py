@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from codex_proxy.protocol import sse
-from codex_proxy.protocol.sse import Batch, Event, EventTooLarge, Parser, frame
+from codex_proxy.protocol.sse import Batch, Event, EventTooLarge, Parser, frame, singles
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("*.sse"))
 
@@ -28,12 +28,18 @@ EVENTS = [
 
 
 def parse(*chunks: bytes) -> list[tuple[str, bytes]]:
-    parser = Parser()
+    """Return the events, which are the same when deltas in a row stay together."""
+    one, other = (read(Parser(runs=runs), chunks) for runs in (False, True))
+    assert one == other
+    return one
+
+
+def read(parser: Parser, chunks: tuple[bytes, ...]) -> list[tuple[str, bytes]]:
     events: Batch = []
     for chunk in chunks:
         events += parser.feed(chunk)
     events += parser.finish()
-    return [(event.type, event.data) for event in events]
+    return [(event.type, event.data) for event in singles(events)]
 
 
 def in_chunks(data: bytes, size: int) -> Iterator[bytes]:
