@@ -462,7 +462,7 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "upstream-transport", "native", True,
-            "What carries calls that go out without a proxy: our own transport, or aiohttp's, which costs twice as much and is there for odd environments; proxies are always aiohttp's.",
+            "What carries calls that go out without a proxy: our own transport, or aiohttp's, which costs several times as much and is more lenient, for odd environments; proxies are always aiohttp's.",
             "native or aiohttp", _choice(*TRANSPORTS),
         ),
         Key(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,10 @@ MANNERS: Mapping[str, Manner] = {
     "with odd padding": _changed(obfuscation='a"b'),
     "with a zero too many": _replaced(b'"sequence_number":', b'"sequence_number":0'),
     "with an endless number": _replaced(b'"sequence_number":', b'"sequence_number":' + b"9" * 400),
+    "with a zero before its place": _replaced(b'"output_index":', b'"output_index":0'),
+    "breaking off in its padding": lambda event: re.sub(
+        rb'"obfuscation":"[^}]*\}', b'"obfuscation":"7}', own(event)
+    ),
     "with a name twice": _replaced(b'"output_index":', b'"output_index":3,"output_index":'),
     "with a type twice": _replaced(b'"sequence_number":', b'"type":"other","sequence_number":'),
     "with a number twice": _replaced(b'"sequence_number":', b'"sequence_number":3,"sequence_number":'),

@@ -1,5 +1,6 @@
 """The backend request: what each account gets of it, and which headers go along."""
 
+import dataclasses
 from typing import Any
 
 import orjson
@@ -73,8 +74,7 @@ def test_the_turn_state_in_the_body_is_the_accounts_own_or_none() -> None:
 
 
 def test_a_released_request_holds_no_body() -> None:
-    asked = request()
-    asked.packed = (asked.body, b"packed")
+    asked = dataclasses.replace(request(), packed=(b"{}", b"packed"))
     asked.release()
     assert asked.body == b""
     assert asked.packed is None

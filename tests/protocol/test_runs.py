@@ -241,6 +241,20 @@ def test_an_odd_frame_in_a_row_changes_nothing(manner: str) -> None:
             agree(chunks)
 
 
+def test_more_of_the_same_behind_a_frame_without_its_end_comes_after_it() -> None:
+    """The row before it is told, but what follows is no row of its own yet."""
+    one, two, three = burst(3)[4:7]
+    same_events([one, b": a comment\n" + two[:-1], three])
+    same_events([one, b": a comment\n" + two[:-1] + three, one])
+
+
+def test_a_place_that_another_item_takes_meanwhile_is_looked_up_again() -> None:
+    frames = [MANNERS["with an empty id"](json.loads(frame.split(b"data: ")[1])) for frame in burst(4)[4:8]]
+    item = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "look", "arguments": ""}
+    taken = own({"type": "response.output_item.added", "item": item, "output_index": 0, "sequence_number": 9})
+    agree([*burst(0)[:2], *frames[:2], taken, *frames[2:], *burst(0)[-1:]])
+
+
 def test_every_cut_of_a_row_gives_the_same() -> None:
     data = b"".join(burst(3)[3:8])
     asked = decoded("chat", stream=True)
