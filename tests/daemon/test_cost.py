@@ -1,0 +1,87 @@
+"""What a turn costs, counted: calls, writes and parses do not depend on the machine or on what else it does.
+
+A bound is what it takes today and a little more; who passes it has made every request dearer, perhaps for a reason.
+"""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Self
+
+import pytest
+
+import codex_proxy
+from codex_proxy.simulator import Script
+from tests.harness import Stand, standing
+
+OURS = str(Path(codex_proxy.__file__).parent)
+NOT_MEASURED = (str(Path(OURS, "simulator")),)
+WARM = 5
+TURNS = 20
+
+CHAT = {"model": "gpt-5.5", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+MESSAGES = {**CHAT, "max_tokens": 10_000}
+RESPONSES = {"model": "gpt-5.5", "stream": True, "input": "hi"}
+
+
+class Calls:
+    """Counts the calls of our own functions; a generator that goes on counts too."""
+
+    def __init__(self) -> None:
+        self.by_code: Counter[CodeType] = Counter()
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            self.by_code[frame.f_code] += 1
+
+    def ours(self) -> Counter[str]:
+        """Return the counts of the package's functions, those of the simulator left out."""
+        found: Counter[str] = Counter()
+        for code, count in self.by_code.items():
+            if code.co_filename.startswith(OURS) and not code.co_filename.startswith(NOT_MEASURED):
+                found[f"{Path(code.co_filename).name}:{code.co_qualname}"] += count
+        return found
+
+
+async def calls_of(stand: Stand, turn: Callable[[], Awaitable[Any]]) -> Counter[str]:
+    """Return how often each function is called in a turn, on average."""
+    for _ in range(WARM):
+        await turn()
+    with Calls() as calls:
+        for _ in range(TURNS):
+            await turn()
+        # What follows an answer is part of its turn.
+        await asyncio.sleep(0)
+    return Counter({name: -(-count // TURNS) for name, count in calls.ours().items()})
+
+
+def worst(calls: Counter[str]) -> str:
+    """Return what there is to look at when a bound does not hold."""
+    return "\n".join(f"{count:5d}  {name}" for name, count in calls.most_common(40))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "bound"),
+    [
+        ("/v1/chat/completions", CHAT, 720),
+        ("/v1/messages", MESSAGES, 740),
+        ("/v1/responses", RESPONSES, 720),
+    ],
+)
+async def test_a_small_turn_takes_so_many_calls(
+    tmp_path: Path, path: str, body: dict[str, Any], bound: int
+) -> None:
+    async with standing(tmp_path) as stand:
+        stand.sim.script(*[Script.text("hello there") for _ in range(WARM + TURNS)])
+        calls = await calls_of(stand, lambda: stand.post(path, body))
+    assert calls.total() <= bound, worst(calls)
