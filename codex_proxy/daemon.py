@@ -35,8 +35,8 @@ from codex_proxy.server.admin import admin_handlers, control_handlers
 from codex_proxy.server.app import CONTROL_ROUTES, ROUTES, Route, build_app
 from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.decisions import Decisions
-from codex_proxy.server.listener import Listener
 from codex_proxy.server.front import Handler
+from codex_proxy.server.listener import Listener
 from codex_proxy.server.public import Public, log_turn
 from codex_proxy.server.usage import PoolUsage
 from codex_proxy.server.views import Phase, PoolAdmin
@@ -149,7 +149,7 @@ class Daemon:
             counter=self._counter,
             resolve=access.resolve,
         )
-        usage = PoolUsage(self.pool, live=self.live, clock=self.clock)
+        usage = PoolUsage(self.pool, live=self.live)
         app = build_app(access, {**public.handlers(), **usage.handlers(), **owner}, _RENDERERS)
         self.port = await self._listener.open_port(app, settings.listen_host, settings.listen_port)
         owner |= control_handlers(admin)

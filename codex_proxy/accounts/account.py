@@ -99,13 +99,17 @@ class Strikes:
         return True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Account:
     """An account as the pool knows it.
 
     Three things are kept apart: what its owner wants (disabled), what the backend allows
     (cooldowns, entitlement), and whether its login works. `state` is their sum, moved only
     through the transition table.
+
+    Whoever keeps something that was made of an account is told when it is another one (`touch`): of thousands
+    of accounts only those are looked at again. What changes one here says so itself; whoever sets a field from
+    outside calls `touch`.
     """
 
     credential: "Credential"
@@ -157,6 +161,41 @@ class Account:
     usage: Usage = field(default_factory=Usage)
     completions: int = 0
 
+    place: int = 0
+    """Its place in the order in which the accounts came to their pool."""
+    watchers: "list[list[Account]]" = field(default_factory=list, repr=False)
+    """Lists of those that have changed, which it joins at its next change; each is left by that."""
+    filed: "list[Account] | None" = field(default=None, repr=False)
+    """The same for the one who minds also how much it carries."""
+    has_changed: bool = True
+    """Whether it has since, in more than what it carries."""
+
+    def __post_init__(self) -> None:
+        self.quota.owner = self
+
+    def touch(self) -> None:
+        """Tell those who keep something made of it that it is another one now."""
+        watchers = self.watchers
+        if watchers:
+            for changed in watchers:
+                changed.append(self)
+            watchers.clear()
+        self.has_changed = True
+        self.stir()
+
+    def stir(self) -> None:
+        """Tell those who mind that it carries more or less than before."""
+        filed = self.filed
+        if filed is not None:
+            self.filed = None
+            filed.append(self)
+
+    def take_quota(self, quota: Quota) -> None:
+        """Make *quota* what is known of its limits."""
+        self.quota = quota
+        quota.owner = self
+        self.touch()
+
     @property
     def key(self) -> str:
         """Its identity: the same in every file and after every login."""
@@ -197,8 +236,9 @@ class Account:
         credential = self.credential
         if not credential.access or (self.rejected and credential.access.digest() == self.rejected):
             return False
-        ends_at = self.ends_at
-        return ends_at is None or ends_at > now
+        # As `ends_at` says it; every look at an account asks this.
+        ends_at, issued_at = credential.expires_at, credential.last_refresh
+        return ends_at is None or ends_at > now or (issued_at is not None and ends_at <= issued_at)
 
     def can_refresh(self) -> bool:
         """Tell whether an exchange could bring a new access token."""
@@ -243,20 +283,24 @@ class Account:
         """Move along the table; True when the state changed."""
         before = self.state
         self.state = step(before, signal)
-        return self.state is not before
+        if self.state is before:
+            return False
+        self.touch()
+        return True
 
     def settle(self, now: float) -> bool:
         """Bring the state up to date with the clock; True when it changed."""
         before = self.state
-        if self.state is State.DISABLED:
-            return False
-        if (
-            before is State.READY
-            and not (self.holds or self.family_holds)
-            and self.unavailable_until <= now
-            and self.access_is_valid(now)
-        ):
-            # Nearly every account, and every choice asks all of them.
+        if before is State.READY:
+            if (
+                not self.holds
+                and not self.family_holds
+                and self.unavailable_until <= now
+                and self.access_is_valid(now)
+            ):
+                # Nearly every account, and every choice asks some of them.
+                return False
+        elif before is State.DISABLED:
             return False
         for cause, length in self.lengths.items():
             if self.holds.get(cause, 0.0) > now + length + 1.0:
@@ -265,10 +309,13 @@ class Account:
         for cause in [cause for cause, until in self.holds.items() if until <= now]:
             del self.holds[cause]
             self.lengths.pop(cause, None)
+            self.touch()
         for name in [name for name, until in self.family_holds.items() if until <= now]:
             del self.family_holds[name]
+            self.touch()
         if self.unavailable_until > now + REPROBE.cap * 1.2:
             self.unavailable_until = now + REPROBE.cap * 1.2
+            self.touch()
         usable = self.access_is_valid(now) or self.can_refresh()
         if self.state is State.NEEDS_LOGIN and usable:
             # Our clock was ahead for a moment, and a token only looked over.
@@ -296,6 +343,7 @@ class Account:
             self.lengths[cause] = max(length, self.lengths.get(cause, 0.0))
         else:
             self.lengths.pop(cause, None)
+        self.touch()
         return self.signal(Signal.HELD)
 
     def absolve(self, cause: Cause) -> bool:
@@ -304,17 +352,20 @@ class Account:
         self.lengths.pop(cause, None)
         if self.holds.pop(cause, None) is None:
             return False
+        self.touch()
         return not self.holds and self.signal(Signal.ABSOLVED)
 
     def begin_trial(self) -> None:
         """Let one request find out whether it serves again, before many do."""
         self.on_trial = True
         self.trial_since = None
+        self.touch()
 
     def end_trial(self) -> None:
         """Open it to all."""
         self.on_trial = False
         self.trial_since = None
+        self.touch()
 
     def trial_left(self, now: float) -> float:
         """Return for how long others wait for the word of the one that went ahead; *now* is monotonic.
@@ -342,9 +393,7 @@ class Account:
         self.last_error = ""
         self.refresh_after = 0.0
         self.end_trial()
-        plan = self.quota.plan
-        self.quota = Quota()
-        self.quota.plan = plan
+        self.take_quota(Quota(plan=self.quota.plan))
 
     def cooling_until(self) -> float | None:
         """Return when the last cooldown ends."""
@@ -357,8 +406,9 @@ class Account:
     def succeeded(self, started: float) -> None:
         """Forget failures that are older than a request which has now been answered."""
         self.signal(Signal.OK)
-        for cause in [c for c, s in self.strikes.items() if s.last <= started]:
-            del self.strikes[cause]
+        if self.strikes:
+            for cause in [c for c, s in self.strikes.items() if s.last <= started]:
+                del self.strikes[cause]
         if self.trial_since is not None and started >= self.trial_since:
             self.end_trial()
         if self.state is State.READY:
@@ -388,6 +438,7 @@ class Account:
             while len(self.refusals) >= MAX_REFUSALS:
                 del self.refusals[next(iter(self.refusals))]
         self.refusals[name] = until
+        self.touch()
 
     def lacks(self, name: str, now: float) -> bool:
         """Tell whether the backend said so lately; a time too far ahead is that of a clock that was wrong."""
@@ -399,7 +450,7 @@ class Account:
         credential = self.credential
         if not (credential.models_allowed or credential.models_denied):
             return True
-        return _is_allowed(credential.models_allowed, credential.models_denied, model)
+        return is_allowed(credential.models_allowed, credential.models_denied, model)
 
     # -- quota ----------------------------------------------------------------------------
 
@@ -413,7 +464,7 @@ class Account:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_allowed(allowed: tuple[str, ...], denied: tuple[str, ...], model: str) -> bool:
+def is_allowed(allowed: tuple[str, ...], denied: tuple[str, ...], model: str) -> bool:
     if any(fits(pattern, model) for pattern in denied):
         return False
     return not allowed or any(fits(pattern, model) for pattern in allowed)

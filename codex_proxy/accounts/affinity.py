@@ -19,10 +19,13 @@ class Recent(Generic[V]):
     def __init__(self, size: int, ttl: float) -> None:
         self._size = size
         self.ttl = ttl
+        self.puts = 0
+        """How often something was remembered."""
         self._entries: OrderedDict[str, tuple[float, V]] = OrderedDict()
 
     def put(self, key: str, value: V, now: float) -> None:
         """Remember *value*; an entry that is there starts a new life."""
+        self.puts += 1
         self._entries[key] = (now, value)
         self._entries.move_to_end(key)
         while len(self._entries) > self._size:
@@ -95,6 +98,11 @@ class Affinity:
         """Return how many seconds ago *session* was served last; 0 when that is not remembered."""
         at = self._sessions.put_at(session) if session is not None else None
         return max(0.0, now - at) if at is not None else 0.0
+
+    @property
+    def changes(self) -> int:
+        """How often something was noted; while it is the same, `dump` yields the same or less."""
+        return self._sessions.puts
 
     def dump(self) -> Iterator[tuple[str, float, tuple[str, ...]]]:
         """Yield all of it, ready to be JSON: session, time, accounts; the least recent first."""

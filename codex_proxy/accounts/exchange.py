@@ -19,6 +19,7 @@ from typing import Literal
 
 from codex_proxy.accounts import oauth, store
 from codex_proxy.accounts.account import Account, Backoff
+from codex_proxy.accounts.dues import Agenda
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.state import State
 from codex_proxy.accounts.tokens import NewTokens, Secret
@@ -90,6 +91,7 @@ class Exchanges:
         self._on_end = on_end
         self._slots = Slots(lambda: live.current.refresh_concurrency)
         self._jitter: dict[str, float] = {}
+        self._agenda = Agenda(pool, self.due, clock.now)
         self._is_ending = False
         self.save_pause = SAVE_SECONDS
         """How long to wait with the next try to save what could not be saved."""
@@ -133,11 +135,9 @@ class Exchanges:
         After a long rest all are due at once, and logins that act together look like one actor to
         the issuer. A request that needs one of them does not wait for its turn here.
         """
-        now = self._clock.now()
         room = _STARTS_AT_ONCE
-        for account in self._pool.accounts():
-            due = self.due(account)
-            if due is not None and due <= now and account.refreshing is None:
+        for account in self._agenda.due(self._clock.now()):
+            if account.refreshing is None:
                 _ = self._start(account, "proactive_expiry")
                 room -= 1
                 if not room:
@@ -147,14 +147,12 @@ class Exchanges:
         """Return how long the timer may sleep; refresh-interval at most."""
         now = self._clock.now()
         self._jitter = of_the_pool(self._jitter, self._pool)
-        longest = self._live.current.refresh_interval
-        times = [due for account in self._pool if (due := self.due(account)) is not None]
         # Asked again each second of the pause (`tasks.Job`), so a new account need not wait.
-        return min(longest, max(0.2, min(times, default=now + longest) - now))
+        return min(self._live.current.refresh_interval, max(0.2, self._agenda.first() - now))
 
     def due(self, account: Account) -> float | None:
         """Return when the account's token is to be exchanged by itself, if ever."""
-        if account.state is State.DISABLED:
+        if account.removed or account.state is State.DISABLED:
             return None
         jitter = self._jitter.setdefault(account.key, self._rng.random())
         return account.refresh_due(jitter)
@@ -174,6 +172,7 @@ class Exchanges:
                 return not self._is_ending and await self._exchange_once(account, reason)
         finally:
             account.refreshing = None
+            account.touch()
             self._on_end()
 
     async def _exchange_once(self, account: Account, reason: Reason) -> bool:
@@ -224,7 +223,9 @@ class Exchanges:
             self._interrupted(account, credential, began)
             self._rest(account, "exchange broke off")
             raise
-        if await self._keep(account, credential, tokens):
+        is_kept = await self._keep(account, credential, tokens)
+        account.touch()
+        if is_kept:
             await asyncio.to_thread(store.clear_exchange, settings.data_dir, credential)
         self._pool.refreshed(account)
         logger.info("account refreshed alias=%s reason=%s", account.alias, reason)

@@ -66,6 +66,9 @@ _MAX_TEXT = 200
 # No cause but a limit rests an account for longer, unless the backend itself named a time.
 _MIN_CAP_SECONDS = 3_600.0
 
+# So few accounts are looked at each time; of more only those that have changed.
+_FEW = 32
+
 # Between two of so many accounts, or rows of JSON, other work gets its turn: some milliseconds.
 _SLICE = 50
 _ROWS = 500
@@ -78,6 +81,8 @@ class Remembered(Protocol):
     learned_families: dict[str, str]
 
     def __iter__(self) -> Iterator[Account]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Memory:
@@ -109,6 +114,12 @@ class Memory:
         """What was last known of each account, also of those whose file is gone."""
         self._met: dict[str, Account] = {}
         """The accounts that have got back what was known of them."""
+        self._touched: list[Account] = []
+        """Those that have changed since they were looked at (`Account.touch`)."""
+        self._marks: dict[str, _Mark] = {}
+        """What each had counted and heard when it was looked at."""
+        self._stamp: tuple[object, ...] = ()
+        """What was saved last, but for the accounts."""
         self.may_write = True
         """Whether `state.json` is ours; another daemon on the same data-dir has its own view of all this."""
         self._is_failing = False
@@ -181,22 +192,22 @@ class Memory:
 
     async def _save_state(self) -> None:
         now = self._clock.now()
-        for number, account in enumerate(self._pool):
-            self.recall(account)
-            known, said = self._known.get(account.key), dumps(dump_account(account))
-            if known is None or known[1] != said:
-                self._known[account.key] = (now, said)
-            if number % _SLICE == _SLICE - 1:
-                await asyncio.sleep(0)
-        self._drop_absent(now)
+        is_news = await self._look(now)
+        is_news |= self._drop_absent(now)
+        affinity, families = self._pool.affinity, self._pool.learned_families
+        stamp = (affinity.changes, len(families), self.since)
+        if not is_news and stamp == self._stamp:
+            return
+        self._stamp = ()
         # In slices, and not in a thread: while one renders, nothing else runs either way.
         parts = [b'"since":', dumps(self.since), b',"accounts":{']
         parts += await _rendered(iter(list(self._known.items())), _rows)
-        parts += [b'},"families":', dumps(dict(self._pool.learned_families)), b',"conversations":[']
-        parts += await _rendered(self._pool.affinity.dump(), lambda rows: dumps(rows)[1:-1])
+        parts += [b'},"families":', dumps(dict(families)), b',"conversations":[']
+        parts += await _rendered(affinity.dump(), lambda rows: dumps(rows)[1:-1])
         parts.append(b"]}")
         data, digest = await asyncio.to_thread(_joined, parts)
         if digest == self._saved:
+            self._stamp = stamp
             return
         # The frame is put around the same bytes: rendering twice would take twice as long.
         head = b'{"version":%d,"saved_at":%d,' % (VERSION, int(now))
@@ -211,18 +222,44 @@ class Memory:
             logger.info("memory saved again file=%s", self._path.name)
         self._is_failing = False
         self._saved = digest
+        self._stamp = stamp
 
-    def _drop_absent(self, now: float) -> None:
-        """Forget accounts that have been gone for longer than anything is true of them."""
+    async def _look(self, now: float) -> bool:
+        """Look at the accounts of which something has changed; True when there are any."""
+        touched = {account.key for account in self._touched}
+        self._touched.clear()
+        is_few, is_news, looked = len(self._pool) <= _FEW, False, 0
+        for account in self._pool:
+            self.recall(account)
+            key, mark = account.key, _mark(account)
+            if not is_few and key not in touched and self._marks.get(key) == mark:
+                continue
+            self._marks[key] = mark
+            if not any(one is self._touched for one in account.watchers):
+                account.watchers.append(self._touched)
+            known, said = self._known.get(key), dumps(dump_account(account))
+            if known is None or known[1] != said:
+                self._known[key] = (now, said)
+                is_news = True
+            looked += 1
+            if looked % _SLICE == 0:
+                await asyncio.sleep(0)
+        return is_news
+
+    def _drop_absent(self, now: float) -> bool:
+        """Forget accounts that have been gone for longer than anything is true of them; True when there are any."""
         present = {account.key for account in self._pool}
         self._met = {key: account for key, account in self._met.items() if key in present}
+        self._marks = {key: mark for key, mark in self._marks.items() if key in present}
         absent = [key for key in self._known if key not in present]
+        count = len(self._known)
         for number, key in enumerate(absent):
             if (
                 len(absent) - number > _MAX_ABSENT
                 or _past(self._known[key][0], now, _MAX_HOLD_SECONDS) is None
             ):
                 del self._known[key]
+        return len(self._known) != count
 
     def _flush_soon(self) -> None:
         """Have a new owner on disk at once: a kill a moment later must not lose it."""
@@ -243,6 +280,18 @@ def _rows(entries: list[tuple[str, _Known]]) -> bytes:
         b'%s:%s%s"at":%s}' % (dumps(key), said[:-1], b"," if len(said) > 2 else b"", dumps(at))
         for key, (at, said) in entries
     )
+
+
+_Mark = tuple[object, ...]
+
+
+def _mark(account: Account) -> _Mark:
+    """Return what changes in an account with every request and every answer."""
+    quota = account.quota
+    return (
+        account.total_requests, account.total_errors, account.completions, account.last_used,
+        quota.seen_at, quota.usage_at, quota.plan_at, quota.credits.seen_at,
+    )  # fmt: skip
 
 
 def dump_account(account: Account) -> JsonObject:
@@ -290,7 +339,7 @@ def restore_account(account: Account, said: Mapping[str, Any], now: float) -> No
     if account.quota.seen_at is None:
         if quota.plan is None:
             quota.plan = account.quota.plan
-        account.quota = quota
+        account.take_quota(quota)
 
     causes = {cause.name.lower(): cause for cause in Cause}
     for name, until in _holds(said.get("holds"), now).items():
@@ -321,6 +370,7 @@ def restore_account(account: Account, said: Mapping[str, Any], now: float) -> No
         account.login_lost = lost[:_MAX_TEXT]
 
     _restore_totals(account, said, now)
+    account.touch()
     account.settle(now)
 
 

@@ -7,15 +7,14 @@ lock. What a failure does to an account is one `match` over its verdict (`Pool.f
 import asyncio
 import bisect
 import dataclasses
-import enum
-import heapq
 import itertools
 import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from codex_proxy.accounts.account import (
     BACKOFF,
@@ -27,12 +26,21 @@ from codex_proxy.accounts.account import (
     Strikes,
 )
 from codex_proxy.accounts.affinity import Affinity, Origins, Owner, Ownership, OwnersInMemory, digest
+from codex_proxy.accounts.crowd import Crowd, Shelf
+from codex_proxy.accounts.leftout import LACKING, LeftOut, Listed, Shelved, Wait
 from codex_proxy.accounts.poolview import PoolView
 from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
 from codex_proxy.accounts.scheduler import Ask, Choice, Strategy, cost_of, make_strategy
+from codex_proxy.accounts.shelves import Shelves
 from codex_proxy.accounts.state import SERVING, Signal, State
 from codex_proxy.accounts.store import Credential, Problem, Scan
-from codex_proxy.accounts.words import words
+from codex_proxy.accounts.telling import (
+    OF_STATE,
+    Excluded,
+    decision,
+    in_words,
+)
+from codex_proxy.accounts.telling import Rule as Rule
 from codex_proxy.clock import Clock
 from codex_proxy.config import Settings
 from codex_proxy.errors import (
@@ -47,7 +55,7 @@ from codex_proxy.errors import (
     Verdict,
 )
 from codex_proxy.protocol.wire import JsonObject
-from codex_proxy.trace import Candidate, Decision, Exclusion, Trace, Usage, UsageSource
+from codex_proxy.trace import Decision, Trace, Usage, UsageSource
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +74,8 @@ _CAUSES: dict[Verdict, Cause] = {
 }
 
 
-# What a decision tells: the best candidates, and some of those left out. The counts are of all.
-_CANDIDATES_TOLD = 5
-_EXCLUSIONS_TOLD = 12
+# A look at each of so few accounts takes no longer than to keep them on shelves.
+_FEW = 32
 
 # How long a request waits for a place before it looks again by itself.
 _LONGEST_LOOK = 5.0
@@ -80,42 +87,17 @@ _ON_TRIAL = (
     "the account that could serve this has rested, and one request is finding out whether it serves again"
 )
 
+TAG_LENGTH = 12
+"""How much of an account's identity finds it again among a few thousand."""
+
 # The names of the ways in which conversations are known are the protocol's, and few; whatever
 # else comes is counted together.
 _MAX_SOURCES = 32
 
 
-class Rule(enum.Enum):
-    """Why an account cannot serve a request."""
-
-    DISABLED = "disabled"
-    NEEDS_LOGIN = "needs login"
-    UNAVAILABLE = "unavailable"
-    COOLING = "cooling"
-    TRIED = "tried for this request"
-    LACKS_MODEL = "lacks the model"
-    NOT_ALLOWED = "its file does not allow the model"
-    FAMILY_LIMIT = "limit of the model's family"
-    BUSY = "carries all it may"
-    ON_TRIAL = "is being tried after its rest"
-    LESSER_PRIORITY = "of lesser priority"
-    RENEWING = "its token is being renewed"
-
-
-_OF_STATE: dict[State, Rule] = {
-    State.COOLING: Rule.COOLING,
-    State.UNAVAILABLE: Rule.UNAVAILABLE,
-    State.NEEDS_LOGIN: Rule.NEEDS_LOGIN,
-    State.DISABLED: Rule.DISABLED,
-}
-
-_PASSING_RULES = frozenset({Rule.COOLING, Rule.TRIED, Rule.FAMILY_LIMIT, Rule.BUSY, Rule.ON_TRIAL})
-"""Those that time alone undoes."""
-
-
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Want:
-    """What a request needs of an account."""
+    """What a request needs of an account; nobody changes it."""
 
     model: str
     endpoint: str = "responses"
@@ -245,6 +227,17 @@ class Pool:
         self._keeps_sessions = defaults.session_affinity
         self._accounts: dict[str, Account] = {}
         self._aliases: dict[str, Account] = {}
+        self._places = itertools.count()
+        self.few = _FEW
+        """Up to so many accounts are each looked at for a choice; of more only those that may be the best."""
+        self._shelves: Shelves | None = None
+        """Where the accounts are many."""
+        self._kin: dict[str, list[Account]] | None = None
+        """By workspace; made when somebody asks, until an account comes, goes or changes its own."""
+        self._tags: dict[str, list[Account]] = {}
+        """By the first letters of the identity."""
+        self.arrivals: list[list[Account]] = []
+        """Lists that every account which comes is put on."""
         self.affinity = Affinity()
         self.origins = Origins()
         self.owners: Ownership = owners if owners is not None else OwnersInMemory()
@@ -257,6 +250,8 @@ class Pool:
         """Which limit a model (or an endpoint without one) counts on, learned from refusals."""
         self._listed: frozenset[str] = frozenset()
         self._lists: list[list[JsonObject]] = []
+        self._slugs: dict[frozenset[str], frozenset[str]] = {}
+        """The models of each list, once."""
         self._path_faults: dict[str, float] = {}
         self._egress_told = float("-inf")
         self._view = PoolView()
@@ -275,8 +270,9 @@ class Pool:
     def accounts(self) -> list[Account]:
         """Return all accounts, their states brought up to date."""
         now = self._clock.now()
-        for account in self._accounts.values():
-            self._settle(account, now)
+        if self._shelves_of_many(now) is None:
+            for account in self._accounts.values():
+                self._settle(account, now)
         return list(self._accounts.values())
 
     def get(self, key: str) -> Account | None:
@@ -289,10 +285,23 @@ class Pool:
 
     def by_tag(self, tag: str) -> Account | None:
         """Return the account whose identity starts with *tag*."""
+        if len(tag) == TAG_LENGTH:
+            return next(iter(self._tags.get(tag, ())), None)
         return next((a for a in self._accounts.values() if a.key.startswith(tag)), None) if tag else None
+
+    def _of_workspace(self, workspace: str) -> Sequence[Account]:
+        """Return the accounts of a workspace, in their order."""
+        if self._kin is None:
+            self._kin = {}
+            for account in self._accounts.values():
+                self._kin.setdefault(account.workspace, []).append(account)
+        return self._kin.get(workspace, ())
 
     def apply_settings(self, settings: Settings) -> None:
         """Follow the settings; a strategy that stays keeps what it has learned."""
+        if self._shelves is not None:
+            # Who is full, and the orders that a strategy keeps, are made anew.
+            self._shelves.clear()
         if settings.strategy != self._strategy.name:
             self._strategy = make_strategy(settings.strategy)
         self._max_concurrency = settings.max_concurrency
@@ -323,16 +332,16 @@ class Pool:
             else:
                 # Also while its token is exchanged: a save reads the file again before it writes.
                 self.adopt(account, credential)
+        gone = [key for key in self._accounts if key not in seen]
+        may_come_back = _unknown_places(scan) if gone else frozenset()
         removed = False
-        for key in [key for key in self._accounts if key not in seen]:
+        for key in gone:
             account = self._accounts[key]
-            if _may_come_back(account, scan):
+            path = account.credential.path
+            if path in may_come_back or path.parent in may_come_back:
                 # The next look at the folder decides.
                 continue
-            account.removed = True
-            del self._accounts[key]
-            self._aliases.pop(account.alias, None)
-            self._strategy.forget(key)
+            self._remove(account)
             removed = True
             logger.info("account removed alias=%s in_flight=%d", account.alias, account.in_flight)
         if removed:
@@ -340,6 +349,21 @@ class Pool:
         for credential in scan.credentials:
             self._name(self._accounts[credential.key], credential)
         self._look_again()
+
+    def _remove(self, account: Account) -> None:
+        key = account.key
+        account.removed = True
+        del self._accounts[key]
+        self._aliases.pop(account.alias, None)
+        self._kin = None
+        tagged = self._tags[key[:TAG_LENGTH]]
+        tagged.remove(account)
+        if not tagged:
+            del self._tags[key[:TAG_LENGTH]]
+        if self._shelves is not None:
+            self._shelves.remove(account)
+        self._strategy.forget(key)
+        account.touch()
 
     def adopt(self, account: Account, credential: Credential) -> bool:
         """Take over what the account's file says; True when its tokens are other ones."""
@@ -356,6 +380,9 @@ class Pool:
         credential.superseded |= old.superseded
         account.unsaved = credential.is_unsaved
         account.credential = credential
+        account.touch()
+        if credential.workspace != old.workspace:
+            self._kin = None
         now = self._clock.now()
         if credential.disabled != (account.state is State.DISABLED):
             self._signal(account, Signal.SWITCHED_OFF if credential.disabled else Signal.SWITCHED_ON, now)
@@ -366,12 +393,18 @@ class Pool:
         return True
 
     def _add(self, credential: Credential) -> None:
-        account = Account(credential, credential.default_alias)
+        account = Account(credential, credential.default_alias, place=next(self._places))
         self._name(account, credential)
         account.unsaved = credential.is_unsaved
         account.quota.plan = credential.identity.plan
         self._accounts[credential.key] = account
+        self._tags.setdefault(credential.key[:TAG_LENGTH], []).append(account)
+        self._kin = None
         self.on_added(account)
+        for newcomers in self.arrivals:
+            newcomers.append(account)
+        if self._shelves is not None:
+            self._shelves.add(account)
         if credential.disabled:
             account.signal(Signal.SWITCHED_OFF)
         self._settle(account, self._clock.now())
@@ -407,6 +440,7 @@ class Pool:
         account.in_flight += 1
         account.total_requests += 1
         account.last_used = now
+        account.stir()
         started = self._clock.monotonic()
         if account.on_trial and account.trial_since is None:
             account.trial_since = started
@@ -415,7 +449,9 @@ class Pool:
 
     def _has_foreign(self, want: Want, account: Account, now: float) -> bool:
         """Tell whether the reasoning in a request may be of several accounts: its first and its last item say."""
-        ends = {want.encrypted[0], want.encrypted[-1]} if want.encrypted else ()
+        if not want.encrypted:
+            return False
+        ends = {want.encrypted[0], want.encrypted[-1]}
         return any(self.origins.is_foreign(content, account.key, now) for content in ends)
 
     def _homes(self, want: Want, now: float) -> tuple[str, ...]:
@@ -439,6 +475,8 @@ class Pool:
         owner = self.owners.get(digest(want.compacted[-1])) if want.compacted else None
         if owner is not None:
             return self._historian(owner, want, exclude, now)
+        if not homes:
+            return None
         self._stay_for_trial(homes, want, exclude, now)
         home = self._first_able(homes, want, exclude, now)
         if home is None:
@@ -454,14 +492,16 @@ class Pool:
         Raises:
             PoolBusy: While the trial is young.
         """
-        home = self._accounts.get(homes[0]) if homes else None
+        home = self._accounts.get(homes[0])
         if home is None or not home.on_trial or self._obstacle(home, want, exclude, now) is not Rule.ON_TRIAL:
             return
         young = _STAY_SECONDS - (TRIAL_SECONDS - home.trial_left(self._clock.monotonic()))
         if young > 0.0:
             # However late it is for the request: then another account takes over.
             raise self._with_decision(
-                PoolBusy(_ON_TRIAL, retry_after=young, patience=math.inf), [(home, Rule.ON_TRIAL)], now
+                PoolBusy(_ON_TRIAL, retry_after=young, patience=math.inf),
+                Listed([(home, Rule.ON_TRIAL)]),
+                now,
             )
 
     def _first_able(
@@ -480,30 +520,29 @@ class Pool:
         account = self._accounts.get(owner.account)
         if account is not None and self._obstacle(account, want, exclude, now) is None:
             return account, self._decision(account, "compacted history", now)
-        kin = [one for one in self._accounts.values() if one.workspace == owner.workspace]
+        kin = [*self._of_workspace(owner.workspace)]
         if account is not None and account not in kin:
             # Logged in again for another workspace: what it wrote before may still be its own to read.
             kin.append(account)
-        rules = [(one, self._obstacle(one, want, exclude, now)) for one in kin]
-        ready = [one for one, rule in rules if rule is None]
-        excluded = [(one, rule) for one, rule in rules if rule is not None]
+        ready, excluded = self._look_at(kin, want, exclude, now)
         if ready:
-            choice = self._strategy.choose(ready, self._ask(want, None), now)
+            choice = self._choose(ready, self._ask(want, None), now)
             return choice.account, self._told(
-                choice, "workspace of the compacted history", excluded, now, compared=len(ready)
+                choice, "workspace of the compacted history", Listed(excluded), now, compared=len(ready)
             )
         raise self._history_waits(account, excluded, want, now)
 
     def _history_waits(
-        self, owner: Account | None, excluded: list[tuple[Account, Rule]], want: Want, now: float
+        self, owner: Account | None, excluded: list[Excluded], want: Want, now: float
     ) -> ProxyError:
         """Say why none of the accounts that could read the history can serve."""
-        able = [(one, rule) for one, rule in excluded if rule in _PASSING_RULES]
-        if able:
-            error = self._shortage(able, want, now)
+        left = Listed(excluded)
+        wait = left.wait(self._wait(want, now))
+        if wait.is_any:
+            error = _shortage(wait)
             # Those that were tried in vain have had their say: that they could not read it, perhaps.
-            error.is_for_history = any(rule is not Rule.TRIED for _, rule in able)
-            return self._with_decision(error, excluded, now)
+            error.is_for_history = wait.is_untried
+            return self._with_decision(error, left, now)
         if any(rule in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED) for _, rule in excluded):
             return RequestError(
                 f"this conversation's history was compacted by an account that does not serve {want.model!r}, and no "
@@ -518,7 +557,7 @@ class Pool:
                     f"this conversation's history can be read by the account {one.alias} only, which cannot serve "
                     f"without help: {rule.value}; see `codex-proxy accounts`"
                 ),
-                excluded,
+                left,
                 now,
             )
         return RequestError(
@@ -531,34 +570,48 @@ class Pool:
     def _best(
         self, want: Want, exclude: Collection[str], homes: tuple[str, ...], now: float
     ) -> tuple[Account, Decision]:
+        shelves = self._shelves_of_many(now)
+        # Who wrote a history is asked of each: that is rare, and a question of workspaces.
+        if shelves is not None and not want.compacted:
+            return self._best_of_many(shelves, want, exclude, homes, now)
+        ready, excluded = self._look_at(self._accounts.values(), want, exclude, now)
+        if not ready:
+            raise self._nobody(want, Listed(excluded), now)
+        home = next((a for key in homes for a in ready if a.key == key), None)
+        candidates = self._first_rank(ready, home, want, excluded, now)
+        choice = self._choose(candidates, self._ask(want, home), now)
+        return choice.account, self._told(
+            choice, choice.rule, Listed(excluded), now, compared=len(candidates)
+        )
+
+    def _look_at(
+        self, accounts: Iterable[Account], want: Want, exclude: Collection[str], now: float
+    ) -> tuple[list[Account], list[Excluded]]:
+        """Return which of some accounts could serve, and which could not."""
         ready: list[Account] = []
-        excluded: list[tuple[Account, Rule]] = []
-        for account in self._accounts.values():
+        excluded: list[Excluded] = []
+        for account in accounts:
             rule = self._obstacle(account, want, exclude, now)
             if rule is None:
                 ready.append(account)
             else:
                 excluded.append((account, rule))
-        if not ready:
-            error = self._nobody(want, excluded, now)
-            if not isinstance(error, PoolError):
-                raise error
-            # Nobody knows who wrote the history: one that has not been asked yet may have.
-            error.is_for_history = bool(want.compacted) and any(
-                rule in _PASSING_RULES and rule is not Rule.TRIED for _, rule in excluded
-            )
-            raise self._with_decision(error, excluded, now)
-        home = next((a for key in homes for a in ready if a.key == key), None)
-        candidates = self._first_rank(ready, home, want, excluded, now)
-        choice = self._strategy.choose(candidates, self._ask(want, home), now)
-        return choice.account, self._told(choice, choice.rule, excluded, now, compared=len(candidates))
+        return ready, excluded
+
+    def _choose(self, candidates: Sequence[Account], ask: Ask, now: float) -> Choice:
+        """Have each of some accounts compared."""
+        if self._shelves is not None:
+            # What the strategy keeps of them in its orders would be another thing afterwards.
+            for account in candidates:
+                self._shelves.lift(account)
+        return self._strategy.choose(candidates, ask, now)
 
     def _first_rank(
         self,
         ready: list[Account],
         home: Account | None,
         want: Want,
-        excluded: list[tuple[Account, Rule]],
+        excluded: list[Excluded],
         now: float,
     ) -> list[Account]:
         """Keep those of the best priority, and of these the ones whose token is good now, if any is.
@@ -567,8 +620,7 @@ class Pool:
         """
         best = min(account.credential.priority for account in ready)
         ranked = [account for account in ready if account.credential.priority == best]
-        fresh = [account for account in ranked if account.access_is_valid(now)]
-        kept = fresh or ranked
+        kept = [account for account in ranked if account.access_is_valid(now)] or ranked
         if want.compacted and home is not None:
             # Nobody knows who wrote the history: most likely one of the workspace it has lived in.
             kin = [account for account in kept if account.workspace == home.workspace]
@@ -584,22 +636,108 @@ class Pool:
             ]
         return kept
 
+    # -- choosing among many --------------------------------------------------------------
+
+    def _shelves_of_many(self, now: float) -> Shelves | None:
+        """Return the accounts on their shelves, as they are now; None where they are few."""
+        if len(self._accounts) <= self.few:
+            if self._shelves is not None:
+                self._shelves.clear()
+                self._shelves = None
+            return None
+        if self._shelves is None:
+            self._shelves = Shelves(self._settle, self._most)
+            for account in self._accounts.values():
+                self._shelves.add(account)
+        self._shelves.refresh(now, self._clock.monotonic())
+        return self._shelves
+
+    def _best_of_many(
+        self, shelves: Shelves, want: Want, exclude: Collection[str], homes: tuple[str, ...], now: float
+    ) -> tuple[Account, Decision]:
+        """Choose as `_best` does, by whole shelves."""
+        is_listed, family = self._is_listed(want), self._family(want)
+        tried = self._tried(shelves, want, exclude) if exclude else {}
+        able: list[Shelf] = []
+        closed: list[tuple[Shelf, Rule]] = []
+        for shelf in shelves:
+            profile = shelf.profile
+            rule = profile.lacks(want, is_listed=is_listed) or profile.refuses(family)
+            if rule is not None:
+                closed.append((shelf, rule))
+            elif not tried or any(place not in tried for place in shelf.places):
+                able.append(shelf)
+        if not able:
+            raise self._nobody(want, Shelved(closed, tried), now)
+        best = min(shelf.profile.priority for shelf in able)
+        ranked = [shelf for shelf in able if shelf.profile.priority == best]
+        kept = [shelf for shelf in ranked if shelf.profile.is_fresh] or ranked
+        home = self._home_among(shelves, able, tried, homes) if homes else None
+        guest = home if home is not None and shelves.of(home) not in kept else None
+        lesser = [
+            (shelf, Rule.LESSER_PRIORITY if shelf.profile.priority != best else Rule.RENEWING)
+            for shelf in able
+            if shelf not in kept
+        ]
+        without = [place for place in tried if any(place in shelf.members for shelf in kept)]
+        if guest is not None:
+            shelves.lift(guest)
+        crowd = Crowd(kept, without, guest)
+        choice = self._strategy.pick(crowd, self._ask(want, home), now)
+        left = Shelved(closed, tried, lesser, guest)
+        return choice.account, self._told(choice, choice.rule, left, now, compared=len(crowd))
+
+    def _is_listed(self, want: Want) -> bool:
+        return bool(want.model) and want.model in self._listed
+
+    def _family(self, want: Want) -> str | None:
+        """Return the limit that counts for a request beside the main one, if there is one."""
+        return self.learned_families.get(want.counted) if self.learned_families else None
+
+    def _tried(self, shelves: Shelves, want: Want, exclude: Collection[str]) -> dict[int, Account]:
+        """Return those that could serve but for having been tried for the request, by place."""
+        found: dict[int, Account] = {}
+        is_listed = self._is_listed(want)
+        for key in exclude:
+            account = self._accounts.get(key)
+            if account is not None and not shelves.of(account).profile.lacks(want, is_listed=is_listed):
+                found[account.place] = account
+        return found
+
+    def _home_among(
+        self,
+        shelves: Shelves,
+        able: Collection[Shelf],
+        tried: Mapping[int, Account],
+        homes: tuple[str, ...],
+    ) -> Account | None:
+        """Return the first account on which the conversation has lived that could serve it."""
+        for key in homes:
+            home = self._accounts.get(key)
+            if home is not None and home.place not in tried and shelves.of(home) in able:
+                return home
+        return None
+
     def _ask(self, want: Want, home: Account | None) -> Ask:
         idle = self.affinity.idle(want.session, self._clock.now()) if home is not None else 0.0
-        return Ask(self.learned_families.get(want.counted), home, want.tokens, idle)
+        return Ask(self._family(want), home, want.tokens, idle)
 
     def _obstacle(self, account: Account, want: Want, exclude: Collection[str], now: float) -> Rule | None:
         """Return the rule by which an account cannot serve a request; None when it can."""
-        self._settle(account, now)
+        # Asked for every request, so what nearly no account has is asked in passing.
+        before = account.state
+        if account.settle(now):
+            self._note(account, before, now)
         if account.state is not State.READY:
-            return _OF_STATE[account.state]
-        if not account.serves(want.model):
+            return OF_STATE[account.state]
+        credential = account.credential
+        if (credential.models_allowed or credential.models_denied) and not account.serves(want.model):
             return Rule.NOT_ALLOWED
-        if not self._has(account, want, now):
+        if (account.models is not None or account.refusals) and not self._has(account, want, now):
             return Rule.LACKS_MODEL
-        if account.key in exclude:
+        if exclude and credential.key in exclude:
             return Rule.TRIED
-        if self._family_hold(account, want, now) is not None:
+        if account.family_holds and self._family_hold(account, want, now) is not None:
             return Rule.FAMILY_LIMIT
         most = self._most(account)
         if most and account.in_flight >= most:
@@ -607,6 +745,12 @@ class Pool:
         if account.on_trial and account.trial_left(self._clock.monotonic()) > 0.0:
             return Rule.ON_TRIAL
         return None
+
+    def _is_on_trial(self, account: Account) -> bool:
+        """Tell whether one request is finding out about an account; time ends that, whoever looks."""
+        if account.on_trial:
+            _ = account.trial_left(self._clock.monotonic())
+        return account.on_trial
 
     def _most(self, account: Account) -> int:
         """Return how many requests an account may carry at a time; 0: any number."""
@@ -625,9 +769,7 @@ class Pool:
         )
 
     def _family_hold(self, account: Account, want: Want, now: float) -> float | None:
-        if not account.family_holds:
-            return None
-        family = self.learned_families.get(want.counted)
+        family = self._family(want)
         until = account.family_holds.get(family) if family is not None else None
         return until if until is not None and until > now else None
 
@@ -636,139 +778,60 @@ class Pool:
     def _decision(self, account: Account, rule: str, now: float) -> Decision:
         return Decision(account.alias, rule, self._strategy.name, now, compared=1)
 
-    def _told(
-        self,
-        choice: Choice,
-        rule: str,
-        excluded: list[tuple[Account, Rule]],
-        now: float,
-        *,
-        compared: int,
-    ) -> Decision:
-        best = heapq.nlargest(_CANDIDATES_TOLD, choice.scores, key=lambda score: score.value)
-        return Decision(
-            choice.account.alias,
+    def _told(self, choice: Choice, rule: str, left: LeftOut, now: float, *, compared: int) -> Decision:
+        if not left:
+            return decision(choice, rule, self._strategy.name, now, compared=compared)
+        return decision(
+            choice,
             rule,
             self._strategy.name,
             now,
-            tuple(Candidate(score.account.alias, score.value, score.parts) for score in best),
-            compared,
-            *self._left_out(excluded, now),
+            compared=compared,
+            excluded=left.some(),
+            counts=left.counts(),
         )
 
-    def _with_decision(self, error: PoolError, excluded: list[tuple[Account, Rule]], now: float) -> PoolError:
-        error.decision = Decision(
-            "", "nobody could serve", self._strategy.name, now, (), 0, *self._left_out(excluded, now)
+    def _with_decision(self, error: PoolError, left: LeftOut, now: float) -> PoolError:
+        error.decision = decision(
+            None,
+            "nobody could serve",
+            self._strategy.name,
+            now,
+            compared=0,
+            excluded=left.some(),
+            counts=left.counts(),
         )
         return error
 
-    def _left_out(
-        self, excluded: list[tuple[Account, Rule]], now: float
-    ) -> tuple[tuple[Exclusion, ...], tuple[tuple[str, int], ...]]:
-        told = tuple(
-            Exclusion(account.alias, rule.value, self._evidence(account, rule, now))
-            for account, rule in excluded[:_EXCLUSIONS_TOLD]
-        )
-        counts = Counter(rule.value for _, rule in excluded) if excluded else {}
-        return told, tuple(counts.items())
-
-    def _evidence(self, account: Account, rule: Rule, now: float) -> str:
-        match rule:
-            case Rule.COOLING:
-                until = account.cooling_until()
-                rest = f", {_in_words(until - now)} left" if until is not None else ""
-                said = f"; the last time {words(account.last_error)}" if account.last_error else ""
-                return f"{words(account.reason())}{rest}{said}"
-            case Rule.UNAVAILABLE:
-                return (
-                    f"{words(account.reason())}, tried again in {_in_words(account.unavailable_until - now)}"
-                )
-            case Rule.NEEDS_LOGIN | Rule.DISABLED:
-                return words(account.reason())
-            case Rule.TRIED:
-                return words(account.last_error) if account.last_error else "it could not answer this request"
-            case Rule.LACKS_MODEL:
-                return "refused it lately" if account.refusals else "not in its model list"
-            case Rule.NOT_ALLOWED:
-                credential = account.credential
-                patterns = [*credential.models_allowed, *(f"!{one}" for one in credential.models_denied)]
-                return f"models: {', '.join(patterns)}"
-            case Rule.FAMILY_LIMIT:
-                ends = max(account.family_holds.values(), default=now)
-                return f"{', '.join(sorted(account.family_holds))}: {_in_words(ends - now)} left"
-            case Rule.BUSY:
-                return f"{account.in_flight} in flight"
-            case Rule.ON_TRIAL:
-                return "one request goes ahead after its rest"
-            case Rule.LESSER_PRIORITY:
-                return f"priority {account.credential.priority}"
-            case Rule.RENEWING:
-                return "others need no exchange first"
-
     # -- when nobody can ------------------------------------------------------------------
 
-    def _nobody(
-        self, want: Want, excluded: list[tuple[Account, Rule]], now: float
-    ) -> PoolError | RequestError:
-        if not excluded:
+    def _nobody(self, want: Want, left: LeftOut, now: float) -> PoolError | RequestError:
+        """Say why nobody can serve a request, and whether that will change by itself."""
+        wait = left.wait(self._wait(want, now))
+        error = self._why_nobody(want, left, wait)
+        if not isinstance(error, PoolError):
+            return error
+        # Nobody knows who wrote the history: one that has not been asked yet may have.
+        error.is_for_history = bool(want.compacted) and wait.is_untried
+        return self._with_decision(error, left, now)
+
+    def _why_nobody(self, want: Want, left: LeftOut, wait: Wait) -> PoolError | RequestError:
+        if not left:
             return PoolEmpty(
                 "no account is loaded: run `codex-proxy login`, or put account files into the auth-dir"
             )
-        able = [(account, rule) for account, rule in excluded if rule in _PASSING_RULES]
-        if able:
-            return self._shortage(able, want, now)
-        lacking = [a for a, rule in excluded if rule in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED)]
-        if lacking:
-            others = (a for a, rule in excluded if rule not in (Rule.LACKS_MODEL, Rule.NOT_ALLOWED))
-            if any(want.model in (a.models or ()) for a in others):
+        if wait.is_any:
+            return _shortage(wait)
+        if any(rule in LACKING for rule, _ in left.counts()):
+            if any(want.model in (one.models or ()) for one in left.others()):
                 return PoolEmpty(f"no account that has the model {want.model!r} can serve without help")
             return self._no_model(want)
-        counts = Counter(account.state.value for account, _ in excluded)
+        counts = Counter(one.state.value for one in left.others())
         states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
         return PoolEmpty(f"no account can serve without help: {states}; see /stats for the reasons")
 
-    def _shortage(self, able: list[tuple[Account, Rule]], want: Want, now: float) -> PoolError:
-        limits: list[float] = []
-        passing: list[float] = []
-        is_full = is_tried = False
-        for account, rule in able:
-            cause = account.cooling_cause()
-            until = account.cooling_until()
-            family = self._family_hold(account, want, now)
-            if rule is Rule.BUSY:
-                is_full = True
-            elif rule is Rule.ON_TRIAL:
-                is_tried = True
-                passing.append(now + account.trial_left(self._clock.monotonic()))
-            elif until is not None and (family is None or until >= family):
-                (limits if cause is Cause.LIMIT else passing).append(until)
-            elif family is not None:
-                limits.append(family)
-            else:
-                # Ready, but tried in vain for this request.
-                passing.append(now + 1.0)
-        soonest = min(passing, default=math.inf)
-        if is_full or is_tried:
-            return PoolBusy(
-                "every account that could serve this carries all it may at a time; try again in a moment"
-                if is_full
-                else _ON_TRIAL,
-                # A place that comes free is told of; only what comes back by time alone is not.
-                retry_after=min(_LONGEST_LOOK, max(0.05, soonest - now)),
-                patience=None if is_full else TRIAL_SECONDS,
-            )
-        if passing and (not limits or soonest <= min(limits)):
-            return PoolShortage(
-                "every account that could serve this is busy or in passing trouble; try again in a moment",
-                retry_after=max(0.0, soonest - now),
-            )
-        resets_at = min(limits)
-        return PoolExhausted(
-            "the usage limit of every account that could serve this has been reached; "
-            f"the first is free again in {_in_words(resets_at - now)}",
-            resets_at=resets_at,
-            retry_after=max(0.0, resets_at - now),
-        )
+    def _wait(self, want: Want, now: float) -> Wait:
+        return Wait(now, self._clock.monotonic(), self._family(want))
 
     def _no_model(self, want: Want) -> RequestError:
         if not want.model:
@@ -784,7 +847,17 @@ class Pool:
     def has_other(self, want: Want, exclude: Collection[str]) -> bool:
         """Tell whether another account could serve a request now."""
         now = self._clock.now()
-        return any(self._obstacle(one, want, exclude, now) is None for one in self._accounts.values())
+        shelves = self._shelves_of_many(now)
+        if shelves is None:
+            return any(self._obstacle(one, want, exclude, now) is None for one in self._accounts.values())
+        is_listed, family = self._is_listed(want), self._family(want)
+        places = {one.place for key in exclude if (one := self._accounts.get(key)) is not None}
+        return any(
+            shelf.profile.lacks(want, is_listed=is_listed) is None
+            and shelf.profile.refuses(family) is None
+            and any(place not in places for place in shelf.places)
+            for shelf in shelves
+        )
 
     async def wait_for_place(
         self, want: Want, exclude: Collection[str], *, seconds: float, ticket: float
@@ -851,10 +924,12 @@ class Pool:
         """Note that a request is over."""
         account = lease.account
         account.in_flight -= 1
-        if account.on_trial and account.trial_since == lease.started:
+        account.stir()
+        if self._is_on_trial(account) and account.trial_since == lease.started:
             # Its caller left before the account could show anything: the next one tries.
             account.trial_since = None
-        self._offer(account)
+        if self._waiting:
+            self._offer(account)
 
     def succeeded(self, lease: Lease) -> None:
         """Note that an account answered: its conversation stays, old failures are forgotten."""
@@ -908,7 +983,9 @@ class Pool:
         source = (
             trace.binding if len(self.bindings) < _MAX_SOURCES or trace.binding in self.bindings else "other"
         )
-        group = self.bindings.setdefault(source, Bindings())
+        group = self.bindings.get(source)
+        if group is None:
+            group = self.bindings[source] = Bindings()
         group.turns += 1
         group.usage.add(trace.usage)
         usage = trace.usage
@@ -918,6 +995,7 @@ class Pool:
         """Note that the backend gives an account quota again before its limit was to end."""
         if family != MAIN_FAMILY:
             if account.family_holds.pop(family, None) is not None:
+                account.touch()
                 self._open(account)
             return
         account.strikes.pop(Cause.LIMIT, None)
@@ -939,6 +1017,7 @@ class Pool:
     def plan_changed(self, account: Account) -> None:
         """Note that an account has another plan: what it lacked before says nothing any more."""
         account.refusals.clear()
+        account.touch()
         self.entitle(account)
         self._open(account)
 
@@ -946,6 +1025,8 @@ class Pool:
         """Forget what keeps an account from serving, as its owner wishes: cooldowns, numbers, and what was learned."""
         account.reset()
         self._path_faults.pop(account.key, None)
+        if self._shelves is not None:
+            self._shelves.lift(account)
         self._strategy.forget(account.key)
         self._settle(account, self._clock.now())
         self._open(account)
@@ -957,9 +1038,14 @@ class Pool:
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         """Draw the consequences of a failure for its account, and for nobody else."""
         account, now = lease.account, self._clock.now()
-        if account.trial_since is not None and lease.started >= account.trial_since:
+        if (
+            self._is_on_trial(account)
+            and account.trial_since is not None
+            and lease.started >= account.trial_since
+        ):
             # What it met speaks below; if it does not cool, the next one may try.
             account.trial_since = None
+            account.touch()
             self._look_again()
         match error.verdict:
             case Verdict.CALLER | Verdict.ENCRYPTED:
@@ -1001,6 +1087,7 @@ class Pool:
             if until is None:
                 until = now + (error.retry_after or BACKOFF[Cause.LIMIT].seconds(1, self._rng.random()))
             account.family_holds[family] = max(until, account.family_holds.get(family, 0.0))
+            account.touch()
             logger.info("account limit alias=%s family=%s seconds=%.0f", account.alias, family, until - now)
             return
         self._cool(account, Cause.LIMIT, lease, error, now, until)
@@ -1012,6 +1099,7 @@ class Pool:
         pause = REPROBE.seconds(account.unavailable_count, self._rng.random())
         account.unavailable_until = max(account.unavailable_until, now + pause)
         account.unavailable_reason = error.fault.code or error.fault.type or f"status {error.status}"
+        account.touch()
         account.signal(Signal.UNENTITLED)
         self._note(account, before, now)
 
@@ -1042,8 +1130,9 @@ class Pool:
     def _path_fault(self, account: Account, lease: Lease, error: UpstreamError, now: float) -> None:
         self._path_faults = {k: t for k, t in self._path_faults.items() if now - t < EGRESS_WINDOW}
         self._path_faults[account.key] = now
-        others = [a for a in self._accounts.values() if a is not account and a.state in SERVING]
-        if len(self._path_faults) > 1 or not others:
+        if len(self._path_faults) > 1 or not any(
+            one is not account and one.state in SERVING for one in self._accounts.values()
+        ):
             # The same failure from several accounts (or from the only one): the way there is
             # broken, and resting accounts would not mend it.
             for key in self._path_faults:
@@ -1068,6 +1157,7 @@ class Pool:
         account.refresh_after = 0.0
         account.refresh_failures = 0
         account.holds.pop(Cause.REJECTED, None)
+        account.touch()
         account.signal(Signal.REFRESHED)
         account.settle(self._clock.now())
         self._note(account, before, self._clock.now())
@@ -1076,12 +1166,14 @@ class Pool:
     def login_lost(self, account: Account, reason: str) -> None:
         """Note that an account's refresh token is dead; its access token may serve to its end."""
         account.login_lost = reason
+        account.touch()
         logger.warning("account login lost alias=%s reason=%s", account.alias, reason)
         self._settle(account, self._clock.now())
 
     def reject(self, account: Account) -> None:
         """Note that the backend refused an account's access token."""
         account.rejected = account.credential.access.digest()
+        account.touch()
         self._settle(account, self._clock.now())
 
     def read_headers(
@@ -1095,6 +1187,7 @@ class Pool:
             if account.models_etag:
                 # The list changed since we read it.
                 account.models_at = None
+                account.touch()
             account.models_etag = etag
 
     def read_event(self, account: Account, event: Mapping[str, object]) -> None:
@@ -1111,17 +1204,21 @@ class Pool:
         known = next((one for one in self._lists if one == objects), None)
         is_news = known is None or (account.models is not None and account.model_objects is not known)
         account.model_objects = objects if known is None else known
-        account.models = frozenset(o["slug"] for o in objects if isinstance(o.get("slug"), str))
+        models = frozenset(o["slug"] for o in objects if isinstance(o.get("slug"), str))
+        account.models = models = self._slugs.setdefault(models, models)
         account.models_at = self._clock.now()
         if is_news:
             self._relist()
-        for name in account.models:
-            account.refusals.pop(f"responses {name}", None)
+        if account.refusals:
+            for name in models:
+                account.refusals.pop(f"responses {name}", None)
+        account.touch()
 
     def _relist(self) -> None:
         self.lists_version += 1
         accounts = self._accounts.values()
-        self._listed = frozenset().union(*{a.models for a in accounts if a.models is not None})
+        self._slugs = {a.models: a.models for a in accounts if a.models is not None}
+        self._listed = frozenset().union(*self._slugs)
         self._lists = list(
             {id(a.model_objects): a.model_objects for a in accounts if a.model_objects}.values()
         )
@@ -1133,6 +1230,10 @@ class Pool:
     def pool_limits(self) -> JsonObject | None:
         """Return the pool's quota as one `codex.rate_limits` event; None when nothing is known."""
         return self._view.event(self._accounts.values(), self._clock.now())
+
+    def usage_page(self) -> JsonObject:
+        """Return the pool's quota in the shape of the backend's usage endpoint."""
+        return self._view.page(self.accounts(), self._clock.now())
 
     # -- helpers --------------------------------------------------------------------------
 
@@ -1161,13 +1262,9 @@ class Pool:
         )
 
 
-def _may_come_back(account: Account, scan: Scan) -> bool:
-    """Tell whether the file of an account was not found out about, or the whole folder was not."""
-    path = account.credential.path
-    return any(
-        problem.skipped and not problem.is_final and problem.path in (path, path.parent)
-        for problem in scan.problems
-    )
+def _unknown_places(scan: Scan) -> frozenset[Path]:
+    """Return the files, and perhaps the folder, of which nobody could tell what they hold."""
+    return frozenset(one.path for one in scan.problems if one.skipped and not one.is_final)
 
 
 def _says_nothing(error: UpstreamError) -> bool:
@@ -1182,13 +1279,26 @@ def _same_tokens(one: Credential, other: Credential) -> bool:
     return one.access == other.access and one.refresh == other.refresh
 
 
-def _in_words(seconds: float) -> str:
-    """Return a time as people say it, rounded up; clients show it, and not all of them know the headers."""
-    minutes = max(1, math.ceil(seconds / 60))
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h" if hours else f"{days} d"
-    if hours:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{minutes} min"
+def _shortage(wait: Wait) -> PoolError:
+    """Say what those wait for who could be served later."""
+    now, soonest = wait.now, wait.passing
+    if wait.is_full or wait.is_on_trial:
+        return PoolBusy(
+            "every account that could serve this carries all it may at a time; try again in a moment"
+            if wait.is_full
+            else _ON_TRIAL,
+            # A place that comes free is told of; only what comes back by time alone is not.
+            retry_after=min(_LONGEST_LOOK, max(0.05, soonest - now)),
+            patience=None if wait.is_full else TRIAL_SECONDS,
+        )
+    if soonest < math.inf and soonest <= wait.limit:
+        return PoolShortage(
+            "every account that could serve this is busy or in passing trouble; try again in a moment",
+            retry_after=max(0.0, soonest - now),
+        )
+    return PoolExhausted(
+        "the usage limit of every account that could serve this has been reached; "
+        f"the first is free again in {in_words(wait.limit - now)}",
+        resets_at=wait.limit,
+        retry_after=max(0.0, wait.limit - now),
+    )

@@ -13,10 +13,12 @@ nothing about what is left. The rules, each with its test:
 Facts: backend contract, sections 4.1, 4.2 and 8.1.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 Source = Literal["headers", "event", "usage"]
 Place = Literal["primary", "secondary"]
@@ -34,7 +36,7 @@ MAX_FAMILIES = 32
 """How many limits an account can have; there are two or three."""
 
 # No answer is on its way for so long. What looks newer by more was seen before the clock was set back.
-_MAX_LATE_SECONDS = 3_600.0
+MAX_LATE_SECONDS = 3_600.0
 
 # How far our clock and the backend's may differ before its distances are believed instead of its times.
 _SKEW_SECONDS = 60.0
@@ -51,10 +53,17 @@ _MAX_COUNT = 1_000_000
 _PRIMARY = "-primary-used-percent"
 _PLACES: tuple[Place, Place] = ("primary", "secondary")
 
+# A set of header names is studied once while it is no larger; what is larger is no answer of the backend's.
+_MAX_HEADERS = 100
 
-@dataclass(slots=True, frozen=True)
+
+@dataclass(slots=True)
 class Window:
-    """One rolling limit: how much is used, how long it is, when it starts again."""
+    """One rolling limit: how much is used, how long it is, when it starts again.
+
+    Other numbers are another object. Only when and by whom the same ones were told moves in it, so that
+    whoever made something of them need not look again.
+    """
 
     used_percent: float
     minutes: int | None
@@ -64,6 +73,11 @@ class Window:
     seen_at: float
     """When the number was true: when the answer that told it was asked for."""
     source: Source
+
+    @property
+    def numbers(self) -> tuple[float, int | None, float | None]:
+        """What it says, without when that was told."""
+        return self.used_percent, self.minutes, self.resets_at
 
     @property
     def ends_at(self) -> float:
@@ -77,7 +91,7 @@ class Window:
 
         So is one that was seen in a future: the clock was set back, and its times are wrong.
         """
-        return now >= self.ends_at or now < self.seen_at - _MAX_LATE_SECONDS
+        return now >= self.ends_at or now < self.seen_at - MAX_LATE_SECONDS
 
 
 @dataclass(slots=True)
@@ -92,6 +106,8 @@ class Family:
     """Whether the last report said that the limit is reached, whatever its rounded percents are."""
     told_at: dict[Place, float] = field(default_factory=dict)
     """When each place was last spoken of, also to say that there is no window."""
+    moves: int = field(default=0, compare=False, repr=False)
+    """How often a report has changed a window."""
 
     def windows(self) -> list[tuple[Place, Window]]:
         """Return the windows that are known."""
@@ -105,22 +121,27 @@ class Family:
     @property
     def short(self) -> Window | None:
         """The window of hours, by its length; by its place only where nobody told the length."""
-        return self._of_class(is_long=False)
+        return self.classes()[0]
 
     @property
     def long(self) -> Window | None:
         """The window of days: a week for most plans, in either place."""
-        return self._of_class(is_long=True)
+        return self.classes()[1]
 
-    def _of_class(self, *, is_long: bool) -> Window | None:
-        """Return the window of that class; of two the one that is used more."""
-        found: Window | None = None
-        for place, window in self.windows():
-            if _is_long(place, window) is is_long and (
-                found is None or window.used_percent > found.used_percent
-            ):
-                found = window
-        return found
+    def classes(self) -> tuple[Window | None, Window | None]:
+        """Return the window of hours and that of days; of two of a class the one that is used more."""
+        first, second = self.primary, self.secondary
+        if first is None or second is None:
+            if first is not None:
+                return (None, first) if _is_long("primary", first) else (first, None)
+            if second is not None:
+                return (None, second) if _is_long("secondary", second) else (second, None)
+            return None, None
+        is_long = _is_long("primary", first)
+        if _is_long("secondary", second) is not is_long:
+            return (second, first) if is_long else (first, second)
+        more = second if second.used_percent > first.used_percent else first
+        return (None, more) if is_long else (more, None)
 
     def running(self, now: float) -> Iterator[Window]:
         """Return the windows that still say something."""
@@ -172,29 +193,43 @@ class Family:
         """
         fresh = {place: window for place, window in told.items() if not _is_older(at, self._told(place))}
         for place, window in fresh.items():
-            self._put(place, window, at)
+            self.moves += self._put(place, window, at)
         for place, other in self.windows():
             if place in told or _is_older(at, other.seen_at) or not fresh:
                 continue
             if plan_changed or any(_is_twin(window, other) for window in fresh.values()):
-                self._put(place, None, at)
+                self.moves += self._put(place, None, at)
         return bool(fresh)
 
     def _told(self, place: Place) -> float | None:
         window = self.primary if place == "primary" else self.secondary
         return window.seen_at if window is not None else self.told_at.get(place)
 
-    def _put(self, place: Place, window: Window | None, at: float) -> None:
+    def _put(self, place: Place, window: Window | None, at: float) -> bool:
+        """Note what a place holds; True when that is another window than before, or it ends later."""
         self.told_at[place] = at
+        before = self.primary if place == "primary" else self.secondary
+        if before is None and window is None:
+            return False
+        if (
+            before is not None
+            and window is not None
+            and before.numbers == window.numbers
+            # What was seen by a clock that was ahead may be over by that alone.
+            and before.seen_at <= window.seen_at
+        ):
+            before.seen_at, before.source = window.seen_at, window.source
+            return window.resets_at is None
         if place == "primary":
             self.primary = window
         else:
             self.secondary = window
+        return True
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Credits:
-    """Bought credits, as the backend reports them."""
+    """Bought credits, as the backend reports them; only when and by whom that was told moves in it."""
 
     has_credits: bool | None = None
     unlimited: bool | None = None
@@ -202,6 +237,11 @@ class Credits:
     overage_limit_reached: bool | None = None
     seen_at: float | None = None
     source: Source | None = None
+
+    @property
+    def words(self) -> tuple[bool | None, bool | None, str | None, bool | None]:
+        """What they say, without when that was told."""
+        return self.has_credits, self.unlimited, self.balance, self.overage_limit_reached
 
     @property
     def pay(self) -> bool:
@@ -228,13 +268,21 @@ class Spend:
         return self.reached is True and (self.resets_at is None or now < self.resets_at)
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Fact:
-    """Something that was said, by whom and when."""
+    """Something that was said, by whom and when; only the last two move in it."""
 
     value: str | int
     seen_at: float
     source: Source
+
+
+class Owner(Protocol):
+    """Whose quota it is."""
+
+    def touch(self) -> None:
+        """Hear that it is another one now."""
+        ...
 
 
 @dataclass(slots=True)
@@ -243,6 +291,8 @@ class Quota:
 
     The readers take `asked`: when the answer was asked for, which is how old its numbers are;
     without it they are of *now*. They return whether the plan is another one than before.
+
+    Most answers say what the one before them said, and are not read anew (`_Report`).
     """
 
     families: dict[str, Family] = field(default_factory=dict)
@@ -264,6 +314,11 @@ class Quota:
     usage_status: int | None = None
     """The status of the last usage query; None when there was none."""
     usage_at: float | None = None
+    owner: Owner | None = field(default=None, compare=False, repr=False)
+    """Told of what changes but for ages."""
+    _is_news: bool = field(default=False, compare=False, repr=False)
+    _headers: "_Heard | None" = field(default=None, compare=False, repr=False)
+    _event: "_Heard | None" = field(default=None, compare=False, repr=False)
 
     def family(self, name: str) -> Family:
         """Return the family of that id, made at first sight; beyond a bound it is not kept."""
@@ -303,28 +358,36 @@ class Quota:
     def read_headers(self, headers: Mapping[str, str], now: float, *, asked: float | None = None) -> bool:
         """Take what an answer's `x-<family>-...` headers say; *headers* has lower-case names."""
         at = now if asked is None else asked
+        heard = self._headers
+        layout: _Layout
+        if heard is not None and heard.layout is not None and headers.keys() == heard.layout.names:
+            layout = heard.layout
+        else:
+            layout = _layout(frozenset(headers)) if len(headers) <= _MAX_HEADERS else _make_layout(headers)
+        said = layout.said(headers)
+        parts: list[_Part | None] | None = None
+        if heard is not None and heard.layout is layout and heard.said == said:
+            distances = [headers.get(name) for name in layout.distances]
+            if heard.report is not None and self._is_said_again(heard.report, distances, now, at):
+                return False
+            parts = []
         before = self._plan_by("headers")
         plan = headers.get("x-codex-plan-type")
         changed = self._take_plan(plan, at, "headers") if plan else False
-        prefixes = [h[: -len(_PRIMARY)] for h in headers if h.endswith(_PRIMARY) and h.startswith("x-")]
-        # The main one first: nothing that stands beside it may take its place.
-        prefixes.sort(key=lambda prefix: prefix != f"x-{MAIN_FAMILY}")
-        for prefix in prefixes[:MAX_FAMILIES]:
+        for number, family in enumerate(layout.families):
             told: dict[Place, _Told] = {
-                place: (
-                    headers.get(f"{prefix}-{place}-used-percent"),
-                    headers.get(f"{prefix}-{place}-window-minutes"),
-                    headers.get(f"{prefix}-{place}-reset-at"),
-                    headers.get(f"{prefix}-{place}-reset-after-seconds"),
-                )
-                for place in _PLACES
+                place: (headers.get(use), headers.get(length), headers.get(reset), headers.get(distance))
+                for place, use, length, reset, distance in family.places
             }
-            name = headers.get(f"{prefix}-limit-name")
-            self._take(prefix.removeprefix("x-"), name, told, now, at, "headers", plan_changed=changed)
+            self._take(
+                family.name, headers.get(family.title), told, now, at, "headers", plan_changed=changed,
+                parts=parts, number=number,
+            )  # fmt: skip
         kind = headers.get("x-codex-rate-limit-reached-type")
         if kind:
             self._take_reached(kind, at, "headers")
-        if "x-codex-credits-has-credits" in headers:
+        has_credits = "x-codex-credits-has-credits" in headers
+        if has_credits:
             self._take_credits(
                 headers["x-codex-credits-has-credits"],
                 headers.get("x-codex-credits-unlimited"),
@@ -333,28 +396,62 @@ class Quota:
                 at,
                 "headers",
             )
+        if heard is not None and parts is not None:
+            plan_told, kind_told = plan is not None and plan != "", bool(kind)
+            heard.report = self._report(
+                parts, now, at, "headers", plan=plan_told, kind=kind_told, bought=has_credits
+            )
+        else:
+            is_small = len(headers) <= _MAX_HEADERS and max(map(len, said), default=0) <= _MAX_NAME
+            self._headers = _Heard(layout, said) if is_small else None
+        self._tell()
         return before is not None and self._plan_by("headers") != before
 
     def read_event(self, event: Mapping[str, Any], now: float, *, asked: float | None = None) -> bool:
         """Take what a `codex.rate_limits` event says."""
         at = now if asked is None else asked
-        before = self._plan_by("event")
-        limits = event.get("rate_limits")
-        if not isinstance(limits, Mapping):
+        limits: Any = event.get("rate_limits")
+        if type(limits) is not dict and not isinstance(limits, Mapping):
             return False
-        changed = self._take_plan(event.get("plan_type"), at, "event")
         name = event.get("metered_limit_name") or event.get("limit_name") or MAIN_FAMILY
-        told: dict[Place, _Told] = {}
-        for place in _PLACES:
-            data = _window_of(limits, place)
-            told[place] = (
-                data.get("used_percent"),
-                data.get("window_minutes"),
-                data.get("reset_at"),
-                data.get("reset_after_seconds"),
-            )
-        self._take(name, None, told, now, at, "event", limits=limits, plan_changed=changed)
-        self._read_credits(event.get("credits"), at, "event")
+        first, second = _window_of(limits, "primary"), _window_of(limits, "secondary")
+        bought: Any = event.get("credits")
+        said: _Said = (
+            event.get("plan_type"), name, limits.get("limit_reached"), limits.get("allowed"),
+            first.get("used_percent"), first.get("window_minutes"), first.get("reset_at"),
+            second.get("used_percent"), second.get("window_minutes"), second.get("reset_at"),
+        )  # fmt: skip
+        has_credits = type(bought) is dict or isinstance(bought, Mapping)
+        if has_credits:
+            said += (
+                bought.get("has_credits"), bought.get("unlimited"), bought.get("balance"),
+                bought.get("overage_limit_reached"),
+            )  # fmt: skip
+        distances = [first.get("reset_after_seconds"), second.get("reset_after_seconds")]
+        heard = self._event
+        parts: list[_Part | None] | None = None
+        # The kinds as well: True is no 1, which is a number.
+        if heard is not None and heard.said == said and heard.kinds == tuple(map(type, said)):
+            if heard.report is not None and self._is_said_again(heard.report, distances, now, at):
+                return False
+            parts = []
+        before = self._plan_by("event")
+        changed = self._take_plan(said[0], at, "event")
+        told: dict[Place, _Told] = {
+            "primary": (said[4], said[5], said[6], distances[0]),
+            "secondary": (said[7], said[8], said[9], distances[1]),
+        }
+        self._take(
+            name, None, told, now, at, "event", limits=limits, plan_changed=changed, parts=parts
+        )  # fmt: skip
+        self._read_credits(bought, at, "event")
+        if heard is not None and parts is not None:
+            plan = _text(said[0], _MAX_WORD) is not None
+            heard.report = self._report(parts, now, at, "event", plan=plan, kind=False, bought=has_credits)
+        else:
+            is_small = all(map(_is_small, said))
+            self._event = _Heard(None, said, tuple(map(type, said))) if is_small else None
+        self._tell()
         return before is not None and self._plan_by("event") != before
 
     def read_usage(self, usage: Mapping[str, Any], now: float, *, asked: float | None = None) -> bool:
@@ -378,6 +475,7 @@ class Quota:
         if "rate_limit_reached_type" in usage:
             kind = usage["rate_limit_reached_type"]
             self._take_reached(kind.get("type") if isinstance(kind, Mapping) else kind, at, "usage")
+        self._tell()
         return before is not None and self._plan_by("usage") != before
 
     def _read_limit(
@@ -414,6 +512,7 @@ class Quota:
         own = data.get("individual_limit")
         own = own if isinstance(own, Mapping) else {}
         used = _number(own.get("used_percent"))
+        self._is_news = True
         self.spend = Spend(
             _boolean(data.get("reached")),
             _text(own.get("limit"), _MAX_DIGITS),
@@ -437,8 +536,15 @@ class Quota:
         *,
         limits: Mapping[str, Any] | None = None,
         plan_changed: bool = False,
+        parts: "list[_Part | None] | None" = None,
+        number: int = 0,
     ) -> None:
-        """Take a report about one family; one that says nothing makes none."""
+        """Take a report about one family; one that says nothing makes none.
+
+        Args:
+            parts: Where to add what it comes to, when that is of use.
+            number: The family's place in the report.
+        """
         known = self.families.get(family) if isinstance(family, str) else None
         key = known.id if known is not None else _key(family)
         if key is None:
@@ -452,22 +558,34 @@ class Quota:
                 continue
             before = None if known is None else known.primary if place == "primary" else known.secondary
             report[place] = _window(percent, minutes, resets_at, after, now, at, source, before)
-        if not report or (known is None and not self._has_room(now)):
+        if not report:
+            return
+        if known is None and not self._has_room(now):
+            if parts is not None:
+                parts.append(None)
             return
         if known is None:
             known = self.families[key] = Family(key)
         if name and name != known.name:
             known.name = _text(name, _MAX_NAME) or known.name
+            self._is_news = True
+        moves, was_blocked = known.moves, known.is_blocked
         if not known.take(report, at, plan_changed=plan_changed and key == MAIN_FAMILY):
+            if parts is not None:
+                parts.append(None)
             return
         known.is_blocked = (
             limits is not None
             and _boolean(limits.get("limit_reached")) is True
             and _boolean(limits.get("allowed")) is False
         )
+        if known.moves != moves or known.is_blocked is not was_blocked:
+            self._is_news = True
         if any(window is not None for window in report.values()) and not _is_older(at, self.seen_at):
             self.seen_at = at
             self.source = source
+        if parts is not None:
+            parts.append(_part(known, report, told, now, at, 2 * number))
 
     def _has_room(self, now: float) -> bool:
         """Tell whether one more family can be known; one that says nothing any more makes room."""
@@ -476,6 +594,7 @@ class Quota:
         for key, family in self.families.items():
             if key != MAIN_FAMILY and not any(family.running(now)):
                 del self.families[key]
+                self._is_news = True
                 return True
         return False
 
@@ -485,6 +604,8 @@ class Quota:
         if word is None or _is_older(at, self.plan_at):
             return False
         before, self.plan = self.plan, word
+        if before != word:
+            self._is_news = True
         self.plan_at, self.plan_source = at, source
         self.told_plans[source] = word
         return before is not None and before != word
@@ -497,20 +618,99 @@ class Quota:
         if _is_older(at, _seen(self.reached)):
             return
         word = _text(kind, _MAX_WORD)
-        self.reached = Fact(word, at, source) if word is not None else None
+        known = self.reached
+        if known is not None and known.value == word:
+            known.seen_at, known.source = at, source
+        else:
+            self.reached = Fact(word, at, source) if word is not None else None
 
     def _take_credits(
         self, has_credits: Any, unlimited: Any, balance: Any, overage: Any, at: float, source: Source
     ) -> None:
         if not _is_older(at, self.credits.seen_at):
-            self.credits = Credits(
+            words = (
                 _boolean(has_credits),
                 _boolean(unlimited),
                 _text(balance, _MAX_DIGITS),
                 _boolean(overage),
-                at,
-                source,
             )
+            if words == self.credits.words:
+                self.credits.seen_at, self.credits.source = at, source
+                return
+            self.credits = Credits(*words, at, source)
+            self._is_news = True
+
+    # -- what is told again ---------------------------------------------------------------
+
+    def _report(
+        self,
+        parts: "list[_Part | None]",
+        now: float,
+        at: float,
+        source: Source,
+        *,
+        plan: bool,
+        kind: bool,
+        bought: bool,
+    ) -> "_Report | None":
+        """Return what a report has come to; None when the same words may come to something else later."""
+        kept: list[_Part] = []
+        for part in parts:
+            if part is None:
+                return None
+            kept.append(part)
+        # What was overtaken came to nothing.
+        if (
+            (plan and self.plan_at != at)
+            or (bought and self.credits.seen_at != at)
+            or (kind and (self.reached is None or self.reached.seen_at != at))
+        ):
+            return None
+        return _Report(
+            source,
+            now,
+            at,
+            min((part.until for part in kept), default=math.inf),
+            kept,
+            self.plan if plan else None,
+            self.credits if bought else None,
+            self.reached if kind else None,
+        )
+
+    def _is_said_again(self, last: "_Report", distances: Sequence[Any], now: float, at: float) -> bool:
+        """Take a report that is worded as *last* was; False when it may mean something else now."""
+        if not last.now <= now < last.until or at < last.at or (self.seen_at or at) > at:
+            return False
+        plan, bought, reached, source = last.plan, last.credits, last.reached, last.source
+        if plan is not None and (plan != self.plan or (self.plan_at or at) > at):
+            return False
+        if bought is not None and (bought is not self.credits or (bought.seen_at or at) > at):
+            return False
+        if reached is not None and (reached is not self.reached or reached.seen_at > at):
+            return False
+        for part in last.parts:
+            if not part.is_unchanged(self.families, distances, now, at):
+                return False
+        for part in last.parts:
+            part.tell(at, source)
+            if part.has_window:
+                self.seen_at, self.source = at, source
+        if plan is not None:
+            self.plan_at, self.plan_source = at, source
+            self.told_plans[source] = plan
+        if bought is not None:
+            bought.seen_at, bought.source = at, source
+        if reached is not None:
+            reached.seen_at, reached.source = at, source
+        last.at, last.now = at, now
+        return True
+
+    def _tell(self) -> None:
+        """Tell the owner if there is news."""
+        if self._is_news:
+            self._is_news = False
+            if self.owner is not None:
+                self.owner.touch()
 
     # -- keeping --------------------------------------------------------------------------
 
@@ -600,6 +800,210 @@ def limits_told(usage: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 _Told = tuple[Any, Any, Any, Any]
 """What a report says of a place: use, length in minutes, reset as a time, reset as a distance."""
 
+_Said = tuple[Any, ...]
+"""All that a report says but for distances, which differ from answer to answer and mean the same."""
+
+
+_SCALARS = frozenset({bool, int, float, type(None)})
+
+
+class _FamilyNames(NamedTuple):
+    """The headers of one limit."""
+
+    name: str
+    title: str
+    places: tuple[tuple[Place, str, str, str, str], ...]
+    """By place: use, length, reset as a time, reset as a distance."""
+
+
+@dataclass(slots=True, frozen=True)
+class _Layout:
+    """What of a set of header names concerns quota."""
+
+    names: frozenset[str]
+    families: tuple[_FamilyNames, ...]
+    said: Callable[[Mapping[str, str]], _Said]
+    """Takes the values of all names but the distances'."""
+    distances: tuple[str, ...]
+
+
+def _make_layout(headers: Iterable[str]) -> _Layout:
+    """Find the limits that a set of header names speaks of."""
+    names = frozenset(headers)
+    prefixes = [h[: -len(_PRIMARY)] for h in headers if h.endswith(_PRIMARY) and h.startswith("x-")]
+    prefixes.sort()
+    # The main one first: nothing that stands beside it may take its place.
+    prefixes.sort(key=lambda prefix: prefix != f"x-{MAIN_FAMILY}")
+    families = tuple(
+        _FamilyNames(
+            prefix.removeprefix("x-"),
+            f"{prefix}-limit-name",
+            tuple(
+                (
+                    place,
+                    f"{prefix}-{place}-used-percent",
+                    f"{prefix}-{place}-window-minutes",
+                    f"{prefix}-{place}-reset-at",
+                    f"{prefix}-{place}-reset-after-seconds",
+                )
+                for place in _PLACES
+            ),
+        )
+        for prefix in prefixes[:MAX_FAMILIES]
+    )
+    words = ["x-codex-plan-type", "x-codex-rate-limit-reached-type"]
+    words += [f"x-codex-credits-{word}" for word in ("has-credits", "unlimited", "balance")]
+    for family in families:
+        words.append(family.title)
+        words += [name for place in family.places for name in place[1:4]]
+    told = [word for word in words if word in names]
+    distances = tuple(place[4] for family in families for place in family.places)
+    return _Layout(names, families, _getter(told), distances)
+
+
+# Answers have the same few sets of names.
+_layout = functools.lru_cache(maxsize=64)(_make_layout)
+
+
+def _getter(names: list[str]) -> Callable[[Mapping[str, str]], _Said]:
+    match names:
+        case []:
+            return lambda _: ()
+        case [name]:
+            return lambda headers: (headers[name],)
+        case _:
+            return operator.itemgetter(*names)
+
+
+def _is_small(word: Any) -> bool:
+    kind = type(word)
+    return len(word) <= _MAX_NAME if kind is str else kind in _SCALARS
+
+
+@dataclass(slots=True)
+class _Part:
+    """What a report came to for one family."""
+
+    family: Family
+    primary: Window | None
+    secondary: Window | None
+    is_blocked: bool
+    told: tuple[Place, ...]
+    resets: tuple[tuple[int, float | None], ...]
+    """By the number of its distance: the reset that was told as a time; None where there is no window."""
+    until: float
+    """When the same words mean something else, because a reset has passed."""
+    has_window: bool
+
+    def is_unchanged(
+        self, families: Mapping[str, Family], distances: Sequence[Any], now: float, at: float
+    ) -> bool:
+        """Tell whether the same words said at *at* would change nothing but ages."""
+        family = self.family
+        if (
+            family.primary is not self.primary
+            or family.secondary is not self.secondary
+            or family.is_blocked is not self.is_blocked
+            or families.get(family.id) is not family
+        ):
+            return False
+        for place in self.told:
+            known = family._told(place)
+            if known is None or known > at:
+                return False
+        for number, reset in self.resets:
+            distance = _number(distances[number])
+            if (
+                distance is not None
+                and 0 < distance <= MAX_RESET_SECONDS
+                and (reset is None or abs(now + distance - reset) > _SKEW_SECONDS)
+            ):
+                return False
+        return True
+
+    def tell(self, at: float, source: Source) -> None:
+        """Note that it was said again."""
+        told_at = self.family.told_at
+        for place in self.told:
+            told_at[place] = at
+            window = self.primary if place == "primary" else self.secondary
+            if window is not None:
+                window.seen_at, window.source = at, source
+
+
+@dataclass(slots=True)
+class _Heard:
+    """The last report of one kind."""
+
+    layout: _Layout | None
+    said: _Said
+    kinds: tuple[type, ...] = ()
+    """Of what was said; headers are all text."""
+    report: "_Report | None" = None
+    """What it came to, from the second time on: many are heard once."""
+
+
+@dataclass(slots=True)
+class _Report:
+    """What a report came to."""
+
+    source: Source
+    now: float
+    """When it was read last."""
+    at: float
+    """When it was true."""
+    until: float
+    parts: list[_Part]
+    plan: str | None
+    credits: Credits | None
+    reached: Fact | None
+
+
+def _part(
+    family: Family,
+    report: Mapping[Place, Window | None],
+    told: Mapping[Place, _Told],
+    now: float,
+    at: float,
+    number: int,
+) -> _Part | None:
+    """Return what a report came to; None when it was overtaken, or would mean something else another time.
+
+    Such a one leaves something to what was known before, or tells a reset as a distance only.
+    """
+    until = math.inf
+    resets: list[tuple[int, float | None]] = []
+    for index, place in enumerate(_PLACES):
+        window = family.primary if place == "primary" else family.secondary
+        if place not in report:
+            if window is not None and any(_is_twin(fresh, window) for fresh in report.values()):
+                return None
+            continue
+        _, minutes, resets_at, _ = told[place]
+        reset, length = _number(resets_at), _number(minutes)
+        if reset is not None and reset > 1e12:
+            reset /= 1000.0
+        if family._told(place) != at or (window is None) is not (report[place] is None):
+            return None
+        if window is None:
+            if minutes is None or (reset is not None and reset > now):
+                return None
+        elif length is None or reset is None or window.minutes != round(length) or window.resets_at != reset:
+            return None
+        else:
+            until = min(until, reset)
+        resets.append((number + index, None if window is None else reset))
+    return _Part(
+        family,
+        family.primary,
+        family.secondary,
+        family.is_blocked,
+        tuple(report),
+        tuple(resets),
+        until,
+        any(window is not None for window in report.values()),
+    )
+
 
 def _window(
     percent: float,
@@ -647,7 +1051,7 @@ def _is_older(at: float, known: float | None) -> bool:
 
     One that looks newer by more than any answer takes was seen by a clock that was wrong.
     """
-    return known is not None and at < known <= at + _MAX_LATE_SECONDS
+    return known is not None and at < known <= at + MAX_LATE_SECONDS
 
 
 def _seen(said: "Fact | Spend | None") -> float | None:
@@ -674,6 +1078,9 @@ def reset_time(resets_at: Any, after_seconds: Any, now: float) -> float | None:
 
 def _window_of(limits: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     data = limits.get(name, {})
+    if type(data) is dict:
+        # As nearly always; to ask for any mapping takes a while.
+        return data
     if data is None:
         # Null and zeros say the same: the plan has no such window.
         return {"used_percent": 0, "window_minutes": 0, "limit_window_seconds": 0}
@@ -716,7 +1123,7 @@ def _window_from_json(said: object, now: float) -> Window | None:
     if length is not None and not 1 <= length <= _MAX_MINUTES:
         return None
     # Seen when it was asked for, and told up to an hour later.
-    if reset is not None and not seen < reset <= seen + MAX_RESET_SECONDS + _MAX_LATE_SECONDS:
+    if reset is not None and not seen < reset <= seen + MAX_RESET_SECONDS + MAX_LATE_SECONDS:
         return None
     return Window(_percent(percent), round(length) if length is not None else None, reset, seen, by)
 
@@ -801,5 +1208,8 @@ def _boolean(value: Any) -> bool | None:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+        return _BOOLEANS.get(value.strip().lower())
     return None
+
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from codex_proxy.accounts.account import Account, Backoff, Cause
+from codex_proxy.accounts.dues import Agenda
 from codex_proxy.accounts.exchange import Exchanges, Reason, of_the_pool
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.quota import MAIN_FAMILY, Quota, limits_told
@@ -75,9 +76,6 @@ class _Probe:
     at: float
 
 
-_NEVER = _Probe((0.0, 0.0), math.inf)
-
-
 class Keeper:
     """Keep accounts alive."""
 
@@ -99,7 +97,9 @@ class Keeper:
         self._rng = rng if rng is not None else random.Random()
         self._checks = Slots(lambda: live.current.health_check_concurrency)
         self._models_after: dict[str, float] = {}
+        self._model_lists = Agenda(pool, self._model_list_at, clock.now)
         self._probes: dict[str, _Probe] = {}
+        self._questions = Agenda(pool, self._question_at, clock.now)
         self._asking: set[str] = set()
         """The accounts whose usage is being asked for, or waits for its turn."""
         self._believe_after: dict[str, float] = {}
@@ -153,11 +153,13 @@ class Keeper:
             return Result(account, False, "no refresh token")
         # A token that was refused before gets another chance.
         lost, account.login_lost = account.login_lost, ""
+        account.touch()
         success = await self.refresh(account, "proactive_expiry")
         if success:
             return Result(account, True, "")
         # An issuer that could not be asked has not changed what it said before.
         account.login_lost = account.login_lost or lost
+        account.touch()
         return Result(account, False, account.login_lost or account.last_error or "see the log")
 
     async def refresh_due(self) -> None:
@@ -292,12 +294,7 @@ class Keeper:
         So a reset that came early, a new plan and bought credits count within minutes. No
         answer makes a cooldown longer, and only one that says so plainly ends it.
         """
-        now = self._clock.now()
-        self._plan_probes(now)
-        due = [account for account in self._pool if self._probes.get(account.key, _NEVER).at <= now]
-        for account in due:
-            probe = self._probes[account.key]
-            self._probes[account.key] = dataclasses.replace(probe, at=now + self._spread(_PROBE_SECONDS))
+        due = sorted(self._due_questions(self._clock.now()), key=lambda account: account.place)
         async for result in self.each_usage(due):
             if not result.success:
                 logger.debug("usage probe failed alias=%s reason=%s", result.account.alias, result.reason)
@@ -306,35 +303,53 @@ class Keeper:
         """Return how long the timer may sleep; 0 when no questions are asked by themselves."""
         if self._live.current.health_check_interval <= 0:
             return 0.0
-        now = self._clock.now()
-        self._plan_probes(now)
-        first = min((probe.at for probe in self._probes.values()), default=math.inf)
-        return min(_PROBE_LOOK_SECONDS, max(1.0, first - now))
+        return min(_PROBE_LOOK_SECONDS, max(1.0, self._questions.first() - self._clock.now()))
 
-    def _plan_probes(self, now: float) -> None:
-        """Keep a time for the next question of every account that has a reason for one."""
-        plan: dict[str, _Probe] = {}
-        for account in self._pool:
-            if account.state in _AT_REST or account.key in self._asking:
-                continue
-            if (
-                account.holds.get(Cause.LIMIT, now) > now
-                or account.unavailable_until > now
-                or any(until > now for until in account.family_holds.values())
-            ):
-                between = _PROBE_SECONDS
-            elif _has_passed_reset(account, now):
-                between = _RESET_SECONDS
-            elif account.quota.seen_at is None and account.quota.usage_at is None:
-                between = _NEW_SECONDS
-            else:
-                continue
-            known = self._probes.get(account.key)
-            if known is None or known.between != between:
-                fresh = now + self._spread(between)
-                known = _Probe(between, fresh if known is None else min(fresh, known.at))
-            plan[account.key] = known
-        self._probes = plan
+    def _due_questions(self, now: float) -> list[Account]:
+        """Return the accounts whose time has come, and give each its next one."""
+        found: list[Account] = []
+        # Again, because for some it is only the time at which a reason begins or ends.
+        while due := list(self._questions.due(now)):
+            for account in due:
+                self._question_at(account)
+                probe = self._probes.get(account.key)
+                if probe is not None and probe.at <= now:
+                    next_at = now + self._spread(_PROBE_SECONDS)
+                    self._probes[account.key] = dataclasses.replace(probe, at=next_at)
+                    found.append(account)
+        return found
+
+    def _question_at(self, account: Account) -> float | None:
+        """Keep a time for the next question about an account that has a reason for one.
+
+        Returns that time, or an earlier one at which the reason may be another.
+        """
+        now, key = self._clock.now(), account.key
+        between = self._reason_for_question(account, now)
+        if between is None:
+            self._probes.pop(key, None)
+            return _next_reason(account, now)
+        known = self._probes.get(key)
+        if known is None or known.between != between:
+            fresh = now + self._spread(between)
+            known = self._probes[key] = _Probe(between, fresh if known is None else min(fresh, known.at))
+        return min(known.at, _next_reason(account, now))
+
+    def _reason_for_question(self, account: Account, now: float) -> tuple[float, float] | None:
+        """Return how soon to ask about an account, None where there is nothing to ask."""
+        if account.removed or account.state in _AT_REST or account.key in self._asking:
+            return None
+        if (
+            account.holds.get(Cause.LIMIT, now) > now
+            or account.unavailable_until > now
+            or any(until > now for until in account.family_holds.values())
+        ):
+            return _PROBE_SECONDS
+        if _has_passed_reset(account, now):
+            return _RESET_SECONDS
+        if account.quota.seen_at is None and account.quota.usage_at is None:
+            return _NEW_SECONDS
+        return None
 
     def _spread(self, between: tuple[float, float]) -> float:
         first, last = between
@@ -374,16 +389,9 @@ class Keeper:
         """Fetch the model lists that are missing, old, or announced to have changed."""
         now = self._clock.now()
         self._models_after = of_the_pool(self._models_after, self._pool)
-        wanting: list[Account] = []
-        for account in self._pool.accounts():
-            if account.state in _AT_REST:
-                continue
-            if self._models_after.get(account.key, 0.0) > now:
-                continue
-            if account.models_at is not None and now - account.models_at < MODELS_SECONDS:
-                continue
+        wanting = sorted(self._model_lists.due(now), key=lambda account: account.place)
+        for account in wanting:
             self._models_after[account.key] = now + MODELS_RETRY_SECONDS
-            wanting.append(account)
 
         async def one(account: Account) -> Result:
             async with self._checks:
@@ -392,6 +400,13 @@ class Keeper:
         async for result in self._each(wanting, one):
             if not result.success:
                 logger.debug("model list not fetched alias=%s reason=%s", result.account.alias, result.reason)
+
+    def _model_list_at(self, account: Account) -> float | None:
+        """Return when an account's model list is to be fetched."""
+        if account.removed or account.state in _AT_REST:
+            return None
+        old_at = account.models_at + MODELS_SECONDS if account.models_at is not None else 0.0
+        return max(old_at, self._models_after.get(account.key, 0.0))
 
     async def _fetch_models(self, account: Account) -> Result:
         settings = self._live.current
@@ -420,9 +435,11 @@ class Keeper:
                     return await self.check_usage(account)
             finally:
                 self._asking.discard(account.key)
+                self._questions.again([account])
 
         asked = list(accounts)
         self._asking.update(account.key for account in asked)
+        self._questions.again(asked)
         async for result in self._each(asked, one):
             yield result
 
@@ -497,3 +514,12 @@ def _has_passed_reset(account: Account, now: float) -> bool:
     """Tell whether a window of the main limit has started again since we last heard of it."""
     family = account.quota.families.get(MAIN_FAMILY)
     return family is not None and any(window.is_over(now) for _, window in family.windows())
+
+
+def _next_reason(account: Account, now: float) -> float:
+    """Return when time alone gives a reason for a question about an account, or takes one away."""
+    moments = [account.holds.get(Cause.LIMIT, now), account.unavailable_until, *account.family_holds.values()]
+    family = account.quota.families.get(MAIN_FAMILY)
+    if family is not None:
+        moments += [window.ends_at for _, window in family.windows()]
+    return min((moment for moment in moments if moment > now), default=math.inf)

@@ -7,6 +7,7 @@ for no more than being counted.
 from collections import OrderedDict, deque
 from datetime import UTC, datetime
 
+from codex_proxy.accounts.telling import text_of
 from codex_proxy.errors import Verdict
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.trace import Attempt, Decision, Trace, UsageSource
@@ -22,6 +23,7 @@ _MENDABLE = frozenset({Verdict.UNAUTHORIZED.value, Verdict.ENCRYPTED.value})
 # What the objects of a turn and of a part of it weigh in memory, about, beside their texts.
 _TURN_BYTES = 1_200
 _PART_BYTES = 200
+_PARTS_OF_A_SCORE = 5
 
 
 class Decisions:
@@ -70,8 +72,9 @@ def _size(trace: Trace) -> int:
     texts = len(trace.id) + len(trace.model) + len(trace.error) + len(trace.client)
     for decision in trace.decisions:
         parts += 1 + len(decision.candidates) + len(decision.excluded) + len(decision.counts)
-        parts += sum(len(candidate.parts) for candidate in decision.candidates)
-        texts += sum(len(one.alias) + len(one.evidence) for one in decision.excluded)
+        parts += _PARTS_OF_A_SCORE * len(decision.candidates)
+        if decision.excluded:
+            texts += text_of(decision.excluded)
     return _TURN_BYTES + parts * _PART_BYTES + texts
 
 

@@ -7,8 +7,6 @@ more than this of that address, and does not work (docs/clients.md).
 from aiohttp import web
 
 from codex_proxy.accounts.pool import Pool
-from codex_proxy.accounts.poolview import PoolView
-from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.wire import dumps
@@ -18,11 +16,9 @@ from codex_proxy.server.front import Handler
 class PoolUsage:
     """Answers what is left of the pool."""
 
-    def __init__(self, pool: Pool, *, live: Live, clock: Clock) -> None:
+    def __init__(self, pool: Pool, *, live: Live) -> None:
         self._pool = pool
         self._live = live
-        self._clock = clock
-        self._view = PoolView()
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by the names in `app.ROUTES`."""
@@ -37,7 +33,7 @@ class PoolUsage:
         if self._live.current.pool_limits != "show":
             raise RequestError("this proxy does not show its quota", code="not_found", status=404)
         return web.Response(
-            body=dumps(self._view.page(self._pool.accounts(), self._clock.now())),
+            body=dumps(self._pool.usage_page()),
             content_type="application/json",
             headers={"Cache-Control": "no-store"},
         )

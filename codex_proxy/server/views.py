@@ -1,7 +1,7 @@
 """The pool as its owner may see it: accounts by alias, names masked, times plain."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, overload
 
 from codex_proxy.accounts.account import Account, Cause, Login
 from codex_proxy.accounts.actions import Action, Actions, Done
@@ -24,10 +24,12 @@ from codex_proxy.server.admin import (
     Rounds,
     SpendView,
     Status,
+    Summary,
     TokensView,
     WindowView,
 )
 from codex_proxy.tasks import Background
+from codex_proxy.trace import Usage
 
 Phase = Literal["starting", "ready", "draining"]
 
@@ -78,9 +80,29 @@ class PoolAdmin:
         return Health(len(accounts), active, self._phase())
 
     def accounts(self) -> Sequence[AccountView]:
-        """Return a view of every account, by alias."""
-        now = self._clock.now()
-        return sorted((account_view(a, now) for a in self._pool.accounts()), key=lambda view: view.alias)
+        """Return a view of every account, by alias; made when it is looked at."""
+        return _Views(sorted(self._pool.accounts(), key=lambda account: account.alias), self._clock.now())
+
+    def summary(self) -> Summary:
+        """Count and add up over all accounts."""
+        found = Summary()
+        tokens = Usage()
+        completions = 0
+        for account in self._pool.accounts():
+            found.by_status[_STATUS[account.state]] += 1
+            found.in_flight += account.in_flight
+            found.total_requests += account.total_requests
+            found.total_errors += account.total_errors
+            found.quota_exhausted += Cause.LIMIT in account.holds
+            status = account.quota.usage_status
+            if account.quota.usage_at:
+                found.quota_checked += 1
+                found.quota_valid += status == 200
+                found.quota_invalid += status is not None and status != 200
+            completions += account.completions
+            tokens.add(account.usage)
+        found.usage = _tokens_view(completions, tokens)
+        return found
 
     def account(self, alias: str) -> AccountView | None:
         """Return a view of the account called *alias*."""
@@ -119,6 +141,26 @@ class PoolAdmin:
         return len(accounts), _items(each(accounts))
 
 
+class _Views(Sequence[AccountView]):
+    """Views of accounts as they are when one looks; with the age that their numbers have at *now*."""
+
+    def __init__(self, accounts: Sequence[Account], now: float) -> None:
+        self._accounts = accounts
+        self._now = now
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    @overload
+    def __getitem__(self, index: int) -> AccountView: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[AccountView]: ...
+    def __getitem__(self, index: int | slice) -> AccountView | Sequence[AccountView]:
+        if isinstance(index, slice):
+            return _Views(self._accounts[index], self._now)
+        return account_view(self._accounts[index], self._now)
+
+
 async def _items(results: AsyncIterator[Result]) -> AsyncIterator[Item]:
     async for result in results:
         yield Item(result.account.alias, _email(result.account), result.success, words(result.reason) or None)
@@ -131,7 +173,7 @@ def _email(account: Account) -> str | None:
 
 def account_view(account: Account, now: float) -> AccountView:
     """Return what an owner may see of one account."""
-    credential, usage = account.credential, account.usage
+    credential = account.credential
     limited = account.holds.get(Cause.LIMIT)
     return AccountView(
         alias=account.alias,
@@ -143,7 +185,7 @@ def account_view(account: Account, now: float) -> AccountView:
         account_id=_mask_id(credential.identity.account_id),
         total_requests=account.total_requests,
         total_errors=account.total_errors,
-        consecutive_failures=max((s.count for s in account.strikes.values()), default=0),
+        consecutive_failures=max([one.count for one in account.strikes.values()], default=0),
         in_flight=account.in_flight,
         last_used_at=account.last_used,
         last_refreshed_at=credential.last_refresh,
@@ -151,14 +193,7 @@ def account_view(account: Account, now: float) -> AccountView:
         quota_exhausted=limited is not None,
         quota_resets_at=limited,
         token_expire=credential.expires_at,
-        usage=TokensView(
-            account.completions,
-            usage.input_tokens,
-            usage.cached_tokens,
-            usage.output_tokens,
-            usage.reasoning_tokens,
-            usage.total_tokens,
-        ),
+        usage=_tokens_view(account.completions, account.usage),
         quota=_quota_view(account.quota, now),
         login=_LOGIN[account.login],
         login_reason=_login_reason(account),
@@ -168,6 +203,17 @@ def account_view(account: Account, now: float) -> AccountView:
         max_concurrency=credential.max_concurrency,
         models_allowed=credential.models_allowed,
         models_denied=credential.models_denied,
+    )
+
+
+def _tokens_view(completions: int, usage: Usage) -> TokensView:
+    return TokensView(
+        completions,
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        usage.total_tokens,
     )
 
 
@@ -185,11 +231,11 @@ def _quota_view(quota: Quota, now: float) -> QuotaView | None:
     bought, spend = _credits_view(quota, now), _spend_view(quota, now)
     if quota.seen_at is None and quota.usage_at is None and bought is None and spend is None:
         return None
-    windows = tuple(
+    windows = tuple([
         _window_view(family.id, place, window, now)
         for family in quota.families.values()
         for place, window in family.windows()
-    )
+    ])
     valid = None if quota.usage_status is None else quota.usage_status == 200
     return QuotaView(
         valid, quota.usage_status, quota.usage_at, quota.source, quota.plan, windows, bought, spend

@@ -41,6 +41,7 @@ ASKS: dict[str, tuple[Dialect, dict[str, Any], dict[str, str]]] = {
     "chat": (CHAT, {"messages": HELLO, "tools": TOOLS}, {}),
     "chat, with its usage": (CHAT, {"messages": HELLO, "stream_options": {"include_usage": True}}, {}),
     "chat, with limits": (CHAT, {"messages": HELLO, "max_tokens": 6, "stop": ["STOP", "d\n"]}, {}),
+    "chat, with a limit": (CHAT, {"messages": HELLO, "max_tokens": 6}, {}),
     "chat, with functions": (CHAT, {"messages": HELLO, "functions": FUNCTIONS}, {}),
     "messages": (MESSAGES, {"messages": HELLO, "max_tokens": 1000}, {}),
     "messages, thinking": (

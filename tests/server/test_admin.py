@@ -32,6 +32,7 @@ from codex_proxy.server.admin import (
     QuotaView,
     Rounds,
     SpendView,
+    Summary,
     TokensView,
     WindowView,
     admin_handlers,
@@ -129,6 +130,14 @@ class FakeAdmin:
 
     def accounts(self) -> list[AccountView]:
         return self.views
+
+    def summary(self) -> Summary:
+        found = Summary()
+        for view in self.views:
+            found.by_status[view.status] += 1
+            found.in_flight += view.in_flight
+            found.total_requests += view.total_requests
+        return found
 
     def account(self, alias: str) -> AccountView | None:
         return next((view for view in self.views if view.alias == alias), None)
@@ -391,33 +400,15 @@ def test_times_are_rfc_3339_or_null(seconds: float | None, text: str | None) -> 
     assert rfc3339(seconds) == text
 
 
-async def test_the_summary_adds_up_over_everything() -> None:
+async def test_a_page_comes_with_the_summary_of_all() -> None:
     async with served() as place:
         place.admin.views = [BUSY, FRESH, BUSY, AccountView(alias="x", status="needs_login")]
         place.admin.found = [ProblemView("broken.json", "not JSON")]
         place.clock.advance(12.5)
         answer = (await place.get("/stats?page=2&page_size=3"))[1]
-    assert answer["summary"] == {
-        "total": 4,
-        "active": 1,
-        "cooldown": 2,
-        "unavailable": 0,
-        "needs_login": 1,
-        "disabled": 0,
-        "in_flight": 6,
-        "total_requests": 14,
-        "total_errors": 4,
-        "total_completions": 10,
-        "total_input_tokens": 200,
-        "total_cache_read_tokens": 80,
-        "total_output_tokens": 40,
-        "total_reasoning_tokens": 16,
-        "total_tokens": 240,
-        "quota_checked": 2,
-        "quota_valid": 2,
-        "quota_invalid": 0,
-        "quota_exhausted": 2,
-    }
+    assert list(answer)[:3] == ["summary", "accounts", "pagination"]
+    assert (answer["summary"]["total"], answer["summary"]["in_flight"]) == (4, 6)
+    assert (answer["summary"]["cooldown"], answer["summary"]["disabled"]) == (2, 0)
     assert answer["problems"] == [{"file": "broken.json", "reason": "not JSON"}]
     assert answer["version"] == __version__
     assert answer["uptime_seconds"] == 12.5
