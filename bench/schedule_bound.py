@@ -30,6 +30,7 @@ from bench.schedule_world import (
     LONG_LENGTH,
     MINUTE,
     SHORT_LENGTH,
+    Caches,
     Life,
     Server,
     Trace,
@@ -207,7 +208,7 @@ def best_of(small: Small) -> float:
     servers = [make_server(life, small.week_of_plus) for life in small.trace.lives]
     best = 0.0
 
-    def search(index: int, served: float, last: dict[int, tuple[int, float, int]]) -> None:
+    def search(index: int, served: float, caches: Caches) -> None:
         nonlocal best
         best = max(best, served)
         if index == len(turns) or served + rest[index] <= best:
@@ -219,16 +220,13 @@ def best_of(small: Small) -> float:
             for limit in limits:
                 limit.roll(turn.at, 0.0)
             if server.full_until() is None:
-                cost = cost_of(turn.input, cached_of(turn, last, number), turn.output)
+                cost = cost_of(turn.input, cached_of(turn, caches, number), turn.output)
                 paid = server.book(turn.at, cost, 0.0)
-                search(
-                    index + 1,
-                    served + paid * turn.ideal,
-                    {**last, turn.conversation: (number, turn.at, turn.input)},
-                )
+                known = {**caches.get(turn.conversation, {}), number: (turn.at, turn.input)}
+                search(index + 1, served + paid * turn.ideal, {**caches, turn.conversation: known})
             for limit, (begun, used) in zip(limits, before, strict=True):
                 limit.begun, limit.used = begun, used
-        search(index + 1, served, last)
+        search(index + 1, served, caches)
 
     search(0, 0.0, {})
     return best / small.trace.demand

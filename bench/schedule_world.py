@@ -362,12 +362,23 @@ class Outcome:
         return self.cached / max(1, self.input)
 
 
-def cached_of(turn: Turn, last: dict[int, tuple[int, float, int]], server: int) -> int:
-    """Return how much of a turn's input is cached on *server*; *last* says who served each conversation, when."""
-    before = last.get(turn.conversation)
-    if before is None or before[0] != server or turn.at - before[1] > CACHE_LIFE:
-        return 0
-    return min(before[2], turn.prefix)
+# By conversation, which servers have its beginning in their caches: since when, and how much of it.
+Caches = dict[int, dict[int, tuple[float, int]]]
+
+
+def cached_of(turn: Turn, caches: Caches, server: int) -> int:
+    """Return how much of a turn's input is cached on *server*.
+
+    A server knows nothing of the others: what it has read it keeps for as long as a cache lives,
+    wherever the conversation goes meanwhile.
+    """
+    since, known = caches.get(turn.conversation, {}).get(server, (-math.inf, 0))
+    return min(known, turn.prefix) if turn.at - since <= CACHE_LIFE else 0
+
+
+def remember(turn: Turn, caches: Caches, server: int) -> None:
+    """Note that *server* has read a turn."""
+    caches.setdefault(turn.conversation, {})[server] = (turn.at, turn.input)
 
 
 class World:
@@ -392,8 +403,9 @@ class World:
             account = self.pool.get(one.key)
             assert account is not None
             self.accounts.append(account)
-        self.last: dict[int, tuple[int, float, int]] = {}
-        """By conversation: who served it last, when, and how long its input then was."""
+        self.last: dict[int, int] = {}
+        """By conversation: who served it last."""
+        self.caches: Caches = {}
         self.outcome = Outcome(trace.demand)
         self.running: list[tuple[float, int, Lease, float]] = []
         self.tickets = 0
@@ -454,6 +466,9 @@ class World:
         return server
 
     def _serve(self, turn: Turn, number: int) -> None:
+        if turn.prefix == 0:
+            # It begins anew, also where the client has compacted: nobody has read this beginning.
+            self.caches.pop(turn.conversation, None)
         want = Want(MODEL, session=str(turn.conversation), tokens=turn.input)
         tried: list[str] = []
         faults = 0
@@ -489,10 +504,9 @@ class World:
             limit.begin(now, outcome.refused)
         # Its numbers go out with the first bytes, before the turn's own tokens are counted.
         self.pool.read_headers(lease.account, server.headers(now))
-        last = self.last.get(turn.conversation)
-        if last is not None and last[0] != index:
+        if self.last.get(turn.conversation, index) != index:
             outcome.moves += 1
-        cached = cached_of(turn, self.last, index)
+        cached = cached_of(turn, self.caches, index)
         cost = cost_of(turn.input, cached, turn.output)
         paid = server.book(now, cost, outcome.refused)
         outcome.served += paid * turn.ideal
@@ -501,7 +515,8 @@ class World:
         outcome.turns += 1
         outcome.input += turn.input
         outcome.cached += cached
-        self.last[turn.conversation] = (index, now, turn.input)
+        self.last[turn.conversation] = index
+        remember(turn, self.caches, index)
         lease.ok()
         self.tickets += 1
         heapq.heappush(self.running, (now + turn.seconds, self.tickets, lease, cost))

@@ -12,6 +12,7 @@ from bench.schedule_world import (
     HOUR,
     LONG_LENGTH,
     SHORT_LENGTH,
+    Caches,
     Life,
     Trace,
     Turn,
@@ -19,6 +20,7 @@ from bench.schedule_world import (
     cached_of,
     make_server,
     make_trace,
+    remember,
 )
 from codex_proxy.accounts.scheduler import STRATEGIES, cost_of, make_strategy
 
@@ -84,13 +86,31 @@ def test_a_free_account_has_its_week_in_the_first_place() -> None:
     assert "x-codex-secondary-window-minutes" not in headers
 
 
-def test_a_prefix_is_cached_where_the_last_turn_was_served_for_as_long_as_a_cache_lives() -> None:
-    last = {0: (1, 100.0, 8_000)}
-    later = turn(100.0 + CACHE_LIFE, prefix=9_000)
-    assert cached_of(later, last, 1) == 8_000
-    assert cached_of(later, last, 2) == 0
-    assert cached_of(turn(101.0 + CACHE_LIFE, prefix=9_000), last, 1) == 0
-    assert cached_of(turn(0.0, conversation=7), last, 1) == 0
+def test_a_prefix_is_cached_wherever_it_was_read_for_as_long_as_a_cache_lives() -> None:
+    caches: Caches = {}
+    remember(turn(100.0, whole=8_000), caches, 1)
+    remember(turn(200.0, whole=9_000), caches, 2)
+    soon = turn(100.0 + CACHE_LIFE, prefix=9_000)
+    # What the second one read later has not reached the first, nor pushed anything out of it.
+    assert [cached_of(soon, caches, server) for server in (1, 2, 3)] == [8_000, 9_000, 0]
+    later = turn(101.0 + CACHE_LIFE, prefix=9_000)
+    assert [cached_of(later, caches, server) for server in (1, 2, 3)] == [0, 9_000, 0]
+    assert cached_of(turn(0.0, conversation=7), caches, 1) == 0
+
+
+def test_what_was_cached_before_a_conversation_was_compacted_is_of_no_use_after_it() -> None:
+    # The compacting turn itself is refused: the window of hours was filled before it, and ends after it.
+    turns = [
+        turn(0.0, whole=50_000),
+        turn(60.0, conversation=1, whole=60_000),
+        turn(120.0, whole=15_000),
+        turn(HOUR - 60.0, whole=20_000, prefix=15_000),
+    ]
+    life = Life(0, 0.0, DAY, "free", 0.0, HOUR - 120.0)
+    trace = trace_of(turns, life)
+    outcome = World(trace, load_for(trace, 100_000.0 / 0.3), make_strategy("horizon")).run()
+    assert outcome.refused_turns == 1
+    assert outcome.cached == 0
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

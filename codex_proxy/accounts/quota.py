@@ -93,6 +93,18 @@ class Window:
         """
         return now >= self.ends_at or now < self.seen_at - MAX_LATE_SECONDS
 
+    @property
+    def is_untouched(self) -> bool:
+        """Tell whether nothing had begun it when it was seen: its whole length was still to come.
+
+        The backend tells of a window that nobody has begun as if it began with the question.
+        """
+        return (
+            self.used_percent <= 0.0
+            and self.minutes is not None
+            and self.ends_at - self.seen_at > self.minutes * 60.0 - _SKEW_SECONDS
+        )
+
 
 @dataclass(slots=True)
 class Family:

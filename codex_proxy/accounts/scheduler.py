@@ -498,6 +498,14 @@ WEEK_UP = 3.0
 """What a doubling counts where more of the week is left than an even pace would leave: that expires."""
 WEEK_DOWN = 0.25
 """What a halving counts where less is left. Little, because `room` speaks of that, too."""
+WEEK_SOON = 1.0
+"""What a halving of the time to a week's reset counts while there is plenty: what ends soon is spent first."""
+SOONEST = 0.02
+"""How near a reset still makes a difference, as a share of its week."""
+PLENTY_FROM = 0.85
+"""From how much of an even pace of all accounts together there begins to be plenty; below, all keep pace."""
+PLENTY_SPAN = 0.2
+"""How much more it is until there is."""
 HOURS_FACTOR = 0.25
 """The same for the window of hours, which comes back soon: what expires in it is worth less."""
 ROOM_FACTOR = 1.0
@@ -514,11 +522,12 @@ CACHE_SECONDS = 3_600.0
 """How long a prompt cache keeps a conversation: an hour is the most that is documented for it in memory."""
 START_PRICE = STAY_ANYWAY
 """What moving may cost at most where it only begins a window or explores an account: what a cold one costs."""
-START_WEEK = 8.0
-"""A weekly window begins with its first use: the sooner, the sooner there is another."""
+START_WEEK = 50.0
+"""A weekly window begins with its first use: the sooner, the sooner there is another. One turn does it."""
 START_HOURS = 0.5
-EXPLORE = 8.0
+EXPLORE = 50.0
 """Quota that nobody has seen is looked at first: a turn shows it, and begins its windows."""
+WEEK_SECONDS = 7 * 86_400.0
 LOOK_SECONDS = 60.0
 """How long the last comparison speaks for the accounts that a conversation did not choose."""
 
@@ -602,6 +611,8 @@ class _Sheet:
     is_blocked: bool
     since: float
     until: float
+    load_at: float
+    """Until when the account's own turns were known that may have begun a window."""
     slices: tuple[_Slice, ...]
     """None where nothing is known. One that is over is as good as full, and does not end."""
     start: float
@@ -654,6 +665,9 @@ class Horizon:
         self._turn = TYPICAL_TURN
         self._best: dict[str | None, tuple[float, float]] = {}
         """The best score of the last comparison, and when that was, by family."""
+        self._soon = 0.0
+        """What a halving of the time to a reset counts now, between 0 and `WEEK_SOON`."""
+        self._soon_at = -inf
         self._round = 0
         self._sheets: dict[str | None, dict[str, _Sheet]] = {}
         """By family and account."""
@@ -680,6 +694,7 @@ class Horizon:
     def choose(self, accounts: Sequence[Account], ask: Ask, now: float) -> Choice:
         home = ask.home
         self._round += 1
+        self._look_around(now)
         count = len(accounts)
         turn = self._round % count
         moving = self._price_of_moving(ask) if home is not None else 0.0
@@ -717,6 +732,7 @@ class Horizon:
         moving = self._price_of_moving(ask) if home is not None else 0.0
         may_start = moving <= START_PRICE
         first = crowd.place_of(len(crowd) - turn) if turn else crowd.place_of(0)
+        self._look_around(now)
         self._look_ahead(len(crowd), now)
         orders: list[tuple[Ceilings, Mapping[int, Account]]] = []
         for shelf in crowd.shelves:
@@ -807,7 +823,14 @@ class Horizon:
                 self._sheets.clear()
             sheets = self._sheets[family] = {}
         sheet = sheets.get(account.credential.key)
-        if sheet is None or sheet.limit is not limit or not sheet.since <= now < sheet.until:
+        meter = self._meters.get(account.credential.key)
+        load_at = meter.load_at if meter is not None else -inf
+        if (
+            sheet is None
+            or sheet.limit is not limit
+            or sheet.load_at < load_at
+            or not sheet.since <= now < sheet.until
+        ):
             is_good = False
         elif limit is None:
             is_good = True
@@ -818,7 +841,7 @@ class Horizon:
                 and sheet.is_blocked is limit.is_blocked
             )
         if not is_good or sheet is None:
-            sheet = sheets[account.credential.key] = _read(limit, now)
+            sheet = sheets[account.credential.key] = _read(limit, now, load_at)
         return sheet
 
     def _weigh(
@@ -852,7 +875,10 @@ class Horizon:
             if score > CLIP:
                 score = CLIP
             if is_long:
-                week = (WEEK_UP if score > 0.0 else WEEK_DOWN) * score
+                # Where the time to the reset counts by itself, it counts that much less against what is left.
+                week = (WEEK_UP - self._soon if score > 0.0 else WEEK_DOWN) * score
+                if self._soon and share > 0.0 and ahead < 1.0:
+                    week -= self._soon * log2(ahead if ahead > SOONEST else SOONEST)
                 size = share * 100.0 * long
             else:
                 hours = HOURS_FACTOR * score
@@ -926,24 +952,32 @@ class Horizon:
             ahead = left / seconds
             pressure = share / ahead if 0.0 < ahead < 1.0 else share
             score = log2(pressure) if pressure > _LEAST else -CLIP
-            if score >= CLIP:
-                score = CLIP
-            elif share > 0.0 and ends_at < inf:
-                # It rises the faster, the nearer its end is, until it is as pressing as one can be; asked again when
-                # half of the time has passed, or nearly so, rounded to what stays the same meanwhile.
+            counts = WEEK_UP - self._soon if is_long else HOURS_FACTOR
+            soon = 0.0
+            if is_long and self._soon and share > 0.0 and ahead < 1.0:
+                soon = -log2(ahead if ahead > SOONEST else SOONEST)
+            if share > 0.0 and ends_at < inf:
+                # It rises the faster, the nearer its end is, until it is as pressing, or as soon, as one can be; asked
+                # again when half of the time has passed, or nearly so, rounded to what stays the same meanwhile.
                 half = 2.0 ** (frexp(left * 0.999)[1] - 1)
-                if half > seconds * share / 2.0**CLIP:
+                pressing = seconds * share / 2.0**CLIP if score < CLIP else inf
+                soonest = seconds * SOONEST if is_long and self._soon and ahead > SOONEST else inf
+                if half > min(pressing, soonest):
                     until = min(until, ends_at - half)
-                else:
-                    half = seconds * share / 2.0**CLIP
-                up = WEEK_UP if share * seconds > half else WEEK_DOWN
-                steepest = (up if is_long else HOURS_FACTOR) / (LN2 * half)
+                steepest = 0.0
+                if pressing < inf:
+                    up = counts if not is_long or share * seconds > half else WEEK_DOWN
+                    steepest += up / (LN2 * max(half, pressing))
+                if soonest < inf:
+                    steepest += self._soon / (LN2 * max(half, soonest))
                 if steepest > _FASTEST:
-                    score = CLIP
+                    score = CLIP if pressing < inf else score
+                    soon = -log2(SOONEST) if soonest < inf else soon
                 else:
                     rate += steepest
+            score = min(score, CLIP)
             if is_long:
-                week = (WEEK_UP if score > 0.0 else WEEK_DOWN) * score
+                week = (counts if score > 0.0 else WEEK_DOWN) * score + self._soon * soon
                 units += (OWN,) if own_long else ((plan, True),)
                 room = min(room, share * 100.0 * long)
             else:
@@ -961,6 +995,36 @@ class Horizon:
             rate += min(1.0, load / whole * MOST_CHANGE**3) * ROOM_FACTOR / (LN2 * LOAD_SECONDS)
         value = week + hours + ROOM_FACTOR * log2(room / whole)
         return Ceiling(value, start, units, turns / whole, load / whole, rate, until, alike)
+
+    def _look_around(self, now: float) -> None:
+        """Find out once a minute what a halving of the time to a reset counts; another value is another frame."""
+        if not 0.0 <= now - self._soon_at <= LOOK_SECONDS:
+            soon, self._soon_at = WEEK_SOON * self._plenty(now), now
+            if soon != self._soon:
+                self._soon = soon
+                self._frame.is_over = True
+
+    def _plenty(self, now: float) -> float:
+        """Return how far the weeks of all accounts together are ahead of an even pace: 0 behind, 1 plenty.
+
+        Then little is lost when one account is spent before the others, and much when its week ends
+        with something left; behind it every account is needed for what is asked at once.
+        """
+        left = pace = 0.0
+        for meter in self._meters.values():
+            gauge = meter.long
+            if gauge.percent < 0.0:
+                continue
+            unit = self._unit(meter, meter.plan, is_long=True)
+            ahead = (gauge.resets_at - now) / WEEK_SECONDS
+            if ahead <= 0.0:
+                left, pace = left + unit, pace + unit
+            else:
+                left += unit * max(0.0, 1.0 - gauge.percent / 100.0)
+                pace += unit * min(1.0, ahead)
+        if not pace > 0.0:
+            return 0.0
+        return min(1.0, max(0.0, (left / pace - PLENTY_FROM) / PLENTY_SPAN))
 
     # -- learning -------------------------------------------------------------------------
 
@@ -1027,12 +1091,12 @@ _TYPICAL = (TYPICAL_PERCENT, TYPICAL_PERCENT * WEEKS_HOURS)
 _NEVER = (0.0, -inf)
 
 
-def _read(limit: Family | None, now: float) -> _Sheet:
-    """Read an account's windows as they are now."""
+def _read(limit: Family | None, now: float, load_at: float) -> _Sheet:
+    """Read an account's windows as they are now; *load_at* says when a turn of its own ended last."""
     if limit is None:
-        return _Sheet(None, None, None, False, -inf, inf, (), 0.0)
+        return _Sheet(None, None, None, False, -inf, inf, inf, (), 0.0)
     slices: list[_Slice] = []
-    start, until = 0.0, inf
+    start, until, known_until = 0.0, inf, inf
     for window, is_first in ((limit.primary, True), (limit.secondary, False)):
         if window is None:
             continue
@@ -1045,11 +1109,18 @@ def _read(limit: Family | None, now: float) -> _Sheet:
         if window.resets_at is None:
             # Its end moves with every answer that tells the same of it.
             until = -inf
-        if window.is_over(now):
+        is_over = window.is_over(now)
+        is_untouched = window.is_untouched
+        if is_untouched:
+            # A turn of its own may have begun it since.
+            known_until = load_at
+        if is_over or (is_untouched and load_at <= window.seen_at):
             # Its next one begins with its next request: as good as full, but nobody has said so.
             slices.append((is_long, 1.0, inf, 1.0))
             start += START_WEEK if is_long else START_HOURS
-            if now < window.ends_at:
+            if not is_over:
+                until = min(until, window.ends_at)
+            elif now < window.ends_at:
                 # Seen by a clock that was ahead.
                 until = min(until, window.seen_at - MAX_LATE_SECONDS)
             continue
@@ -1058,7 +1129,9 @@ def _read(limit: Family | None, now: float) -> _Sheet:
             share = 0.0
         slices.append((is_long, min(share, 1.0), window.ends_at, minutes * 60.0))
         until = min(until, window.ends_at)
-    return _Sheet(limit, limit.primary, limit.secondary, limit.is_blocked, now, until, tuple(slices), start)
+    return _Sheet(
+        limit, limit.primary, limit.secondary, limit.is_blocked, now, until, known_until, tuple(slices), start
+    )
 
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {

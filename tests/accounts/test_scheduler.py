@@ -367,6 +367,50 @@ def test_a_week_that_has_not_begun_is_begun() -> None:
     assert horizon(plus("running", week_left=80, week_reset=4 * DAY), idle).account is idle
 
 
+def untouched(user: str) -> Account:
+    """Make an account of which a probe has said that none of its windows has begun."""
+    return plus(user, week_left=100, week_reset=WEEK, hours_reset=5 * HOUR)
+
+
+def test_a_week_that_would_begin_with_the_question_has_not_begun() -> None:
+    # So the backend tells of an account that was used up, after its reset.
+    running = plus("running", week_left=80, week_reset=2 * DAY)
+    assert horizon(running, untouched("idle")).account.alias == "idle"
+
+
+def test_a_week_that_has_begun_since_its_numbers_were_told_is_not_begun_again() -> None:
+    strategy, idle = Horizon(), untouched("idle")
+    running = plus("running", week_left=80, week_reset=2 * DAY)
+    assert strategy.choose([running, idle], Ask(), NOW + 1).account is idle
+    # Less than a percent: the numbers stay what they were.
+    strategy.spent(idle, 10_000.0, NOW + 30)
+    assert strategy.choose([running, idle], Ask(), NOW + 31).account is running
+
+
+def seen_by(strategy: Horizon, *accounts: Account) -> None:
+    """Have a strategy learn what the weeks of those accounts are like."""
+    for one in accounts:
+        strategy.spent(one, 1.0, NOW - DAY)
+
+
+def test_while_there_is_plenty_a_week_that_ends_soon_is_spent_before_one_that_is_further_ahead() -> None:
+    # Of both more is left than at an even pace, but the first one's rest is lost the sooner.
+    soon = plus("soon", week_left=20, week_reset=0.16 * WEEK)
+    later = plus("later", week_left=100, week_reset=0.75 * WEEK)
+    strategy = Horizon()
+    seen_by(strategy, soon, later)
+    assert strategy.choose([soon, later], Ask(), NOW).account is soon
+
+
+def test_without_plenty_every_account_keeps_pace_so_that_all_can_serve_at_once() -> None:
+    soon = plus("soon", week_left=20, week_reset=0.16 * WEEK)
+    later = plus("later", week_left=100, week_reset=0.75 * WEEK)
+    spent = [plus(f"spent-{n}", week_left=1, week_reset=0.9 * WEEK) for n in range(4)]
+    strategy = Horizon()
+    seen_by(strategy, soon, later, *spent)
+    assert strategy.choose([soon, later], Ask(), NOW).account is later
+
+
 def test_unknown_quota_is_explored() -> None:
     unknown = account("unknown")
     assert horizon(plus("known", week_left=60), unknown).account is unknown
