@@ -39,8 +39,8 @@ _TURNS = 32
 """How many bins there are by the share of turns."""
 _LOADS = (0.0, 0.03, 0.1, 0.3, 1.0)
 """Up to where a bin of load goes."""
-_RATES = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, inf)
-"""Up to where a bin of rates goes, a second; nothing rises as fast as the last but one."""
+_RATES = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.1, 1e6)
+"""Up to where a bin of rates goes, a second."""
 
 # Above what rounding can do.
 _HAIR = 1e-6
@@ -128,9 +128,9 @@ class Ceilings:
         "_made_for",
         "_numbers",
         "_where",
+        "apart",
         "heads",
         "rates",
-        "waiting",
     )
 
     def __init__(self, frame: Callable[[], Frame], ceiling: Callable[[Account, float], Ceiling]) -> None:
@@ -146,8 +146,8 @@ class Ceilings:
         """When rates are to be asked for again."""
         self.heads: list[_Head] = []
         """Of all bins, the highest first."""
-        self.waiting: set[Bin] = set()
-        """Bins in which a start is less than worthless."""
+        self.apart: set[Bin] = set()
+        """Bins in which a start counts against an account: without it, they would stand elsewhere among the heads."""
         self.rates: Counter[float] = Counter()
         """How many bins there are of each rate."""
 
@@ -181,7 +181,7 @@ class Ceilings:
             one = self._bins[key] = Bin(next(self._numbers), start, units, turn_bin, load_bin, rate_bin)
             self.rates[one.rate] += 1
             if start < 0.0:
-                self.waiting.add(one)
+                self.apart.add(one)
         bisect.insort(one.entries, entry)
         self._where[place] = (key, entry, now)
         if one.entries[0] is entry:
@@ -209,7 +209,7 @@ class Ceilings:
             self._head(one)
         if not one.entries:
             del self._bins[key]
-            self.waiting.discard(one)
+            self.apart.discard(one)
             self.rates[one.rate] -= 1
             if not self.rates[one.rate]:
                 del self.rates[one.rate]
@@ -228,7 +228,7 @@ class Ceilings:
         frame = self._frame()
         if self._made_for is not frame:
             self._made_for = frame
-            for kept in (self._bins, self._where, self._alike, self.heads, self.waiting, self.rates):
+            for kept in (self._bins, self._where, self._alike, self.heads, self.apart, self.rates):
                 kept.clear()
             for account in members.values():
                 self.put(account, now)
@@ -391,7 +391,7 @@ class Search:
                 if head - most >= -found.top:
                     break
                 self._climb(one, index)
-            for one in order.waiting:
+            for one in order.apart:
                 self._climb(one, index)
 
     def _climb(self, one: Bin, index: int) -> None:

@@ -227,8 +227,10 @@ class Family:
             before is not None
             and window is not None
             and before.numbers == window.numbers
-            # What was seen by a clock that was ahead may be over by that alone.
+            # What was seen by a clock that was ahead may be over by that alone, and whether anything has begun a
+            # window that was untouched depends on when it was seen.
             and before.seen_at <= window.seen_at
+            and not before.is_untouched
         ):
             before.seen_at, before.source = window.seen_at, window.source
             return window.resets_at is None
@@ -1000,7 +1002,13 @@ def _part(
         if window is None:
             if minutes is None or (reset is not None and reset > now):
                 return None
-        elif length is None or reset is None or window.minutes != round(length) or window.resets_at != reset:
+        elif (
+            length is None
+            or reset is None
+            or window.minutes != round(length)
+            or window.resets_at != reset
+            or window.is_untouched
+        ):
             return None
         else:
             until = min(until, reset)

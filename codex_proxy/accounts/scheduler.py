@@ -115,8 +115,6 @@ class Strategy(Protocol):
     """
 
     name: str
-    minds_family: bool
-    """Whether its orders depend on the limit that is asked for."""
 
     def stays(self, ask: Ask, now: float) -> str | None:
         """Return the rule by which a conversation stays on `ask.home` without a look at the others.
@@ -155,8 +153,6 @@ class Strategy(Protocol):
 class _Sticky:
     """What the simple strategies share: conversations stay where they are, and nothing is learned."""
 
-    minds_family = False
-
     def stays(self, ask: Ask, now: float) -> str | None:
         return "conversation" if ask.home is not None else None
 
@@ -171,7 +167,6 @@ class QuotaBalance(_Sticky):
     """Take the account with the most quota left, the idlest on a tie, each in turn after that."""
 
     name = "quota-balance"
-    minds_family = True
 
     def __init__(self) -> None:
         self._turn = 0
@@ -259,7 +254,6 @@ class FillFirst(_Sticky):
     """Take one account until it is used up, then the next; always in the same order."""
 
     name = "fill-first"
-    minds_family = True
 
     def choose(self, accounts: Sequence[Account], ask: Ask, now: float) -> Choice:
         best = min(accounts, key=partial(self._rank, now=now, family=ask.family))
@@ -654,7 +648,6 @@ class Horizon:
     """
 
     name = "horizon"
-    minds_family = True
 
     def __init__(self) -> None:
         self._meters: dict[str, _Meter] = {}

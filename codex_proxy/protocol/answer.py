@@ -413,7 +413,9 @@ class AnswerEncoder:
         identity, created = response.id, response.created_at
         if isinstance(identity, str) and identity:
             self.response_id = identity
-        self.created = int(created if isinstance(created, int | float) else self.around.now())
+        if not isinstance(created, int) and not (isinstance(created, float) and math.isfinite(created)):
+            created = self.around.now()
+        self.created = int(created)
         self._read_tier(response)
         self.tell_start()
 

@@ -125,8 +125,8 @@ class Pieces:
     @property
     def texts(self) -> list[str]:
         """The pieces."""
-        if len(self.spelled) == 1:
-            return [self.text]
+        if len(self.spelled) < 2:
+            return [self.text] if self.spelled else []
         texts: list[str] = loads_lenient(b'["%b"]' % b'","'.join(self.spelled))
         return texts
 

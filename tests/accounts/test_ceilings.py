@@ -8,7 +8,7 @@ from codex_proxy.accounts.account import Account
 from codex_proxy.accounts.ceilings import OWN, Drift, Unit
 from codex_proxy.accounts.crowd import Crowd, Shelf
 from codex_proxy.accounts.quota import Window
-from codex_proxy.accounts.scheduler import Ask, Choice, Horizon
+from codex_proxy.accounts.scheduler import TYPICAL_TURN, Ask, Choice, Horizon
 from tests.accounts.making import DAY, HOUR, NOW, account
 
 
@@ -75,7 +75,9 @@ def test_percents_that_are_learned_to_be_worth_more_lift_all_of_their_plan() -> 
     family = shown.quota.family("codex")
     for used in range(41, 50):
         family.secondary = Window(float(used), 10_080, NOW + 6 * DAY, NOW, "headers")
-        both.spent(shown, 900_000.0)
+        # As much as always, but many more of them for one percent.
+        for _ in range(60):
+            both.spent(shown, TYPICAL_TURN)
     assert both.pick(NOW + 1) in large
 
 
@@ -119,6 +121,15 @@ def test_thousands_that_are_alike_are_scored_once() -> None:
     # Whom nobody knows is tried in turn; one says for all what they score.
     assert len(seen) == 50
     assert both.shelved.looks - before <= 50 * 3
+
+
+def test_an_account_that_is_being_explored_counts_for_what_speaks_for_it_otherwise() -> None:
+    """It is no choice while one request finds out, and all the same better than accounts with less than an even pace."""
+    explored = account("explored")
+    explored.in_flight = 1
+    both = Both(explored, *(made(place, left=40.0, ends=4 * DAY) for place in range(1, 10)))
+    assert both.pick() is not explored
+    assert both.plain._best[None] == (0.0, NOW)
 
 
 def test_the_least_that_a_drift_can_have_lifted_is_no_less_than_what_it_has() -> None:

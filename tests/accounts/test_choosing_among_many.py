@@ -46,6 +46,8 @@ class Twins:
         self.pools[0].few, self.pools[1].few = 1_000_000, 0
         self.leases: list[tuple[Lease, Lease]] = []
         self.users: dict[str, dict[str, Any]] = {}
+        self.heard: dict[str, dict[str, str]] = {}
+        """What each account's answers said last."""
         self.settings: dict[str, Any] = {"strategy": name}
         self.steps = 0
 
@@ -165,9 +167,16 @@ class Twins:
                 if rng.random() < 0.9:
                     headers[f"x-{family}-{place}-window-minutes"] = str(minutes)
                 if rng.random() < 0.9:
-                    headers[f"x-{family}-{place}-reset-at"] = str(int(now + rng.uniform(1, longest)))
+                    # Also as of a window that nothing has begun, or that began a moment ago.
+                    ends = rng.choice([rng.uniform(1, longest)] * 4 + [longest, longest - 30])
+                    headers[f"x-{family}-{place}-reset-at"] = str(int(now + ends))
+        alias = self.any_alias()
+        if rng.random() < 0.4 and alias in self.heard:
+            # Most answers say what the one before them said.
+            headers = self.heard[alias]
+        self.heard[alias] = headers
         asked_at = now - rng.choice([0, 0, 5, 300])
-        for one, pool in zip(self.both(self.any_alias()), self.pools, strict=True):
+        for one, pool in zip(self.both(alias), self.pools, strict=True):
             pool.read_headers(one, headers, asked=asked_at)
 
     def wait(self) -> None:
@@ -357,3 +366,52 @@ def test_of_many_that_are_nearly_alike_the_best_is_chosen(seed: int, spread: flo
                 # What it cost is known later, after another one was chosen.
                 uncounted.append((pair[0].account.alias, rng.lognormvariate(9.3, 1.0)))
         twins.clock.advance(rng.choice([0.01, 0.5, 4.0, 40.0]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_account_of_a_conversation_keeps_what_it_is_owed_when_it_is_asked_among_better_ones(
+    seed: int,
+) -> None:
+    rng = random.Random(f"guests {seed}")
+    twins = Twins(Wandering.name, rng, ManualClock(NOW))
+    weights = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 5.0}
+    twins.users = {user: {"ends": None, "weight": weight} for user, weight in weights.items()}
+    for user in "bcd":
+        twins.users[user]["priority"] = 1
+    twins.load()
+    better = {one.key for one in twins.both("a")}
+    for _ in range(80):
+        # Now the better one cannot serve, now it can, and conversations have lived with the others.
+        want = Want("gpt-5.5", session=f"talk {rng.randrange(6)}")
+        twins.ask(want, better if rng.random() < 0.6 else set())
+        for lease in twins.leases.pop():
+            lease.ok()
+            lease.release()
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_a_window_that_is_told_again_to_have_not_begun_counts_as_such_again(few: int) -> None:
+    """The same words, later than a turn of its own: they mean that the turn has not begun it."""
+    clock = ManualClock(NOW)
+    pool = Pool(clock, rng=Middle(), strategy=make_strategy("horizon"))
+    pool.few = few
+    pool.apply(Scan([credential("a")], []))
+    one = next(iter(pool))
+    untouched = {
+        "x-codex-primary-used-percent": "0",
+        "x-codex-primary-window-minutes": "10080",
+        "x-codex-primary-reset-at": str(NOW + 7 * DAY),
+    }
+
+    def start() -> float:
+        lease = pool.pick(Want("gpt-5.5"))
+        lease.release()
+        return dict(lease.decision.candidates[0].parts)["start"]
+
+    for later, has_begun in ((0, False), (2, True), (5, False), (8, False)):
+        clock.advance(NOW + later - clock.now())
+        if later != 2:
+            pool.read_headers(one, untouched)
+        else:
+            pool.spent(one, 10.0)
+        assert (start() == 0.0) is has_begun

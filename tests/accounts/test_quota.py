@@ -1,6 +1,8 @@
 """Quota as the backend tells it: headers, events and the usage endpoint, and what is unknown."""
 
+import copy
 import json
+import random
 import tracemalloc
 from typing import Any
 
@@ -952,3 +954,125 @@ def test_two_sources_that_name_one_plan_differently_do_not_change_it_all_the_tim
         changes += quota.read_usage({"plan_type": "self_serve_business"}, NOW + turn)
         changes += quota.read_headers({"x-codex-plan-type": "business"}, NOW + turn + 0.5)
     assert changes == 1
+
+
+# -- what is told again --------------------------------------------------------------------------
+
+
+class Owned:
+    """A quota's owner, who counts what it is told of."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def touch(self) -> None:
+        self.told += 1
+
+
+SAID = {
+    "x-codex-plan-type": "plus",
+    "x-codex-primary-used-percent": "13",
+    "x-codex-primary-window-minutes": "300",
+    "x-codex-primary-reset-at": str(NOW + 9_000),
+    "x-codex-primary-reset-after-seconds": "9000",
+    "x-codex-secondary-used-percent": "40",
+    "x-codex-secondary-window-minutes": "10080",
+    "x-codex-secondary-reset-at": str(NOW + 90_000),
+    "x-codex-credits-has-credits": "False",
+    "x-codex-credits-unlimited": "False",
+    "x-codex-credits-balance": "",
+}
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_what_is_told_again_comes_to_the_same_as_if_it_were_read_again(seed: int) -> None:
+    """Reports of all kinds, mixed, old and new, by a clock that jumps; one quota forgets how they were worded."""
+    rng = random.Random(seed)
+    quick, slow = Quota(), Quota()
+    now = NOW
+    headers = [
+        SAID,
+        {**SAID, "x-codex-primary-used-percent": "14"},
+        {**SAID, "x-codex-secondary-used-percent": "0", "x-codex-secondary-window-minutes": "0",
+         "x-codex-secondary-reset-at": "0"},
+        {name: value for name, value in SAID.items() if "secondary" not in name},
+        {name: value for name, value in SAID.items() if "credits" not in name and "minutes" not in name},
+        {**SAID, "x-codex-extra-primary-used-percent": "5", "x-codex-extra-primary-window-minutes": "300",
+         "x-codex-extra-limit-name": "Extra", "x-codex-rate-limit-reached-type": "rate_limit_reached"},
+        {**SAID, "x-codex-plan-type": "free", "x-codex-primary-window-minutes": "10080"},
+        {**SAID, "x-codex-primary-reset-at": str((NOW + 9_000) * 1_000), "x-codex-credits-balance": "x" * 500},
+    ]  # fmt: skip
+    window = {"used_percent": 13, "window_minutes": 300, "reset_at": NOW + 9_000}
+    events = [
+        event(rate_limits={"primary": window, "secondary": {**window, "window_minutes": 10_080}}),
+        event(rate_limits={"primary": window, "secondary": None, "limit_reached": True, "allowed": False}),
+        event(rate_limits={"primary": window, "limit_reached": 1, "allowed": 0}),
+        event(rate_limits={"primary": {**window, "used_percent": True}}, credits={"has_credits": True}),
+        event(metered_limit_name="codex_extra", rate_limits={"primary": window}),
+        event(plan_type="pro", rate_limits={"primary": window, "secondary": {"used_percent": 40}}),
+        event(rate_limits={"primary": window, "limit_reached": True, "allowed": False}),
+    ]
+    # Of all that may be said, this account's answers say little, and mostly the same.
+    headers, events = rng.sample(headers, 2), rng.sample(events, 2)
+    for _ in range(120):
+        if rng.random() < 0.5:
+            now += rng.choice([0.1, 1.0, 30.0, 100.0, 5_000.0, -1.0, -8_000.0])
+        asked = now - rng.choice([0.0, 0.0, 0.5, 20.0, 4_000.0])
+        kind = rng.choice(["headers"] * 5 + ["event"] * 4 + ["usage"])
+        said = dict(rng.choice(headers[: rng.choice([1, 1, 1, 2])]))
+        for name in ("x-codex-primary-reset-after-seconds", "x-codex-secondary-reset-after-seconds"):
+            if name in said and rng.random() < 0.9:
+                said[name] = str(int(NOW + 9_000 - now) + rng.choice([0, 0, 0, 50, 500]))
+        told = copy.deepcopy(rng.choice(events[: rng.choice([1, 1, 1, 2])]))
+        for name in ("primary", "secondary"):
+            data = told["rate_limits"].get(name)
+            if isinstance(data, dict) and rng.random() < 0.8:
+                data["reset_after_seconds"] = NOW + 9_000 - now + rng.choice([0, 0, 90])
+        changes = []
+        slow._headers = slow._event = None
+        for quota in (slow, quick):
+            if kind == "headers":
+                changes.append(quota.read_headers(said, now, asked=asked))
+            elif kind == "event":
+                changes.append(quota.read_event(told, now, asked=asked))
+            else:
+                changes.append(quota.read_usage(USAGE, now, asked=asked))
+        assert changes[0] == changes[1]
+        assert quick.to_json() == slow.to_json()
+
+
+def test_only_news_are_told_to_the_owner() -> None:
+    quota, owner = Quota(), Owned()
+    quota.owner = owner
+    for later in range(10):
+        after = str(9_000 - later)
+        quota.read_headers({**SAID, "x-codex-primary-reset-after-seconds": after}, NOW + later)
+    assert owner.told == 1
+    main = quota.families["codex"]
+    assert main.primary is not None
+    assert (main.primary.seen_at, main.told_at, quota.credits.seen_at) == (
+        NOW + 9,
+        {"primary": NOW + 9, "secondary": NOW + 9},
+        NOW + 9,
+    )
+    same = main.primary
+    quota.read_event(
+        event(rate_limits={"primary": {"used_percent": 13, "window_minutes": 300, "reset_at": NOW + 9_000}}),
+        NOW + 10,
+    )
+    assert (main.primary is same, same.source, owner.told) == (True, "event", 1)
+    quota.read_headers({**SAID, "x-codex-primary-used-percent": "14"}, NOW + 11)
+    assert (main.primary is same, same.used_percent, owner.told) == (False, 13.0, 2)
+    quota.read_headers({**SAID, "x-codex-credits-has-credits": "True"}, NOW + 12)
+    assert owner.told == 3
+    quota.read_headers({**SAID, "x-codex-plan-type": "pro"}, NOW + 13)
+    assert owner.told == 4
+
+
+def test_a_reset_that_has_passed_is_none_although_it_is_told_again() -> None:
+    quota = Quota()
+    for now in (NOW, NOW + 1, NOW + 2, NOW + 9_001):
+        quota.read_headers({**SAID, "x-codex-primary-reset-after-seconds": ""}, now)
+    main = quota.families["codex"].primary
+    assert main is not None
+    assert main.resets_at is None

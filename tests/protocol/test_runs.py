@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_proxy.errors import BackendFault, ProxyError, UpstreamError, Verdict
-from codex_proxy.protocol import responses
+from codex_proxy.protocol import answer, responses
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat import CHAT
 from codex_proxy.protocol.collect import Collector
@@ -18,9 +18,9 @@ from codex_proxy.protocol.completions import COMPLETIONS, EDITS
 from codex_proxy.protocol.dialect import Decoded, Dialect, Encoder, Surroundings
 from codex_proxy.protocol.messages import MESSAGES
 from codex_proxy.protocol.responses import RESPONSES
-from codex_proxy.protocol.sse import Batch, Parser, Run, singles
+from codex_proxy.protocol.sse import Batch, Event, Parser, Run, singles
 from codex_proxy.protocol.wire import JsonObject
-from tests.protocol.streams import MANNERS, own, reads, streams
+from tests.protocol.streams import MANNERS, NOISE, own, reads, streams
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 LONG = settings(PROPERTY, max_examples=5000)
@@ -163,6 +163,12 @@ def test_the_answers_are_the_same(chunks: list[bytes], asks: list[tuple[str, Dec
     agree(chunks, asks)
 
 
+RESPONSE: JsonObject = {
+    "id": "resp_1", "object": "response", "created_at": 1, "model": "gpt-5.5-2026", "output": [],
+    "safety_identifier": "user-1", "usage": {"input_tokens": 1, "output_tokens": 2}, "user": "somebody",
+}  # fmt: skip
+
+
 def burst(deltas: int) -> list[bytes]:
     """Return the frames of one answer, all of which are the backend's own."""
     where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
@@ -191,6 +197,15 @@ def burst(deltas: int) -> list[bytes]:
         {"type": "response.completed", "response": response},
     ]
     return [own({**event, "sequence_number": number}) for number, event in enumerate(events)]
+
+
+BEGUN = [
+    own({**json.loads(frame.split(b"data: ")[1]), "response": {**RESPONSE, "status": "in_progress"}})
+    if b'"response":{' in frame
+    else frame
+    for frame in burst(2)
+]
+"""An answer with response objects that have something to change."""
 
 
 def test_a_run_is_one_event_of_its_batch() -> None:
@@ -250,10 +265,30 @@ def test_more_of_the_same_behind_a_frame_without_its_end_comes_after_it() -> Non
 
 
 def test_a_place_that_another_item_takes_meanwhile_is_looked_up_again() -> None:
-    frames = [MANNERS["with an empty id"](json.loads(frame.split(b"data: ")[1])) for frame in burst(4)[4:8]]
-    item = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "look", "arguments": ""}
+    """An item without an id is known by its place alone; the words behind are another thought."""
+    thought: JsonObject = {
+        "type": "response.reasoning_summary_text.delta", "delta": "hm", "item_id": "", "output_index": 0,
+        "summary_index": 0, "obfuscation": "x7", "sequence_number": 7,
+    }  # fmt: skip
+    item = {"type": "message", "id": "msg_2", "role": "assistant", "content": []}
     taken = own({"type": "response.output_item.added", "item": item, "output_index": 0, "sequence_number": 9})
-    agree([*burst(0)[:2], *frames[:2], taken, *frames[2:], *burst(0)[-1:]])
+    words = own(thought)
+    agree([*burst(0)[:2], words, words, taken, words, words, *burst(0)[-1:]])
+    told_apart = told(decoded("chat", stream=True), [*burst(0)[:2], words, taken, words], runs=True)[0]
+    assert rb'"reasoning_content":"\n\nhm"' in b"".join(told_apart)
+
+
+def test_a_row_that_passes_a_limit_is_told_as_far_as_it_goes() -> None:
+    frames = burst(40)
+    agree([b"".join(frames)])
+    agree([b"".join(frames[:20]), b"".join(frames[20:])])
+
+
+def test_an_end_of_ours_is_numbered_behind_a_row() -> None:
+    frames = burst(40)
+    agree([b"".join(frames[:20])])
+    # Also when the last one has no number.
+    agree([b"".join(frames[:20]) + NOISE[5]])
 
 
 def test_every_cut_of_a_row_gives_the_same() -> None:
@@ -265,16 +300,84 @@ def test_every_cut_of_a_row_gives_the_same() -> None:
         assert b"".join(told(asked, [data[:cut], data[cut:]], runs=True)[0]) == b"".join(whole[0])
 
 
+def as_small_and_large(chunks: list[bytes]) -> list[Any]:
+    """Return what the Responses dialect makes of a stream when response objects are read whole, and when not."""
+    outcomes: list[Any] = []
+    for large in (1 << 30, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(responses, "_LARGE", large)
+            outcomes.append([
+                (told(asked, chunks, runs=True), collected(asked, chunks, runs=True))
+                for asked in RESPONSES_ASKS
+            ])
+    return outcomes
+
+
 @settings(PROPERTY, max_examples=100)
 @given(streams(odd=0))
 def test_a_large_response_object_is_changed_like_a_small_one(frames: list[bytes]) -> None:
-    for asked in RESPONSES_ASKS:
-        with pytest.MonkeyPatch.context() as patch:
-            outcomes = []
-            for large in (0, 1 << 30):
-                patch.setattr(responses, "_LARGE", large)
-                outcomes.append((told(asked, frames, runs=True), collected(asked, frames, runs=True)))
-        assert outcomes[0] == outcomes[1]
+    small, large = as_small_and_large(frames)
+    assert small == large
+
+
+ODD_RESPONSES = {
+    "no UTF-8": (b'"object":"', b'"object":"\xff'),
+    "half a character": (b'"object":"', rb'"object":"\ud83d'),
+    "no number": (b'"created_at":1', b'"created_at":NaN'),
+    "a field beside it": (b',"sequence_number":', b',"novelty":[1],"sequence_number":'),
+    "a type twice": (b',"sequence_number":', b',"type":"other","sequence_number":'),
+    "a response twice": (b',"sequence_number":', b',"response":{"id":"resp_2"},"sequence_number":'),
+    "a number twice": (b',"sequence_number":', b',"sequence_number":3,"sequence_number":'),
+    "no number of its own": (b',"sequence_number":', b',"other_number":'),
+    "a name twice": (b'"object":', b'"object":"first","object":'),
+    "no object": (b'"response":{', b'"response":null,"other":{'),
+    "broken": (b'"object":', b'"object"'),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_RESPONSES)
+def test_odd_response_objects_are_changed_alike(odd: str) -> None:
+    frames = [frame.replace(*ODD_RESPONSES[odd]) if b'"response":{' in frame else frame for frame in BEGUN]
+    small, large = as_small_and_large(frames)
+    assert small == large
+
+
+@pytest.mark.parametrize("odd", ["", *ODD_RESPONSES])
+@pytest.mark.parametrize("ask", ["chat, with its usage", "messages, thinking", "completions"])
+def test_what_makes_an_answer_is_what_the_whole_response_object_says(
+    ask: str, odd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [frame.replace(*ODD_RESPONSES[odd]) if odd else frame for frame in BEGUN]
+    asked = decoded(ask, stream=True)
+    found = told(asked, frames, runs=True)
+    assert found[0][0]
+    monkeypatch.setattr(answer, "_Essence", Whole)
+    assert told(asked, frames, runs=True) == found
+
+
+class Whole(answer._Essence):
+    """The same, found the long way."""
+
+    @classmethod
+    def of(cls, event: Event) -> "Whole | None":
+        response = event.json.get("response")
+        if not isinstance(response, dict):
+            return cls() if event.json else None
+        return cls(**{name: response[name] for name in cls.__struct_fields__ if name in response})
+
+
+@pytest.mark.parametrize("odd", ["", *ODD_RESPONSES])
+def test_what_in_progress_repeats_is_changed_as_if_it_came_alone(odd: str) -> None:
+    created, progress, *_ = [frame.replace(*ODD_RESPONSES[odd]) if odd else frame for frame in BEGUN]
+    asked = decoded("responses, by Codex", stream=True)
+    for second in (
+        progress,
+        progress.replace(b'in_progress",', b'queued",'),
+        progress.replace(b"resp_1", b"resp_2"),
+    ):
+        after, alone = asked.make_encoder(AROUND), asked.make_encoder(AROUND)
+        after.encode(Parser().feed(created))
+        assert after.encode(Parser().feed(second)) == alone.encode(Parser().feed(second))
 
 
 # Counting, not timing: what a delta costs must not creep back.
