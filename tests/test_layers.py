@@ -63,6 +63,12 @@ PURE_MODULES = (
     "accounts.poolview",
     "accounts.affinity",
     "accounts.scheduler",
+    "accounts.ceilings",
+    "accounts.crowd",
+    "accounts.dues",
+    "accounts.leftout",
+    "accounts.shelves",
+    "accounts.telling",
 )
 IMPURE = {"asyncio", "time", "random", "secrets", "socket", "threading", "subprocess", "aiohttp"}
 
