@@ -98,9 +98,11 @@ class Agenda:
         """Yield those for whom something is due, the first of all first; each is asked again after that."""
         self._update()
         for place in self._dues.pop(now):
-            account = self._known[place]
-            self._changed.append(account)
-            yield account
+            # One that was taken away while another was seen to is gone.
+            account = self._known.get(place)
+            if account is not None:
+                self._changed.append(account)
+                yield account
 
     def again(self, accounts: Iterable[Account]) -> None:
         """Have accounts asked again, whatever they say of themselves."""
@@ -120,10 +122,12 @@ class Agenda:
         for place, account in sorted(changed.items()):
             self.looks += 1
             at = self._when(account)
-            self._dues.set(place, at if at is not None else inf)
             if account.removed:
+                # Nothing is due for it any more, whatever it says.
+                self._dues.set(place, inf)
                 self._known.pop(place, None)
                 continue
+            self._dues.set(place, at if at is not None else inf)
             self._known[place] = account
             if not any(one is self._changed for one in account.watchers):
                 account.watchers.append(self._changed)

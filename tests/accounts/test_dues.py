@@ -52,7 +52,7 @@ class Kept:
 
     def when(self, account: Account) -> float | None:
         self.asked.append(account.alias)
-        return None if account.removed else account.holds.get(Cause.LIMIT)
+        return account.holds.get(Cause.LIMIT)
 
     def due(self) -> list[str]:
         return [account.alias for account in self.agenda.due(self.clock.now())]
@@ -100,6 +100,19 @@ def test_those_that_come_are_asked_and_those_that_go_are_forgotten() -> None:
     kept.clock.advance(10)
     assert kept.due() == []
     assert gone.place not in kept.agenda._known
+
+
+def test_one_that_goes_while_another_is_seen_to_is_not_told_of() -> None:
+    kept = Kept(60)
+    for alias in ("u5", "u6"):
+        named(kept.pool, alias).hold(Cause.LIMIT, NOW + 5)
+    kept.clock.advance(10)
+    due = kept.agenda.due(kept.clock.now())
+    assert next(due).alias == "u5"
+    gone = named(kept.pool, "u6")
+    kept.pool.apply(Scan([one.credential for one in kept.pool if one is not gone], []))
+    kept.agenda.first()
+    assert "u6" not in [account.alias for account in due]
 
 
 def test_a_clock_that_was_set_back_makes_all_be_asked_again() -> None:
