@@ -22,6 +22,7 @@ SERVER = BASE | {
     "records",
     "ledger",
     "upstream",
+    "compression",
 }
 DAEMON = SERVER | {"server", "forwarder"}
 ALL = DAEMON | {"daemon", "demo", "commands", "cli", "simulator"}
@@ -31,18 +32,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": set(),
     "clock": set(),
     "patterns": set(),
+    "compression": set(),
     "config": {"errors"},
     "logs": {"errors"},
     # An encoder says how a turn ended and what it used, in the words of the trace.
     "protocol": {"errors", "trace", "patterns"},
     "trace": {"errors"},
-    "net": BASE | {"config"},
+    "net": BASE | {"config", "compression"},
     "storage": BASE | {"config"},
     # JSON is read in one place; the rest of `protocol` is none of the accounts' business.
     "accounts": BASE | {"config", "net", "trace", "patterns", "protocol.wire"},
     "records": BASE | {"config", "trace", "protocol", "storage"},
     "ledger": BASE | {"config", "trace", "protocol", "storage"},
-    "upstream": BASE | {"config", "trace", "protocol", "net", "accounts"},
+    "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression"},
     "forwarder": {"errors", "config", "tasks", "net"},
     "server": SERVER,
     "simulator": {"tasks", "protocol.wire", "protocol.sse"},

@@ -3,20 +3,10 @@
 Never more is decoded than a read takes: a kilobyte may stand for a gigabyte.
 """
 
-import sys
 import zlib
 from collections.abc import Callable
-from typing import Protocol
 
-import brotli
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-# What a content coding may ask for (RFC 9659); the format itself allows windows of gigabytes.
-_ZSTD_WINDOW_LOG = 23
+from codex_proxy.compression import BROKEN, MULTIPLE, Brotli, Frame, Zlib, Zstd, gzip_frame
 
 # One frame is what a server sends. A body of nothing but empty frames costs, and says nothing.
 _MAX_FRAMES = 1000
@@ -26,36 +16,19 @@ class BadCoding(Exception):
     """A body is not what its head calls it."""
 
 
-class _Frame(Protocol):
-    """One frame being decoded."""
+class _Deflate:
+    """What is called deflate: zlib by the standard, raw deflate as half the world sends it."""
 
-    @property
-    def has_ended(self) -> bool: ...
-
-    @property
-    def rest(self) -> bytes:
-        """Input past the end of the frame."""
-        ...
-
-    def step(self, data: bytes, most: int) -> bytes:
-        """Take *data* and return about *most* bytes; nothing when given nothing means that more is needed."""
-        ...
-
-
-class _Zlib:
-    """gzip, or what is called deflate: zlib by the standard, raw deflate as half the world sends it."""
-
-    def __init__(self, wbits: int) -> None:
-        self._wbits = wbits
-        self._inner = zlib.decompressobj(wbits) if wbits else None
+    def __init__(self) -> None:
+        self._inner: Zlib | None = None
 
     @property
     def has_ended(self) -> bool:
-        return self._inner is not None and self._inner.eof
+        return self._inner is not None and self._inner.has_ended
 
     @property
     def rest(self) -> bytes:
-        return self._inner.unused_data if self._inner is not None else b""
+        return self._inner.rest if self._inner is not None else b""
 
     def step(self, data: bytes, most: int) -> bytes:
         if self._inner is None:
@@ -64,57 +37,17 @@ class _Zlib:
             # A zlib header says "deflate" in its first byte; in raw deflate that would be a block of a kind
             # that no compressor begins with.
             is_zlib = data[0] & 0x0F == zlib.DEFLATED
-            self._inner = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-        return self._inner.decompress(self._inner.unconsumed_tail + data, most)
+            self._inner = Zlib(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+        return self._inner.step(data, most)
 
 
-class _Zstd:
-    def __init__(self) -> None:
-        self._inner = zstd.ZstdDecompressor(
-            options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
-        )
-
-    @property
-    def has_ended(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def rest(self) -> bytes:
-        return self._inner.unused_data
-
-    def step(self, data: bytes, most: int) -> bytes:
-        return self._inner.decompress(data, most)
-
-
-class _Brotli:
-    rest = b""
-
-    def __init__(self) -> None:
-        self._inner = brotli.Decompressor()
-
-    @property
-    def has_ended(self) -> bool:
-        return bool(self._inner.is_finished())
-
-    def step(self, data: bytes, most: int) -> bytes:
-        out: bytes = self._inner.process(data, output_buffer_limit=most)
-        return out
-
-
-_FRAMES: dict[str, Callable[[], _Frame]] = {
-    "gzip": lambda: _Zlib(16 + zlib.MAX_WBITS),
-    "deflate": lambda: _Zlib(0),
-    "br": _Brotli,
-    "zstd": _Zstd,
+_FRAMES: dict[str, Callable[[], Frame]] = {
+    "gzip": gzip_frame,
+    "x-gzip": gzip_frame,
+    "deflate": _Deflate,
+    "br": Brotli,
+    "zstd": Zstd,
 }
-_FRAMES["x-gzip"] = _FRAMES["gzip"]
-
-# A second frame may follow the first where the format says so.
-_MULTIPLE = frozenset({"gzip", "x-gzip", "zstd"})
-
-
-CODINGS = frozenset(_FRAMES)
-"""The codings that can be undone."""
 
 
 class Decoder:
@@ -124,7 +57,7 @@ class Decoder:
 
     def __init__(self, coding: str) -> None:
         self._coding = coding
-        self._frame: _Frame | None = None
+        self._frame: Frame | None = None
         """The one that has begun and not ended."""
         self._frames = 0
         self._input = b""
@@ -158,7 +91,7 @@ class Decoder:
             data, self._input = self._input, b""
             try:
                 out = frame.step(data, most)
-            except (zlib.error, zstd.ZstdError, brotli.error, EOFError) as exc:
+            except BROKEN as exc:
                 raise BadCoding(f"the body is not valid {self._coding}") from exc
             if frame.has_ended:
                 self._frame, self._input = None, frame.rest
@@ -176,8 +109,8 @@ class Decoder:
         if self._frame is not None:
             raise BadCoding(f"the body ends in the middle of its {self._coding}")
 
-    def _begin(self) -> _Frame:
-        if self._frames and (self._coding not in _MULTIPLE or self._frames >= _MAX_FRAMES):
+    def _begin(self) -> Frame:
+        if self._frames and (self._coding not in MULTIPLE or self._frames >= _MAX_FRAMES):
             raise BadCoding(f"the body goes on after its {self._coding}")
         self._frames += 1
         return _FRAMES[self._coding]()

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import aiohappyeyeballs
 import httptools
 
+from codex_proxy.compression import CODINGS
 from codex_proxy.net.answer import (
     LARGE_BODY_SIZE,
     MAX_HEAD_SIZE,
@@ -24,7 +25,7 @@ from codex_proxy.net.answer import (
     NetKind,
     not_reached,
 )
-from codex_proxy.net.decoding import CODINGS, BadCoding, Decoder
+from codex_proxy.net.decoding import BadCoding, Decoder
 from codex_proxy.net.head import (
     CHUNKED,
     END,

@@ -7,20 +7,13 @@ sizes are limited, the one on the wire and the one inflated, and inflating stops
 
 import asyncio
 import re
-import sys
 import zlib
 from dataclasses import dataclass
-from typing import Protocol
 
-import brotli
 from aiohttp import web
 
+from codex_proxy.compression import BROKEN, CODINGS, MULTIPLE, Brotli, Frame, Zlib, Zstd, gzip_frame
 from codex_proxy.errors import RequestError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 # Below this, inflating costs less than a hop to a thread and back.
 INLINE_INPUT_BYTES = 256 * 1024
@@ -36,10 +29,6 @@ _MAX_FRAMES = 4096
 
 # Nobody stacks more than two on purpose.
 _MAX_CODINGS = 4
-
-# RFC 9659: content coded as zstd must not need a window beyond 8 MB. A frame of a few bytes
-# could otherwise ask for 128 MiB of ours.
-_ZSTD_WINDOW_LOG = 23
 
 
 @dataclass(slots=True, frozen=True)
@@ -143,7 +132,7 @@ def content_codings(headers: list[str]) -> list[str]:
     names = [name.strip().lower() for header in headers for name in header.split(",")]
     codings = [name for name in names if name not in ("", "identity")]
     for name in codings:
-        if name not in _STREAMS:
+        if name not in CODINGS:
             raise RequestError(
                 f"content encoding {name[:64]!r} is not supported; use zstd, gzip, br, deflate or none",
                 status=415,
@@ -178,7 +167,7 @@ def _undo(raw: bytes, name: str, limit: int) -> bytes:
         return raw
     try:
         return _run(raw, name, limit)
-    except (zlib.error, zstd.ZstdError, brotli.error, EOFError) as exc:
+    except BROKEN as exc:
         # brotli and raw deflate have no mark of their own, so the plain reading comes second.
         if _looks_like_json(raw):
             return raw
@@ -202,94 +191,22 @@ def _looks_like_json(raw: bytes) -> bool:
     return raw[:256].lstrip()[:1] in (b"{", b"[")
 
 
-class _Stream(Protocol):
-    """One frame being inflated."""
-
-    @property
-    def ended(self) -> bool: ...
-
-    @property
-    def rest(self) -> bytes:
-        """Input past the end of the frame."""
-        ...
-
-    def step(self, data: bytes, most: int) -> bytes:
-        """Take *data* and return about *most* bytes; with nothing to give, all input was used."""
-        ...
-
-
-class _Zlib:
-    """gzip, zlib or raw deflate, as `wbits` says."""
-
-    def __init__(self, wbits: int) -> None:
-        self._inner = zlib.decompressobj(wbits)
-
-    @property
-    def ended(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def rest(self) -> bytes:
-        return self._inner.unused_data
-
-    def step(self, data: bytes, most: int) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, most)
-
-
-class _Zstd:
-    def __init__(self) -> None:
-        self._inner = zstd.ZstdDecompressor(
-            options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
-        )
-
-    @property
-    def ended(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def rest(self) -> bytes:
-        return self._inner.unused_data
-
-    def step(self, data: bytes, most: int) -> bytes:
-        return self._inner.decompress(data, most)
-
-
-class _Brotli:
-    rest = b""
-
-    def __init__(self) -> None:
-        self._inner = brotli.Decompressor()
-
-    @property
-    def ended(self) -> bool:
-        return bool(self._inner.is_finished())
-
-    def step(self, data: bytes, most: int) -> bytes:
-        out: bytes = self._inner.process(data, output_buffer_limit=most)
-        return out
-
-
-def _deflate(raw: bytes) -> _Stream:
+def _deflate(raw: bytes) -> Frame:
     # The standard says zlib; half the world sends raw deflate under the same name.
     is_zlib = len(raw) > 1 and raw[0] & 0x0F == 8 and (raw[0] << 8 | raw[1]) % 31 == 0
-    return _Zlib(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+    return Zlib(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
 
 
-def _open(name: str, raw: bytes) -> _Stream:
+def _open(name: str, raw: bytes) -> Frame:
     match name:
         case "zstd":
-            return _Zstd()
+            return Zstd()
         case "br":
-            return _Brotli()
+            return Brotli()
         case "deflate":
             return _deflate(raw)
         case _:
-            return _Zlib(16 + zlib.MAX_WBITS)
-
-
-_STREAMS = frozenset({"zstd", "gzip", "x-gzip", "br", "deflate"})
-# A second frame may follow the first only where the format says so.
-_MULTIPLE = frozenset({"zstd", "gzip", "x-gzip"})
+            return gzip_frame()
 
 
 def _run(raw: bytes, name: str, limit: int) -> bytes:
@@ -312,7 +229,7 @@ def _run(raw: bytes, name: str, limit: int) -> bytes:
         if out:
             parts.append(out)
         data = b""
-        if stream.ended:
+        if stream.has_ended:
             data = stream.rest
             if name in ("gzip", "x-gzip"):
                 # Padding with zeros after a member is allowed and meaningless.
@@ -322,7 +239,7 @@ def _run(raw: bytes, name: str, limit: int) -> bytes:
                     position += _STEP_BYTES
             if not data and position >= len(raw):
                 return b"".join(parts)
-            if name not in _MULTIPLE or frames >= _MAX_FRAMES:
+            if name not in MULTIPLE or frames >= _MAX_FRAMES:
                 raise EOFError
             frames += 1
             stream = _open(name, raw)

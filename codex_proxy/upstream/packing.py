@@ -5,14 +5,9 @@ get what they always got.
 """
 
 import asyncio
-import sys
 
+from codex_proxy.compression import zstd
 from codex_proxy.protocol.request import BackendRequest
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 PACKED_FROM = 64 * 1024
 """Which bodies are worth it: a shorter one is a few packets either way."""

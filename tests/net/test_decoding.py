@@ -8,7 +8,8 @@ import zlib
 import brotli
 import pytest
 
-from codex_proxy.net.decoding import CODINGS, BadCoding, Decoder
+from codex_proxy.compression import CODINGS
+from codex_proxy.net.decoding import BadCoding, Decoder
 
 if sys.version_info >= (3, 14):
     from compression import zstd
