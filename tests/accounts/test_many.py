@@ -2,9 +2,8 @@
 
 import asyncio
 import random
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from codex_proxy.errors import PoolExhausted, Verdict
 from codex_proxy.net import Outbound
 from codex_proxy.tasks import Background
 from tests.accounts.making import DAY, NOW, Middle, credential, failure, named
+from tests.counting import Calls
 
 COUNT = 2_000
 NEW = Want("gpt-5.5", tokens=9_000)
@@ -280,20 +280,11 @@ async def test_what_is_kept_is_rendered_only_of_accounts_that_have_changed(
 # -- files ---------------------------------------------------------------------------------
 
 
-def calls_of(work: Any) -> int:
+def calls_of(work: Callable[[], object]) -> int:
     """Count the calls of functions that *work* makes."""
-    count = 0
-
-    def watch(frame: FrameType, event: str, arg: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(watch)
-    try:
+    with Calls() as counted:
         work()
-    finally:
-        sys.setprofile(None)
-    return count
+    return counted.by_code.total() + counted.in_c
 
 
 def reloads(count: int) -> list[int]:

@@ -4,21 +4,18 @@ A bound is what it takes today and a little more; who passes it has made every r
 """
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-import codex_proxy
 from codex_proxy.simulator import Script
+from tests.counting import OURS, Calls
 from tests.harness import Stand, standing
 
-OURS = str(Path(codex_proxy.__file__).parent)
-NOT_MEASURED = (str(Path(OURS, "simulator")),)
+NOT_MEASURED = str(Path(OURS, "simulator"))
 WARM = 5
 TURNS = 20
 
@@ -27,30 +24,13 @@ MESSAGES = {**CHAT, "max_tokens": 10_000}
 RESPONSES = {"model": "gpt-5.5", "stream": True, "input": "hi"}
 
 
-class Calls:
-    """Counts the calls of our own functions; a generator that goes on counts too."""
-
-    def __init__(self) -> None:
-        self.by_code: Counter[CodeType] = Counter()
-
-    def __enter__(self) -> Self:
-        sys.setprofile(self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _note(self, frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
-            self.by_code[frame.f_code] += 1
-
-    def ours(self) -> Counter[str]:
-        """Return the counts of the package's functions, those of the simulator left out."""
-        found: Counter[str] = Counter()
-        for code, count in self.by_code.items():
-            if code.co_filename.startswith(OURS) and not code.co_filename.startswith(NOT_MEASURED):
-                found[f"{Path(code.co_filename).name}:{code.co_qualname}"] += count
-        return found
+def named(calls: Calls) -> Counter[str]:
+    """Return the counts of the package's functions by name, those of the simulator left out."""
+    found: Counter[str] = Counter()
+    for code, count in calls.ours().items():
+        if not code.co_filename.startswith(NOT_MEASURED):
+            found[f"{Path(code.co_filename).name}:{code.co_qualname}"] += count
+    return found
 
 
 async def calls_of(stand: Stand, turn: Callable[[], Awaitable[Any]]) -> Counter[str]:
@@ -62,7 +42,7 @@ async def calls_of(stand: Stand, turn: Callable[[], Awaitable[Any]]) -> Counter[
             await turn()
         # What follows an answer is part of its turn.
         await asyncio.sleep(0)
-    return Counter({name: -(-count // TURNS) for name, count in calls.ours().items()})
+    return Counter({name: -(-count // TURNS) for name, count in named(calls).items()})
 
 
 def worst(calls: Counter[str]) -> str:

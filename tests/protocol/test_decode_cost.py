@@ -4,15 +4,12 @@ The bounds are what it takes today and a little more. Who passes one has made ev
 """
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import codex_proxy
 from codex_proxy.protocol import responses_request
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat import CHAT
@@ -22,9 +19,9 @@ from codex_proxy.protocol.fields import FieldError
 from codex_proxy.protocol.messages import MESSAGES
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import RESPONSES
+from tests.counting import Calls
 
 HERE = Path(__file__).parent
-OURS = str(Path(codex_proxy.__file__).parent)
 CATALOG = Catalog()
 SYSTEM, USER = "You are a helpful assistant.", "Say hello in one short line."
 SAID = {"role": "user", "content": USER}
@@ -46,20 +43,10 @@ def decode(dialect: Dialect, body: Body, headers: dict[str, str] | None = None) 
 
 def calls(work: Callable[[], object], name: str = "") -> int:
     """Return how many calls of our own functions *work* makes the second time, or of those called *name*."""
-    count = 0
-
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        nonlocal count
-        code = frame.f_code
-        count += event == "call" and code.co_filename.startswith(OURS) and name in ("", code.co_name)
-
     work()
-    sys.setprofile(note)
-    try:
+    with Calls() as counted:
         work()
-    finally:
-        sys.setprofile(None)
-    return count
+    return sum(count for code, count in counted.ours().items() if name in ("", code.co_name))
 
 
 def schema(number: int) -> Body:

@@ -1,9 +1,7 @@
 """Deltas in a row: taken at one stroke, and nobody downstream can tell."""
 
 import json
-import sys
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +18,7 @@ from codex_proxy.protocol.messages import MESSAGES
 from codex_proxy.protocol.responses import RESPONSES
 from codex_proxy.protocol.sse import Batch, Event, Parser, Run, singles
 from codex_proxy.protocol.wire import JsonObject
+from tests.counting import Calls
 from tests.protocol.streams import MANNERS, NOISE, own, reads, streams
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=200, database=None)
@@ -383,23 +382,6 @@ def test_what_in_progress_repeats_is_changed_as_if_it_came_alone(odd: str) -> No
 # Counting, not timing: what a delta costs must not creep back.
 
 
-class Calls:
-    """Counts the calls of Python functions."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> Self:
-        sys.setprofile(self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _note(self, _frame: FrameType, event: str, _: Any) -> None:
-        self.count += event == "call"
-
-
 def calls(asked: Decoded, before: list[bytes], read: bytes) -> int:
     """Return how many calls it takes to make an answer's bytes of a read."""
     encoder, parser = asked.make_encoder(AROUND), Parser(runs=True)
@@ -407,7 +389,7 @@ def calls(asked: Decoded, before: list[bytes], read: bytes) -> int:
         encoder.encode(parser.feed(chunk))
     with Calls() as counted:
         encoder.encode(parser.feed(read))
-    return counted.count
+    return counted.by_code.total()
 
 
 STREAMED = [pytest.param(asked, id=name) for name, asked in EVERY_ASK if "limit" not in name]
