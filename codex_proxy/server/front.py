@@ -159,7 +159,7 @@ class Front:
         request.in_work = self.in_work
         theirs = message.headers.get("x-request-id")
         request[REQUEST_ID] = (
-            theirs if theirs is not None and _SANE_ID.fullmatch(theirs) else f"req_{_random_bits(128):032x}"
+            theirs if theirs is not None and _SANE_ID.fullmatch(theirs) else f"req_{new_id()}"
         )
         return request
 

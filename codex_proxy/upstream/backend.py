@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 
 from codex_proxy.accounts.account import Account
+from codex_proxy.accounts.pool import TAG_LENGTH, Pool, Want
 from codex_proxy.accounts.pool import Lease as PoolLease
-from codex_proxy.accounts.pool import Pool, Want
 from codex_proxy.accounts.quota import MAIN_FAMILY
 from codex_proxy.accounts.tokens import Secret
 from codex_proxy.accounts.upkeep import Keeper
@@ -26,9 +26,6 @@ from codex_proxy.upstream.packing import is_worth_packing, packed
 
 # An error is a sentence; a page may be longer, and nobody reads it.
 MAX_ERROR_SIZE = 256 * 1024
-
-# Enough of an account's identity to find it again among a few thousand.
-_TAG_LENGTH = 12
 
 # What a header can hold, and a server takes.
 _TURN_STATE = re.compile(r"[\x21-\x7e]{1,4096}")
@@ -211,7 +208,7 @@ class AccountLease:
 
     def wrap_turn_state(self, value: str) -> str:
         """Put the account's tag before a turn-state, so that it comes back to this account only."""
-        return f"{self.key[:_TAG_LENGTH]}.{value}"
+        return f"{self.key[:TAG_LENGTH]}.{value}"
 
     def observe(self, kind: str, payload: Mapping[str, object]) -> None:
         """Take in quota numbers, and note which account issued the encrypted items of an event or an answer."""
@@ -245,7 +242,7 @@ def split_turn_state(value: str | None) -> tuple[str, str | None]:
     tag, dot, raw = value.partition(".")
     # It came from the caller, in its body perhaps, and becomes a header: one that cannot be sent
     # would look like an account's trouble.
-    if not dot or len(tag) != _TAG_LENGTH or not _TURN_STATE.fullmatch(raw):
+    if not dot or len(tag) != TAG_LENGTH or not _TURN_STATE.fullmatch(raw):
         return "", None
     return tag, raw
 
