@@ -9,25 +9,24 @@ Three processes: the backend, the daemon (its own program, with a look at itself
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import gc
 import json
 import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from bench.perf.contenders import free_port
+from bench.perf.processes import ROOT, Process, cpu_ns, running
 from codex_proxy import config, logs
 from codex_proxy.daemon import Daemon, new_event_loop
+from codex_proxy.simulator import Simulator
 from codex_proxy.tasks import Background
 
 KEY = "soak-key-that-opens-nothing-else"
@@ -45,9 +44,11 @@ SEEN = {"late-cut": 6, "late-failure": 4}
 LEAVES = 0.1
 """The share of callers who leave in the middle of a stream."""
 
-SETTLED_SECONDS = 20.0
+SETTLED_LOOKS = 30
+"""How often it is looked, a second apart, whether nothing is left."""
+GROWN_SECONDS = 180.0
 GROWTH_MIB = 12.0
-"""What the resident memory may grow by between the end of the first tenth and the end."""
+"""What the resident memory may grow by between the end of the first tenth, or some minutes, and the end."""
 
 
 # What the backend says -----------------------------------------------------------------------------
@@ -415,14 +416,7 @@ class Watched:
 
     def seconds(self) -> float:
         """Return the processor time so far."""
-        total = 0
-        for task in os.listdir(f"/proc/{self._pid}/task"):
-            with (
-                contextlib.suppress(OSError),
-                open(f"/proc/{self._pid}/task/{task}/schedstat", encoding="ascii") as file,
-            ):
-                total += int(file.read().split()[0])
-        return total / 1e9
+        return cpu_ns(self._pid) / 1e9
 
     def mib(self) -> float:
         """Return the resident memory."""
@@ -437,27 +431,7 @@ class Watched:
 def write_place(folder: Path, backend_port: int, port: int) -> Path:
     """Write the configuration and the accounts."""
     auths = folder / "auths"
-    auths.mkdir()
-    for number in range(ACCOUNTS):
-        claims = {
-            "exp": int(time.time()) + 10 * 86_400,
-            "https://api.openai.com/auth": {
-                "chatgpt_account_id": f"soak-{number}",
-                "chatgpt_user_id": f"user-{number}",
-                "chatgpt_plan_type": "plus",
-            },
-        }
-        token = ".".join(
-            base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
-            for part in ({"alg": "none"}, claims)
-        )
-        content = {
-            "type": "codex",
-            "access_token": f"{token}.c2ln",
-            "refresh_token": f"none-{number}",
-            "account_id": f"soak-{number}",
-        }
-        (auths / f"soak-{number}.json").write_text(json.dumps(content), encoding="utf-8")
+    Simulator(ACCOUNTS).write_auth_files(auths)
     path = folder / "config.yaml"
     path.write_text(
         f"listen: 127.0.0.1:{port}\nauth-dir: {auths}\ndata-dir: {folder / 'data'}\n"
@@ -468,36 +442,25 @@ def write_place(folder: Path, backend_port: int, port: int) -> Path:
     return path
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 async def soak(minutes: float, seed: int, folder: Path) -> bool:
     """Run it all; True when nothing was lost and nothing is left."""
     backend_port, port = free_port(), free_port()
     path, looks = write_place(folder, backend_port, port), folder / "looks.json"
-    with (folder / "daemon.log").open("wb") as log:
-        backend = _start(["backend", str(backend_port), str(seed)], sys.stderr)
-        daemon = _start(["daemon", str(path), str(looks)], log)
-        try:
-            if not await reachable(port):
-                say(await asyncio.to_thread((folder / "daemon.log").read_text, encoding="utf-8"))
-                return False
-            return await observe(Watched(daemon.pid), looks, port, minutes, seed, folder / "daemon.log")
-        finally:
-            for process in (daemon, backend):
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+    with (
+        running(_program("backend", folder, str(backend_port), str(seed))),
+        running(_program("daemon", folder, str(path), str(looks))) as daemon,
+    ):
+        # It ends what is still running in order.
+        daemon.patience = 20.0
+        if not await reachable(port):
+            say(daemon.said())
+            return False
+        return await observe(Watched(daemon.pid), looks, port, minutes, seed, daemon.log)
 
 
-def _start(arguments: list[str], errors: IO[Any]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "bench.soak", *arguments]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=errors)
+def _program(name: str, folder: Path, *arguments: str) -> Process:
+    command = [sys.executable, "-m", "bench.soak", name, *arguments]
+    return Process(name, command, cores=frozenset(), log=folder / f"{name}.log", cwd=ROOT)
 
 
 async def _read(path: Path) -> dict[str, Any]:
@@ -527,6 +490,8 @@ async def observe(watched: Watched, looks: Path, port: int, minutes: float, seed
     background = Background()
     calling = [background.spawn(callers.call_on(), name="caller") for _ in range(CALLERS)]
     started, busy = time.monotonic(), watched.seconds()
+    # By then what is kept for later (conversations, decisions, connections) is there.
+    grown = min(max(minutes * 6, GROWN_SECONDS), minutes * 30)
     ends, first_mib, told = started + minutes * 60, 0.0, started
     while (now := time.monotonic()) < ends:
         await asyncio.sleep(1.0)
@@ -534,7 +499,7 @@ async def observe(watched: Watched, looks: Path, port: int, minutes: float, seed
         load = (spent - busy) / (time.monotonic() - now)
         busy = spent
         callers.pause = min(2.0, max(0.001, callers.pause * (1.05 if load > TARGET else 0.97)))
-        if not first_mib and now - started > minutes * 6:
+        if not first_mib and now - started > grown:
             first_mib = watched.mib()
         if now - told >= max(10.0, minutes * 3):
             told = now
@@ -546,30 +511,42 @@ async def observe(watched: Watched, looks: Path, port: int, minutes: float, seed
     for task in calling:
         task.cancel()
     mib = watched.mib()
-    await asyncio.sleep(min(SETTLED_SECONDS, 3.0 + minutes * 3))
+    # What it sees of itself is a second old.
+    await asyncio.sleep(3.0)
     after, files = await _read(looks), watched.files()
-    kept = after["upstream"]["open"]
+    for _ in range(SETTLED_LOOKS):
+        if _is_settled(before, after, files_before, files):
+            break
+        await asyncio.sleep(1.0)
+        after, files = await _read(looks), watched.files()
     text = await asyncio.to_thread(log.read_text, encoding="utf-8")
     faults = [line for line in text.splitlines() if " ERROR " in line or "Traceback" in line]
     found = {
         "no answer garbled or without an end": not callers.problems,
         "no turn left": after["turns"] == 0,
         "no task left": after["tasks"] <= before["tasks"],
-        "no connection left but the idle ones to the backend": files - kept
-        <= files_before - before["upstream"]["open"] + 2
-        and kept == after["upstream"]["idle"],
+        "no connection left but the idle ones to the backend": _is_settled(
+            before, after, files_before, files
+        ),
         f"memory flat (within {GROWTH_MIB:g} MiB)": mib - first_mib <= GROWTH_MIB,
         "nothing in the log that nobody foresaw": not faults,
     }
     say(f"{minutes:g} minutes: {tell(callers.counts)}; {callers.events} deltas compared")
     say(
-        f"memory {first_mib:.1f} -> {mib:.1f} MiB, tasks {before['tasks']} -> {after['tasks']}, files {files_before} -> {files}"
+        f"memory {first_mib:.1f} -> {mib:.1f} MiB, tasks {before['tasks']} -> {after['tasks']}, "
+        f"files {files_before} -> {files}, to the backend {before['upstream']} -> {after['upstream']}"
     )
     for name, holds in found.items():
         say(f"  {'yes' if holds else 'NO '}  {name}")
     for line in (*callers.problems[:10], *faults[:10]):
         say(f"      {line[:300]}")
     return all(found.values())
+
+
+def _is_settled(before: dict[str, Any], after: dict[str, Any], files_before: int, files: int) -> bool:
+    """Tell whether only idle connections to the backend are left; a round that asks for quota uses one now and then."""
+    there, here = before["upstream"], after["upstream"]
+    return bool(here["open"] == here["idle"] and files - here["open"] <= files_before - there["open"] + 2)
 
 
 def say(line: str) -> None:

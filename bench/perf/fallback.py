@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.perf.fixtures import HOLE
+from bench.perf.processes import cpu_ns
 
 JsonObject = dict[str, Any]
 
@@ -201,8 +202,7 @@ def usage_of(pids: list[int]) -> dict[str, int]:
     used = {"cpu_ns": 0, "wait_ns": 0}
     for pid in pids:
         with contextlib.suppress(OSError):
-            # The clock of a process, as clock_getcpuclockid makes its number.
-            used["cpu_ns"] += time.clock_gettime_ns(~pid << 3 | 2)
+            used["cpu_ns"] += cpu_ns(pid)
         for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
             with contextlib.suppress(OSError):
                 used["wait_ns"] += int(task.read_text(encoding="ascii").split()[1])
