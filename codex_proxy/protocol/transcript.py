@@ -72,7 +72,7 @@ def go_on(
         request: What was asked.
         sent: What the caller sent this time; see `Transcript.sent`.
         before: What it went on from.
-        final: The final response object, as the caller sees it.
+        final: `id` and `output` of the final response object, as the caller sees them.
     """
     response_id, output = final.get("id"), final.get("output")
     if not isinstance(response_id, str) or not response_id:
