@@ -61,8 +61,8 @@ class Accounts(Protocol):
     def __len__(self) -> int: ...
 
 
-# So few are asked each time; of more only those that have changed.
-_FEW = 32
+FEW = 32
+"""A look at each of so few accounts takes no longer than to keep up with what changes in them."""
 
 
 class Agenda:
@@ -84,7 +84,7 @@ class Agenda:
         self._dues = Dues()
         self._known: dict[int, Account] = {}
         self._changed: list[Account] = list(accounts)
-        self.few = _FEW
+        self.few = FEW
         self.looks = 0
         """How often it was asked when something is due."""
         accounts.arrivals.append(self._changed)

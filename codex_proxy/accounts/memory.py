@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from codex_proxy.accounts import files
 from codex_proxy.accounts.account import BACKOFF, REFUSAL_SECONDS, REPROBE, Account, Cause
 from codex_proxy.accounts.affinity import Affinity, Owner
+from codex_proxy.accounts.dues import FEW
 from codex_proxy.accounts.quota import MAX_RESET_SECONDS, Quota
 from codex_proxy.accounts.tokens import seconds_of
 from codex_proxy.clock import Clock
@@ -65,9 +66,6 @@ _MAX_TEXT = 200
 
 # No cause but a limit rests an account for longer, unless the backend itself named a time.
 _MIN_CAP_SECONDS = 3_600.0
-
-# So few accounts are looked at each time; of more only those that have changed.
-_FEW = 32
 
 # Between two of so many accounts, or rows of JSON, other work gets its turn: some milliseconds.
 _SLICE = 50
@@ -228,7 +226,7 @@ class Memory:
         """Look at the accounts of which something has changed; True when there are any."""
         touched = {account.key for account in self._touched}
         self._touched.clear()
-        is_few, is_news, looked = len(self._pool) <= _FEW, False, 0
+        is_few, is_news, looked = len(self._pool) <= FEW, False, 0
         for account in self._pool:
             self.recall(account)
             key, mark = account.key, _mark(account)

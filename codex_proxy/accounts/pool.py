@@ -27,6 +27,7 @@ from codex_proxy.accounts.account import (
 )
 from codex_proxy.accounts.affinity import Affinity, Origins, Owner, Ownership, OwnersInMemory, digest
 from codex_proxy.accounts.crowd import Crowd, Shelf
+from codex_proxy.accounts.dues import FEW
 from codex_proxy.accounts.leftout import LACKING, LeftOut, Listed, Shelved, Wait
 from codex_proxy.accounts.poolview import PoolView
 from codex_proxy.accounts.quota import MAIN_FAMILY, reset_time
@@ -73,9 +74,6 @@ _CAUSES: dict[Verdict, Cause] = {
     Verdict.CUT: Cause.CUT,
 }
 
-
-# A look at each of so few accounts takes no longer than to keep them on shelves.
-_FEW = 32
 
 # How long a request waits for a place before it looks again by itself.
 _LONGEST_LOOK = 5.0
@@ -228,7 +226,7 @@ class Pool:
         self._accounts: dict[str, Account] = {}
         self._aliases: dict[str, Account] = {}
         self._places = itertools.count()
-        self.few = _FEW
+        self.few = FEW
         """Up to so many accounts are each looked at for a choice; of more only those that may be the best."""
         self._shelves: Shelves | None = None
         """Where the accounts are many."""

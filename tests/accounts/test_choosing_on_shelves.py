@@ -16,7 +16,7 @@ globals().update(TESTS)
 
 @pytest.fixture(autouse=True)
 def shelved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_FEW", 0)
+    monkeypatch.setattr(pool, "FEW", 0)
 
 
 def test_no_two_of_them_are_called_the_same() -> None:
