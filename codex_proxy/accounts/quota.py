@@ -217,6 +217,20 @@ class Family:
         window = self.primary if place == "primary" else self.secondary
         return window.seen_at if window is not None else self.told_at.get(place)
 
+    def _is_still_untouched(self, before: Window, window: Window) -> bool:
+        """Tell whether nobody has begun a window yet, which is told with another reset each time.
+
+        Only of the limits beside the main one: most accounts have some that are never used, and each of their
+        answers speaks of them.
+        """
+        return (
+            self.id != MAIN_FAMILY
+            and before.minutes == window.minutes
+            and before.seen_at <= window.seen_at
+            and before.is_untouched
+            and window.is_untouched
+        )
+
     def _put(self, place: Place, window: Window | None, at: float) -> bool:
         """Note what a place holds; True when that is another window than before, or it ends later."""
         self.told_at[place] = at
@@ -234,6 +248,9 @@ class Family:
         ):
             before.seen_at, before.source = window.seen_at, window.source
             return window.resets_at is None
+        if before is not None and window is not None and self._is_still_untouched(before, window):
+            before.resets_at, before.seen_at, before.source = window.resets_at, window.seen_at, window.source
+            return False
         if place == "primary":
             self.primary = window
         else:
@@ -382,7 +399,8 @@ class Quota:
         parts: list[_Part | None] | None = None
         if heard is not None and heard.layout is layout and heard.said == said:
             distances = [headers.get(name) for name in layout.distances]
-            if heard.report is not None and self._is_said_again(heard.report, distances, now, at):
+            resets = [headers.get(name) for name in layout.resets]
+            if heard.report is not None and self._is_said_again(heard.report, distances, resets, now, at):
                 return False
             parts = []
         before = self._plan_by("headers")
@@ -446,7 +464,7 @@ class Quota:
         parts: list[_Part | None] | None = None
         # The kinds as well: True is no 1, which is a number.
         if heard is not None and heard.said == said and heard.kinds == tuple(map(type, said)):
-            if heard.report is not None and self._is_said_again(heard.report, distances, now, at):
+            if heard.report is not None and self._is_said_again(heard.report, distances, None, now, at):
                 return False
             parts = []
         before = self._plan_by("event")
@@ -691,8 +709,13 @@ class Quota:
             self.reached if kind else None,
         )
 
-    def _is_said_again(self, last: "_Report", distances: Sequence[Any], now: float, at: float) -> bool:
-        """Take a report that is worded as *last* was; False when it may mean something else now."""
+    def _is_said_again(
+        self, last: "_Report", distances: Sequence[Any], resets: Sequence[Any] | None, now: float, at: float
+    ) -> bool:
+        """Take a report that is worded as *last* was; False when it may mean something else now.
+
+        *resets* are the times it told, where they are no part of what was compared.
+        """
         if not last.now <= now < last.until or at < last.at or (self.seen_at or at) > at:
             return False
         plan, bought, reached, source = last.plan, last.credits, last.reached, last.source
@@ -703,10 +726,10 @@ class Quota:
         if reached is not None and (reached is not self.reached or reached.seen_at > at):
             return False
         for part in last.parts:
-            if not part.is_unchanged(self.families, distances, now, at):
+            if not part.is_unchanged(self.families, distances, resets, now, at):
                 return False
         for part in last.parts:
-            part.tell(at, source)
+            part.tell(resets, at, source)
             if part.has_window:
                 self.seen_at, self.source = at, source
         if plan is not None:
@@ -837,8 +860,9 @@ class _Layout:
     names: frozenset[str]
     families: tuple[_FamilyNames, ...]
     said: Callable[[Mapping[str, str]], _Said]
-    """Takes the values of all names but the distances'."""
+    """Takes the values of all names but the resets' and the distances'."""
     distances: tuple[str, ...]
+    resets: tuple[str, ...]
 
 
 def _make_layout(headers: Iterable[str]) -> _Layout:
@@ -869,10 +893,11 @@ def _make_layout(headers: Iterable[str]) -> _Layout:
     words += [f"x-codex-credits-{word}" for word in ("has-credits", "unlimited", "balance")]
     for family in families:
         words.append(family.title)
-        words += [name for place in family.places for name in place[1:4]]
+        words += [name for place in family.places for name in place[1:3]]
     told = [word for word in words if word in names]
     distances = tuple(place[4] for family in families for place in family.places)
-    return _Layout(names, families, _getter(told), distances)
+    resets = tuple(place[3] for family in families for place in family.places)
+    return _Layout(names, families, _getter(told), distances, resets)
 
 
 # Answers have the same few sets of names.
@@ -903,14 +928,20 @@ class _Part:
     secondary: Window | None
     is_blocked: bool
     told: tuple[Place, ...]
-    resets: tuple[tuple[int, float | None], ...]
-    """By the number of its distance: the reset that was told as a time; None where there is no window."""
+    resets: tuple[tuple[int, float | None, Any, Window | None], ...]
+    """By the number of its distance: the reset that was told as a time, None where there is no window; how it was
+    told; the window, if it is one that nobody has begun."""
     until: float
     """When the same words mean something else, because a reset has passed."""
     has_window: bool
 
     def is_unchanged(
-        self, families: Mapping[str, Family], distances: Sequence[Any], now: float, at: float
+        self,
+        families: Mapping[str, Family],
+        distances: Sequence[Any],
+        resets: Sequence[Any] | None,
+        now: float,
+        at: float,
     ) -> bool:
         """Tell whether the same words said at *at* would change nothing but ages."""
         family = self.family
@@ -925,7 +956,15 @@ class _Part:
             known = family._told(place)
             if known is None or known > at:
                 return False
-        for number, reset in self.resets:
+        for number, reset, words, untouched in self.resets:
+            if untouched is not None:
+                if resets is None:
+                    return False
+                reset = _number(resets[number])
+                if reset is None or not _begins_at(untouched, reset, now, at):
+                    return False
+            elif resets is not None and resets[number] != words:
+                return False
             distance = _number(distances[number])
             if (
                 distance is not None
@@ -935,8 +974,11 @@ class _Part:
                 return False
         return True
 
-    def tell(self, at: float, source: Source) -> None:
+    def tell(self, resets: Sequence[Any] | None, at: float, source: Source) -> None:
         """Note that it was said again."""
+        for number, _, _, untouched in self.resets:
+            if untouched is not None and resets is not None:
+                untouched.resets_at = _number(resets[number])
         told_at = self.family.told_at
         for place in self.told:
             told_at[place] = at
@@ -973,6 +1015,14 @@ class _Report:
     reached: Fact | None
 
 
+def _begins_at(window: Window, reset: float, now: float, at: float) -> bool:
+    """Tell whether a window that nobody had begun is told again as one, with that reset."""
+    if window.minutes is None:
+        return False
+    seconds = window.minutes * 60.0
+    return at + seconds - _SKEW_SECONDS < reset <= now + seconds + _SLACK_SECONDS
+
+
 def _part(
     family: Family,
     report: Mapping[Place, Window | None],
@@ -986,7 +1036,7 @@ def _part(
     Such a one leaves something to what was known before, or tells a reset as a distance only.
     """
     until = math.inf
-    resets: list[tuple[int, float | None]] = []
+    resets: list[tuple[int, float | None, Any, Window | None]] = []
     for index, place in enumerate(_PLACES):
         window = family.primary if place == "primary" else family.secondary
         if place not in report:
@@ -1007,12 +1057,15 @@ def _part(
             or reset is None
             or window.minutes != round(length)
             or window.resets_at != reset
-            or window.is_untouched
+            or (window.is_untouched and family.id == MAIN_FAMILY)
         ):
             return None
+        elif window.is_untouched:
+            resets.append((number + index, reset, resets_at, window))
+            continue
         else:
             until = min(until, reset)
-        resets.append((number + index, None if window is None else reset))
+        resets.append((number + index, None if window is None else reset, resets_at, None))
     return _Part(
         family,
         family.primary,

@@ -984,6 +984,16 @@ SAID = {
 }
 
 
+UNTOUCHED = {
+    "x-codex-bengalfox-primary-used-percent": "0",
+    "x-codex-bengalfox-primary-window-minutes": "300",
+    "x-codex-bengalfox-primary-reset-at": str(NOW + 18_000),
+    "x-codex-bengalfox-primary-reset-after-seconds": "18000",
+    "x-codex-bengalfox-limit-name": "GPT-5.3-Codex-Spark",
+}
+"""A limit beside the main one that nobody has used: told with another reset each second."""
+
+
 @pytest.mark.parametrize("seed", range(80))
 def test_what_is_told_again_comes_to_the_same_as_if_it_were_read_again(seed: int) -> None:
     """Reports of all kinds, mixed, old and new, by a clock that jumps; one quota forgets how they were worded."""
@@ -999,6 +1009,8 @@ def test_what_is_told_again_comes_to_the_same_as_if_it_were_read_again(seed: int
         {name: value for name, value in SAID.items() if "credits" not in name and "minutes" not in name},
         {**SAID, "x-codex-extra-primary-used-percent": "5", "x-codex-extra-primary-window-minutes": "300",
          "x-codex-extra-limit-name": "Extra", "x-codex-rate-limit-reached-type": "rate_limit_reached"},
+        {**SAID, **UNTOUCHED},
+        {**SAID, **UNTOUCHED, "x-codex-bengalfox-primary-used-percent": "1"},
         {**SAID, "x-codex-plan-type": "free", "x-codex-primary-window-minutes": "10080"},
         {**SAID, "x-codex-primary-reset-at": str((NOW + 9_000) * 1_000), "x-codex-credits-balance": "x" * 500},
     ]  # fmt: skip
@@ -1023,6 +1035,16 @@ def test_what_is_told_again_comes_to_the_same_as_if_it_were_read_again(seed: int
         for name in ("x-codex-primary-reset-after-seconds", "x-codex-secondary-reset-after-seconds"):
             if name in said and rng.random() < 0.9:
                 said[name] = str(int(NOW + 9_000 - now) + rng.choice([0, 0, 0, 50, 500]))
+        if "x-codex-bengalfox-primary-reset-at" in said:
+            # As if it began with the question; or it has begun, or the clocks differ, or nonsense.
+            reset = asked + 300 * 60 + rng.choice([0, 0, 0, 0, 1, -50, -70, -4_000, 250, 400])
+            said["x-codex-bengalfox-primary-reset-at"] = rng.choice([str(int(reset))] * 9 + ["soon"])
+            said["x-codex-bengalfox-primary-reset-after-seconds"] = rng.choice([
+                "18000",
+                "18000",
+                "17000",
+                "",
+            ])
         told = copy.deepcopy(rng.choice(events[: rng.choice([1, 1, 1, 2])]))
         for name in ("primary", "secondary"):
             data = told["rate_limits"].get(name)
@@ -1067,6 +1089,34 @@ def test_only_news_are_told_to_the_owner() -> None:
     assert owner.told == 3
     quota.read_headers({**SAID, "x-codex-plan-type": "pro"}, NOW + 13)
     assert owner.told == 4
+
+
+def test_a_limit_that_nobody_uses_is_no_news_however_its_reset_moves() -> None:
+    quota, owner = Quota(), Owned()
+    quota.owner = owner
+    for later in range(30):
+        moved = {"x-codex-bengalfox-primary-reset-at": str(NOW + 18_000 + later)}
+        quota.read_headers({**SAID, **UNTOUCHED, **moved}, NOW + later)
+    assert owner.told == 1
+    beside = next(one.primary for name, one in quota.families.items() if "bengalfox" in name)
+    assert beside is not None
+    assert (beside.resets_at, beside.seen_at, beside.is_untouched) == (NOW + 18_029, NOW + 29, True)
+    # Somebody has begun it: its reset stays where it is from now on.
+    for later in range(30, 120):
+        quota.read_headers(
+            {
+                **SAID,
+                **UNTOUCHED,
+                "x-codex-bengalfox-primary-reset-at": str(NOW + 18_029),
+                "x-codex-bengalfox-primary-reset-after-seconds": str(18_029 - later),
+                "x-codex-primary-reset-after-seconds": str(9_000 - later),
+            },
+            NOW + later,
+        )
+    begun = next(one.primary for name, one in quota.families.items() if "bengalfox" in name)
+    assert begun is not None
+    assert not begun.is_untouched
+    assert owner.told == 2
 
 
 def test_a_reset_that_has_passed_is_none_although_it_is_told_again() -> None:
