@@ -1,0 +1,1 @@
+"""How the database of records came to its shape; Alembic runs these."""

@@ -1,0 +1,132 @@
+"""What became of requests, for the owner: from the records, or from memory where none are kept."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from codex_proxy.errors import RequestError
+from codex_proxy.protocol.sse import frame
+from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.records.asking import Page
+from codex_proxy.records.records import Records
+from codex_proxy.records.story import detail_json, story
+from codex_proxy.server.dashboard.recent import Recent, Tail
+from codex_proxy.server.front import Handler, Incoming
+
+MAX_HOURS = 24 * 3650.0
+
+_NO_STORE = {"Cache-Control": "no-store"}
+
+# How often who follows is told, and how long a silence may last.
+_TELL_SECONDS = 0.5
+_SILENCE_SECONDS = 15.0
+
+
+class Requests:
+    """Answers questions about requests.
+
+    Args:
+        recent: What is remembered, for a daemon that keeps no records.
+    """
+
+    def __init__(self, records: Records, recent: Recent) -> None:
+        self._records = records
+        self._recent = recent
+
+    def feed(self) -> Tail:
+        """Return what tells of turns as they finish."""
+        return self._recent.feed()
+
+    async def page(self, query: Mapping[str, str]) -> JsonObject:
+        """Return some of them, as the filters in *query* say.
+
+        Raises:
+            RequestError: If a filter is none.
+        """
+        page = Page.of(query)
+        if not self._records.is_on:
+            return await self._recent.page(query)
+        return await self._records.page(page)
+
+    async def find(self, request_id: str) -> JsonObject | None:
+        """Return all that is known of one."""
+        if self._records.is_on:
+            found = await self._records.find(request_id)
+            if found is not None:
+                return {**detail_json(found.trace), "capture": found.capture}
+        # One that has just ended is there already.
+        return await self._recent.find(request_id)
+
+    async def story(self, request_id: str) -> JsonObject | None:
+        """Return why one went where it went, as `server.decisions` tells it; None when it is not recorded."""
+        found = await self._records.find(request_id) if self._records.is_on else None
+        return None if found is None else story(found.trace)
+
+    async def cache(self, hours: float) -> JsonObject:
+        """Return how well caches were hit."""
+        if not self._records.is_on:
+            return await self._recent.cache(hours)
+        return await self._records.cache(min(hours, MAX_HOURS))
+
+
+def requests_handlers(requests: Requests) -> dict[str, Handler]:
+    """Return the handlers by the names in `app.ROUTES`."""
+
+    async def listed(request: web.Request) -> web.StreamResponse:
+        return _json(await requests.page(request.query))
+
+    async def one(request: web.Request) -> web.StreamResponse:
+        request_id = request.match_info["request_id"]
+        found = await requests.find(request_id)
+        if found is None:
+            raise RequestError(
+                f"no finished request with the id {request_id[:100]!r} is known",
+                status=404,
+                code="unknown_request",
+            )
+        return _json(found)
+
+    async def live(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream",
+                # nginx would hold the frames back.
+                "X-Accel-Buffering": "no",
+                **_NO_STORE,
+            }
+        )
+        assert isinstance(request, Incoming)
+        in_work, ending = request.in_work, asyncio.Event()
+        await response.prepare(request)
+        tail = requests.feed()
+        # A daemon that ends does not wait for who looks on.
+        in_work.on_closing(ending.set)
+        silence = 0.0
+        try:
+            while not ending.is_set():
+                told, dropped = tail.take()
+                silence = 0.0 if told else silence + _TELL_SECONDS
+                if told:
+                    data = dumps({"requests": list(told), "dropped": dropped})
+                    await response.write(frame("requests", data))
+                elif silence >= _SILENCE_SECONDS:
+                    silence = 0.0
+                    await response.write(b": keep-alive\n\n")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TELL_SECONDS):
+                        await ending.wait()
+            await response.write_eof()
+        except ConnectionError:
+            pass
+        finally:
+            in_work.forget(ending.set)
+            tail.close()
+        return response
+
+    return {"requests": listed, "request": one, "requests_live": live}
+
+
+def _json(value: JsonObject) -> web.Response:
+    return web.Response(body=dumps(value), content_type="application/json", headers=_NO_STORE)
