@@ -1,0 +1,1 @@
+"""Telling of trouble: when an episode begins, when it ends, and to whom."""
