@@ -1,0 +1,359 @@
+"""Who has logged in to the page: sessions by cookie, against forgery, guessing and theft of the file they are kept in.
+
+A browser gets 256 random bits in a cookie that no script can read and that no other site's
+request carries; kept is their hash. What changes something needs a second word, made from the
+first one, which only our own page can know. A session ends with what opened it: another
+admin-key, and everybody logs in anew.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import math
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from codex_proxy.accounts import files
+from codex_proxy.clock import Clock
+from codex_proxy.config import Live
+from codex_proxy.errors import KeyRefused, ProxyError, RequestError, TooManyGuesses
+from codex_proxy.protocol.wire import BadJson, dumps, loads
+from codex_proxy.server import keyfile
+from codex_proxy.server.access import Access, holder, key_of, refuse_other_origins
+from codex_proxy.server.body import is_json
+from codex_proxy.tasks import Background, Job
+from codex_proxy.trace import LOCAL, Caller
+
+logger = logging.getLogger(__name__)
+audit = logging.getLogger("codex_proxy.audit")
+
+COOKIE = "codex_proxy_session"
+CSRF_HEADER = "x-csrf-token"
+FILE = "sessions.json"
+"""In data-dir: hashes of the sessions, so that a restart logs nobody out."""
+
+IDLE_SECONDS = 24 * 3600.0
+LONGEST_SECONDS = 14 * 86_400.0
+MAX_SESSIONS = 200
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+# A time that is a minute off costs no writing.
+_TOUCH_SECONDS = 60.0
+_SAVE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Session:
+    """One browser that has logged in. Times are seconds since the epoch."""
+
+    opened_by: str
+    """What it stands and falls with: the digest of a key, `setup` or `local`."""
+    name: str
+    """Who that is, as it may be shown."""
+    made: float
+    used: float
+
+
+class Sessions:
+    """Open, find and end sessions.
+
+    Args:
+        path: Where they are kept; None keeps them in memory only.
+    """
+
+    def __init__(self, path: Path | None, *, live: Live, clock: Clock, background: Background) -> None:
+        self._path = path
+        self._live = live
+        self._clock = clock
+        self._background = background
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        """By the hash of what the cookie says, the oldest first."""
+        self._is_changed = False
+        self._throttle = Throttle(clock)
+        self.access: Access | None = None
+        """What knows the keys; set once it is made."""
+
+    def jobs(self) -> list[Job]:
+        """Return what runs by itself: what has changed is written, what is over is forgotten."""
+        return [Job("sessions", lambda: _SAVE_SECONDS, self.save)]
+
+    # -- a request ------------------------------------------------------------------------
+
+    def resolve(self, request: web.Request) -> Caller:
+        """Return who is behind a request of the page.
+
+        Raises:
+            KeyRefused: If no session came with it, or one that is over.
+            RequestError: 403 if it changes something and our page cannot have sent it.
+        """
+        self._refuse_when_off()
+        refuse_other_origins(request)
+        token = _cookie(request)
+        session = self._find(token)
+        if session is None:
+            raise KeyRefused("log in: there is no session, or it is over", code="no_session")
+        if request.method not in ("GET", "HEAD"):
+            theirs = request.headers.get(CSRF_HEADER, "")
+            if not hmac.compare_digest(theirs.encode("utf-8", "replace"), csrf_of(token).encode()):
+                raise RequestError(
+                    f"the header {CSRF_HEADER} is missing or not of this session; load the page again",
+                    status=403,
+                    code="forged_request",
+                )
+            if request.body_exists and not is_json(request):
+                raise RequestError(
+                    "a body must be JSON and say so: Content-Type: application/json",
+                    status=415,
+                    code="unsupported_content_type",
+                )
+        now = self._clock.now()
+        if now - session.used > _TOUCH_SECONDS:
+            session.used = now
+            self._is_changed = True
+        return Caller(f"session-{_digest(token)[:8]}", session.name)
+
+    def is_valid(self, request: web.Request) -> bool:
+        """Tell whether a request's session is one."""
+        return self._find(_cookie(request)) is not None
+
+    # -- logging in -----------------------------------------------------------------------
+
+    def look(self, request: web.Request) -> tuple[str | None, str | None]:
+        """Return the session that a request has, else a new one if it needs no key: its CSRF word and its cookie.
+
+        The cookie is None when the browser has it already; both are when it has to log in.
+        """
+        self._refuse_when_off()
+        refuse_other_origins(request)
+        token = _cookie(request)
+        if self._find(token) is not None:
+            return csrf_of(token), None
+        assert self.access is not None
+        if not self.access.is_open_to(request):
+            return None, None
+        return self._open("local", LOCAL.name)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether one has to log in."""
+        assert self.access is not None
+        return bool(self.access.owner_keys()) or not self._live.current.is_loopback
+
+    async def log_in(self, request: web.Request, key: str) -> tuple[str, str]:
+        """Open a session for whoever knows *key* or the set-up token; return its CSRF word and its cookie.
+
+        Raises:
+            KeyRefused: If it is neither.
+            RequestError: 403 for a page of another site, 429 after too many wrong ones.
+        """
+        self._refuse_when_off()
+        refuse_other_origins(request)
+        assert self.access is not None
+        address = request.remote or ""
+        wait = self._throttle.wait(address)
+        if wait > 0:
+            audit.warning("login refused reason=throttled from=%s", _shown(address))
+            raise TooManyGuesses(f"too many wrong keys; try again in {math.ceil(wait)} s", retry_after=wait)
+        # Noted before anything is awaited: a hundred at once are a hundred guesses.
+        self._throttle.failed(address)
+        known = key_of(key, self.access.owner_keys())
+        if known is not None:
+            opened_by, caller = known.digest.hex(), holder(known)
+        elif self._may_set_up() and await asyncio.to_thread(
+            keyfile.take_setup_token, self._live.current.data_dir, key, self._clock.now()
+        ):
+            opened_by, caller = "setup", Caller("setup", "set-up token")
+        else:
+            audit.warning("login refused reason=unknown_key from=%s", _shown(address))
+            raise KeyRefused("this key does not open the page", code="unknown_key")
+        self._throttle.succeeded(address)
+        csrf, cookie = self._open(opened_by, caller.name)
+        audit.info("login by=%s from=%s", caller.name, _shown(address))
+        await self.save()
+        return csrf, cookie
+
+    async def log_out(self, request: web.Request) -> None:
+        """End the session of a request."""
+        ended = self._sessions.pop(_digest(_cookie(request)), None)
+        if ended is not None:
+            self._is_changed = True
+            audit.info("logout by=%s", ended.name)
+            await self.save()
+
+    def _may_set_up(self) -> bool:
+        return keyfile.may_set_up(self._live.current)
+
+    def _open(self, opened_by: str, name: str) -> tuple[str, str]:
+        now = self._clock.now()
+        token = secrets.token_urlsafe(32)
+        self._sessions[_digest(token)] = Session(opened_by, name, now, now)
+        while len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)
+        self._is_changed = True
+        return csrf_of(token), token
+
+    def _find(self, token: str) -> Session | None:
+        if not token:
+            return None
+        digest = _digest(token)
+        session = self._sessions.get(digest)
+        if session is None or self._is_good(session):
+            return session
+        del self._sessions[digest]
+        self._is_changed = True
+        return None
+
+    def _is_good(self, session: Session) -> bool:
+        now = self._clock.now()
+        if now - session.used > IDLE_SECONDS or now - session.made > LONGEST_SECONDS:
+            return False
+        assert self.access is not None
+        match session.opened_by:
+            case "local":
+                return not self.needs_key
+            case "setup":
+                return self._may_set_up()
+            case digest:
+                return any(digest == key.digest.hex() for key in self.access.owner_keys())
+
+    def _refuse_when_off(self) -> None:
+        if self._live.current.ui == "off":
+            raise RequestError("the page is switched off (ui: off)", status=404, code="not_found")
+
+    # -- the file -------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read what is kept; a file that is no use is as good as none."""
+        if self._path is not None:
+            self._sessions = await asyncio.to_thread(_read, self._path)
+
+    async def save(self) -> None:
+        """Forget what is over, and write what has changed."""
+        for digest, session in list(self._sessions.items()):
+            if not self._is_good(session):
+                del self._sessions[digest]
+                self._is_changed = True
+        self._throttle.forget()
+        if self._path is None or not self._is_changed:
+            return
+        self._is_changed = False
+        data = dumps({digest: asdict(session) for digest, session in self._sessions.items()})
+        try:
+            await asyncio.to_thread(files.write_atomic, self._path, data)
+        except (ProxyError, OSError) as exc:
+            logger.warning("sessions are not kept path=%s reason=%s", self._path, type(exc).__name__)
+
+
+_FREE_GUESSES = 5
+_FIRST_WAIT = 2.0
+_LONGEST_WAIT = 300.0
+_FORGET_SECONDS = 900.0
+_MAX_ADDRESSES = 10_000
+# From all addresses together: a network of them is no way around.
+_ALL = ""
+_FREE_FOR_ALL = 60
+
+
+class Throttle:
+    """Make guessing slow: some tries are free, then each costs a pause twice as long as the last."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """By network: how many in a row, and when the last one was; monotonic seconds."""
+
+    def wait(self, address: str) -> float:
+        """Return how many seconds to wait before another try; 0 is none."""
+        return max(self._wait(_network(address), _FREE_GUESSES), self._wait(_ALL, _FREE_FOR_ALL))
+
+    def _wait(self, who: str, free: int) -> float:
+        count, last = self._failures.get(who, (0, 0.0))
+        if count < free:
+            return 0.0
+        pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(count - free, 30))
+        return max(0.0, last + pause - self._clock.monotonic())
+
+    def failed(self, address: str) -> None:
+        """Count a try that failed."""
+        now = self._clock.monotonic()
+        for who in (_network(address), _ALL):
+            count, last = self._failures.pop(who, (0, now))
+            if now - last > _FORGET_SECONDS:
+                count = 0
+            self._failures[who] = (count + 1, now)
+        while len(self._failures) > _MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+
+    def succeeded(self, address: str) -> None:
+        """Take the last try back, and forget those before it."""
+        self._failures.pop(_network(address), None)
+        count, last = self._failures.get(_ALL, (0, 0.0))
+        if count:
+            self._failures[_ALL] = (count - 1, last)
+
+    def forget(self) -> None:
+        """Forget what is long ago."""
+        now = self._clock.monotonic()
+        while self._failures:
+            who, (_, last) = next(iter(self._failures.items()))
+            if now - last <= _FORGET_SECONDS:
+                return
+            del self._failures[who]
+
+
+def csrf_of(token: str) -> str:
+    """Return the word that goes with a session's cookie; the page is told it, other sites cannot be."""
+    return hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
+
+
+def _network(address: str) -> str:
+    """Return whom to count for an address: of IPv6 the network, which one person has all of."""
+    return ":".join(address.split(":")[:4]) + "::" if ":" in address else address or "unknown"
+
+
+def _cookie(request: web.Request) -> str:
+    token = request.cookies.get(COOKIE, "")
+    return token if _TOKEN.fullmatch(token) else ""
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _shown(address: str) -> str:
+    return re.sub(r"[^0-9A-Fa-f.:%a-z]", "?", address)[:64] or "unknown"
+
+
+def _read(path: Path) -> "OrderedDict[str, Session]":
+    found: OrderedDict[str, Session] = OrderedDict()
+    try:
+        kept = loads(path.read_bytes()) if path.exists() else {}
+    except (OSError, BadJson) as exc:
+        logger.warning("sessions are forgotten path=%s reason=%s", path, type(exc).__name__)
+        return found
+    if not isinstance(kept, dict):
+        return found
+    for digest, fields in list(kept.items())[:MAX_SESSIONS]:
+        session = _session(fields)
+        if re.fullmatch(r"[0-9a-f]{64}", digest) and session is not None:
+            found[digest] = session
+    return found
+
+
+def _session(fields: Any) -> Session | None:
+    if not isinstance(fields, Mapping):
+        return None
+    opened_by, name, made, used = (fields.get(name) for name in ("opened_by", "name", "made", "used"))
+    if not isinstance(opened_by, str) or not isinstance(name, str):
+        return None
+    if not isinstance(made, int | float) or not isinstance(used, int | float):
+        return None
+    return Session(opened_by, name, float(made), float(used))

@@ -1,0 +1,109 @@
+"""Take the pictures of docs/dashboard.md: `python -m tests.browser.screenshots [FOLDER]`.
+
+A daemon and a simulated backend are started for it; all names in the pictures are invented.
+"""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.browser.desk import (
+    DESK,
+    NAMES,
+    PHONE,
+    Tab,
+    browsing,
+    fill,
+    moved,
+    named_files,
+    settle,
+    steady_pace,
+    tab,
+    work,
+)
+from tests.harness import Stand, standing
+
+FOLDER = Path(__file__).parent.parent.parent / "docs" / "images"
+
+KEY = "an-invented-key-of-nobody"
+
+
+async def take(folder: Path) -> None:
+    """Take them all."""
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as scratch:
+        steady_pace(patch)
+        async with browsing() as browser:
+            async with standing(Path(scratch), accounts=len(NAMES), auths=named_files) as stand:
+                await settle(stand)
+                await fill(stand)
+                await work(stand)
+                request_id = await moved(stand)
+                for theme, kind, size in (
+                    ("light", "", DESK),
+                    ("dark", "", DESK),
+                    ("light", "-phone", PHONE),
+                ):
+                    async with tab(browser, stand.url, theme=theme, size=size) as at:
+                        await _screens(stand, at, request_id, folder, f"{theme}{kind}")
+            empty = Path(scratch, "empty")
+            await asyncio.to_thread(empty.mkdir)
+            async with (
+                standing(empty, accounts=0, api_keys=f"[{KEY}]") as stand,
+                tab(browser, stand.url) as at,
+            ):
+                await at.page.goto(f"{stand.url}/ui")
+                await at.page.locator("#key").wait_for()
+                await at.page.screenshot(path=folder / "login-light.png")
+                await at.page.locator("#key").fill(KEY)
+                await at.page.keyboard.press("Enter")
+                await at.page.locator(".wizard").wait_for()
+                await at.page.screenshot(path=folder / "start-light.png")
+
+
+async def _screens(stand: Stand, at: Tab, request_id: str, folder: Path, suffix: str) -> None:
+    for name in ("now", "accounts", "horizon", "requests", "request", "cache", "setup"):
+        await at.open(f"requests/{request_id}" if name == "request" else name)
+        match name:
+            case "now":
+                # Some of its course is to be seen.
+                for number in range(14):
+                    await stand.ask(
+                        f"again {number} " * (20 + 15 * (number % 5)), prompt_cache_key=f"now-{number % 3}"
+                    )
+                    await asyncio.sleep(0.55)
+            case "accounts":
+                await at.page.locator("tr.account").nth(8).wait_for()
+                await at.page.locator("button.expand", has_text=NAMES[3]).click()
+            case "requests":
+                await work(stand, rounds=1)
+                await at.page.locator("tr.request").nth(8).wait_for()
+            case "request":
+                await at.page.locator(".waterfall").wait_for()
+            case "setup":
+                await at.press("Send")
+                await at.page.locator(".try-end.good").wait_for()
+            case _:
+                await asyncio.sleep(1.2)
+        await at.page.evaluate("scrollTo(0, 0)")
+        await at.page.mouse.move(0, 0)
+        await at.page.screenshot(path=folder / f"{name}-{suffix}.png")
+
+
+def shrink(folder: Path) -> None:
+    """Leave each picture no more colours than it needs, where pngquant is there to do it."""
+    program = shutil.which("pngquant")
+    if program is not None:
+        options = ("--force", "--nofs", "--speed", "1", "--strip", "--ext", ".png", "64")
+        subprocess.run([program, *options, "--", *sorted(folder.glob("*.png"))], check=True)
+
+
+if __name__ == "__main__":
+    to = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    asyncio.run(take(to))
+    shrink(to)
