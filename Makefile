@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-long test-clients lint format types check bench bench-parts bench-soak bench-schedule docs lock clean
+.PHONY: help install demo run test test-long test-clients test-install test-browser screenshots lint format types check bench bench-parts bench-soak bench-page bench-schedule docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,13 +33,22 @@ run: $(STAMP) ## run the daemon (ARGS="-config config.yaml")
 	@$(BIN)/codex-proxy $(ARGS)
 
 test: $(STAMP) ## the tests, without the long ones and those that need other programs
-	$(BIN)/pytest -n $(WORKERS) -m "not long and not clients" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) -m "not long and not clients and not browser" $(ARGS)
 
 test-long: $(STAMP) ## the full counts: kills, soaks, every split
 	$(BIN)/pytest --timeout 3600 -o faulthandler_timeout=3600 -m long $(ARGS)
 
 test-clients: $(STAMP) ## real clients; needs npm
 	$(BIN)/pytest --timeout 600 -o faulthandler_timeout=600 -m clients $(ARGS)
+
+test-install: $(STAMP) ## the wheel in a clean environment; needs a package registry
+	$(BIN)/pytest --timeout 600 -o faulthandler_timeout=600 -m clients $(ARGS) tests/test_packaging.py
+
+test-browser: $(STAMP) ## the page in a real browser; needs chromium, and npm for axe-core
+	$(BIN)/pytest -m browser $(ARGS)
+
+screenshots: $(STAMP) ## the pictures in docs/images; needs chromium
+	$(BIN)/python -m tests.browser.screenshots $(ARGS)
 
 lint: $(STAMP) ## find mistakes
 	$(BIN)/ruff check .
@@ -64,6 +73,9 @@ bench-parts: $(STAMP) ## numbers of the hot paths by themselves
 
 bench-soak: $(STAMP) ## an hour of mixed load at half of what the daemon can do (ARGS="--minutes 5")
 	$(BIN)/python -m bench.soak $(ARGS)
+
+bench-page: $(STAMP) ## what an open page costs the daemon, in pairs (ARGS="--topic now")
+	$(BIN)/python -m bench.page $(ARGS)
 
 bench-schedule: $(STAMP) ## what each strategy serves of what could be served (ARGS=--quick for a minute)
 	$(BIN)/python -m bench.schedule $(ARGS)

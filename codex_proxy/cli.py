@@ -144,6 +144,21 @@ def _key(args: argparse.Namespace) -> int:
     return OK
 
 
+def _setup_token(args: argparse.Namespace) -> int:
+    settings = options.load(args).settings
+    if not keyfile.may_set_up(settings):
+        _complain(
+            "the page is opened with the admin-key"
+            if settings.admin_key is not None
+            else "the page is opened with any of the api-keys"
+        )
+        return FAILED
+    token, path = keyfile.make_setup_token(settings.data_dir)
+    print(token)
+    _complain(f"good once, within a day, for the page at /ui; it is also in {path}")
+    return OK
+
+
 def _from_module(
     module: str,
 ) -> tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]:
@@ -193,7 +208,49 @@ COMMANDS: list[Command] = [
         *_from_module("codex_proxy.commands.why"),
         takes_config=True,
     ),
+    Command(
+        "requests",
+        "list what became of the last requests, also as JSON or CSV",
+        *_from_module("codex_proxy.commands.requests"),
+        takes_config=True,
+    ),
+    Command(
+        "restart",
+        "have a new process take over from the running daemon without dropping a stream",
+        *_from_module("codex_proxy.commands.restart"),
+        takes_config=True,
+    ),
+    Command(
+        "top",
+        "watch the running daemon and its accounts in a terminal",
+        *_from_module("codex_proxy.commands.top"),
+        takes_config=True,
+    ),
+    Command(
+        "doctor",
+        "look for what is wrong and say what to do",
+        *_from_module("codex_proxy.commands.doctor"),
+        takes_config=True,
+    ),
+    Command(
+        "healthcheck",
+        "ask the daemon whether it is well, for Docker and systemd",
+        *_from_module("codex_proxy.commands.healthcheck"),
+        takes_config=True,
+    ),
+    Command(
+        "alert-test",
+        "send a test message to the alert webhooks",
+        *_from_module("codex_proxy.commands.alerttest"),
+        takes_config=True,
+    ),
     Command("key", "print the client key that the daemon generated", _key, takes_config=True),
+    Command(
+        "setup-token",
+        "make a token that opens the page once, where no key was chosen",
+        _setup_token,
+        takes_config=True,
+    ),
     Command(
         "simulate",
         "run a local Codex backend to try clients against",

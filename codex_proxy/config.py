@@ -45,6 +45,9 @@ MAX_FILE_BYTES = 1024 * 1024
 # Longer than any sensible timeout, far below what timers of the operating system refuse.
 MAX_SECONDS = 30 * 86_400.0
 
+MIN_ADMIN_KEY = 16
+"""How many characters an admin-key has at least: it opens a page that a browser can be made to ask."""
+
 _ABSENT: bytes = b"absent"
 """Stands where a file's digest would be when there is no file."""
 
@@ -99,14 +102,18 @@ _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
-def _seconds(*, zero: bool) -> Callable[[object], float]:
+def _seconds(*, zero: bool, most: float = MAX_SECONDS) -> Callable[[object], float]:
     def parse(value: object) -> float:
         seconds = _number_of_seconds(value)
-        if not math.isfinite(seconds) or seconds < 0 or seconds > MAX_SECONDS or (seconds == 0 and not zero):
+        if not math.isfinite(seconds) or seconds < 0 or seconds > most or (seconds == 0 and not zero):
             raise _Unfit("out of range")
         return seconds
 
     return parse
+
+
+# No timer has it: how long something is kept.
+_long_seconds = _seconds(zero=False, most=3650 * 86_400.0)
 
 
 def _number_of_seconds(value: object) -> float:
@@ -155,6 +162,11 @@ def _off_or(*words: str) -> Callable[[object], str]:
     parse = _choice("off", *words)
     # To YAML an `off` without quotes is false.
     return lambda value: parse("off" if value is False else value)
+
+
+def _on_or_off(value: object) -> str:
+    # To YAML both words without quotes are a switch.
+    return _choice("on", "off")({True: "on", False: "off"}[value] if isinstance(value, bool) else value)
 
 
 def _switch(value: object) -> bool:
@@ -306,6 +318,18 @@ def _hosts(value: object) -> tuple[str, ...]:
     return tuple(hosts)
 
 
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _Unfit("not a list")
+    names: list[str] = []
+    for position, item in enumerate(value, 1):
+        if not isinstance(item, str) or not _KEY_NAME.fullmatch(item.strip()):
+            raise _Unfit(f"item {position} is no name of a client key")
+        if item.strip() not in names:
+            names.append(item.strip())
+    return tuple(names)
+
+
 def _profiles(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         raise _Unfit("not a mapping")
@@ -315,6 +339,17 @@ def _profiles(value: object) -> dict[str, str]:
         if profile not in {"standard", "lite"}:
             raise _Unfit(f"model {model!r} has {profile!r}")
     return dict(value)
+
+
+def _admin_key(value: object) -> ApiKey | None:
+    text = _string(value)
+    if not text:
+        return None
+    if not re.fullmatch(r"[!-~]+", text):
+        raise _Unfit("has a space or a character that no header can carry")
+    if len(text) < MIN_ADMIN_KEY:
+        raise _Unfit("too short: it could be guessed")
+    return ApiKey.of("admin", text)
 
 
 _MODEL_NAME = re.compile(r"[!-~]{1,256}")
@@ -341,6 +376,9 @@ def _model_map(value: object) -> dict[str, tuple[str, ...]]:
                 raise _Unfit(f"{name} has {model!r}, which is no model name")
         found[name] = tuple(listed)
     return found
+
+
+_KEY_NAME = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
 
 
 def _api_keys(value: object) -> tuple[ApiKey, ...]:
@@ -379,9 +417,144 @@ def _named_keys(value: object) -> Iterator[tuple[str, object]]:
             yield (named[1].strip(), named[2]) if named else ("", entry)
             continue
         for name, key in entry.items():
-            if not isinstance(name, str) or not re.fullmatch(r"[\w.@+-][\w .@+-]{0,63}", name):
+            if not isinstance(name, str) or not _KEY_NAME.fullmatch(name):
                 raise _Unfit(f"entry {position} has no usable name (letters, digits, . _ - + @, at most 64)")
             yield name, key
+
+
+@dataclass(slots=True, frozen=True)
+class Webhook:
+    """Where alerts are told. Its address holds a secret: show `mask_url` of it."""
+
+    name: str
+    shape: str
+    """One of `SHAPES`."""
+    url: str = field(repr=False)
+    chat_id: str = ""
+    """Telegram's word for whom it is meant."""
+    secret: str = field(default="", repr=False)
+    """What Feishu and DingTalk want messages signed with, where a bot asks for it."""
+
+
+SHAPES = ("generic", "slack", "telegram", "feishu", "dingtalk")
+
+_MAX_WEBHOOKS = 20
+
+
+def _webhooks(value: object) -> tuple[Webhook, ...]:
+    entries = [value] if isinstance(value, str | dict) else value
+    if not isinstance(entries, list) or len(entries) > _MAX_WEBHOOKS:
+        raise _Unfit("not a list" if not isinstance(entries, list) else f"more than {_MAX_WEBHOOKS}")
+    found: list[Webhook] = []
+    for position, entry in enumerate(entries, 1):
+        said = {"url": entry} if isinstance(entry, str) else entry
+        # Neither what an entry holds nor how it is misspelled may be shown: a secret is in it.
+        if not isinstance(said, dict) or not all(isinstance(name, str) for name in said):
+            raise _Unfit(f"entry {position} is neither a URL nor a mapping")
+        hook = _webhook(f"entry {position}", position, said)
+        if any(hook.name == other.name for other in found):
+            raise _Unfit(f"entry {position}: the name {hook.name!r} is there twice")
+        found.append(hook)
+    return tuple(found)
+
+
+def _webhook(entry: str, position: int, said: Mapping[str, object]) -> Webhook:
+    unknown = sorted(said.keys() - {"url", "shape", "name", "chat-id", "secret"})
+    if unknown:
+        raise _Unfit(f"{entry} has {unknown[0][:40]!r}, which is none of url, shape, name, chat-id, secret")
+    shape = said.get("shape", "generic")
+    if not isinstance(shape, str) or shape not in SHAPES:
+        raise _Unfit(f"{entry}: shape is none of {', '.join(SHAPES)}")
+    name = said.get("name", f"{shape}-{position}")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
+        raise _Unfit(f"{entry}: name is not 1 to 64 letters, digits, spaces and . _ -")
+    url, chat_id, secret = said.get("url"), said.get("chat-id", ""), said.get("secret", "")
+    if not isinstance(url, str) or not url.strip():
+        raise _Unfit(f"{entry} has no url")
+    problem = _unfit_for_secrets(url.strip())
+    if problem:
+        raise _Unfit(f"{entry}: url {problem}")
+    if isinstance(chat_id, int) and not isinstance(chat_id, bool):
+        chat_id = str(chat_id)
+    if not isinstance(chat_id, str) or (shape == "telegram") is not bool(chat_id):
+        raise _Unfit(f"{entry}: telegram, and no other shape, has a chat-id")
+    if not isinstance(secret, str) or (secret and shape not in ("feishu", "dingtalk")):
+        raise _Unfit(f"{entry}: feishu and dingtalk may have a secret, a text")
+    return Webhook(name, shape, url.strip(), chat_id, secret)
+
+
+def _unfit_for_secrets(url: str) -> str:
+    """Say why a secret in *url* should not be sent there; empty when it may."""
+    try:
+        parts, _ = _split_url(url)
+    except _Unfit as exc:
+        return str(exc)
+    host = parts.hostname or ""
+    if parts.scheme not in {"http", "https"} or not host:
+        return "is no http or https URL"
+    if "@" in parts.netloc or parts.fragment:
+        return "has a user, a password or a fragment"
+    if parts.scheme == "https" or host == "localhost":
+        return ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "is plain http: only a loopback or private address may be"
+    is_near = address.is_loopback or (address.is_private and not address.is_link_local)
+    return "" if is_near else "is plain http: only a loopback or private address may be"
+
+
+def _part(value: object) -> float:
+    """Read a share: 0.2, or 20%."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,6})?)\s*%\s*", value)
+        if match is None:
+            raise _Unfit("not a share such as 20% or 0.2")
+        value = float(match[1]) / 100
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise _Unfit("not a share such as 20% or 0.2")
+    return float(value)
+
+
+ALERTS: Mapping[str, Mapping[str, tuple[Callable[[object], float], object]]] = {
+    "pool-nearly-dry": {"left": (_part, "10%"), "for": (_seconds(zero=True), "5m")},
+    "account-needs-login": {"for": (_seconds(zero=True), "1m")},
+    "error-share": {
+        "above": (_part, "20%"),
+        "requests": (_whole(1, 1_000_000), 20),
+        "for": (_seconds(zero=True), "2m"),
+    },
+    "refresh-failing": {"failures": (_whole(1, 100), 3), "for": (_seconds(zero=True), "1m")},
+}
+"""The built-in alerts, and the options of each with their defaults."""
+
+
+def _alerts(value: object) -> dict[str, dict[str, float]]:
+    if not isinstance(value, dict):
+        raise _Unfit("not a mapping")
+    for name in value:
+        if name not in ALERTS:
+            raise _Unfit(f"{name!r} is no alert")
+    found: dict[str, dict[str, float]] = {}
+    for name, options in ALERTS.items():
+        said = value.get(name, {})
+        # To YAML an `off` without quotes is false.
+        if said is False or said == "off":
+            continue
+        if said is True or said == "on" or said is None:
+            said = {}
+        if not isinstance(said, dict):
+            raise _Unfit(f"{name} is neither off nor a mapping of its options")
+        for option in said:
+            if option not in options:
+                raise _Unfit(f"{name} has {option!r}, which is none of {', '.join(options)}")
+        found[name] = {}
+        for option, (parse, default) in options.items():
+            try:
+                found[name][option] = parse(said.get(option, default))
+            except _Unfit as exc:
+                raise _Unfit(f"{name}: {option} is {said[option]!r}: {exc}") from exc
+    return found
 
 
 # --- the table
@@ -471,6 +644,39 @@ KEYS: dict[str, Key] = {
             "debug, info, warn or error", _choice("debug", "info", "warn", "error", aliases={"warning": "warn"}),
         ),
         Key(
+            "log-format", "text", True,
+            "How log lines look: text for people, or json, one object a line with its fields taken apart, for what collects logs.",
+            "text or json", _choice("text", "json"),
+        ),
+        Key(
+            "metrics", "keyed", True,
+            "Who may read /metrics: holders of an owner's key, everyone who reaches the port (account names and numbers, no secrets), or nobody.",
+            "keyed, open or off", _off_or("keyed", "open"),
+        ),
+        Key(
+            "telemetry", "off", False,
+            "Send a trace of each turn to an OpenTelemetry collector, without what was said; needs the extra `codex-proxy[otel]`.",
+            "off or otlp", _off_or("otlp"),
+        ),
+        Key(
+            "telemetry-endpoint", "http://127.0.0.1:4318", False,
+            "The collector's address for OTLP over HTTP; /v1/traces is put behind it unless it is there.",
+            "an http or https URL without user, query and fragment", _url,
+        ),
+        Key(
+            "alerts", {}, True,
+            "When the page and the webhooks tell of trouble: the built-in alerts with other thresholds, or off.",
+            "a mapping of " + ", ".join(f"{name} ({', '.join(options)})" for name, options in ALERTS.items()) + " to off or their options",
+            _alerts, kind="mapping",
+        ),
+        Key(
+            "alert-webhooks", [], True,
+            "Where alerts are told, once when they begin and once when they end; `codex-proxy alert-test` tries them.",
+            "a list of URLs, or of mappings with url, shape (" + ", ".join(SHAPES) + "), name, chat-id (telegram) and secret (feishu, dingtalk); http only to loopback or private addresses",
+            # From the environment or a file it is YAML too, because one entry has several parts.
+            _webhooks, kind="mapping", secret=True,
+        ),
+        Key(
             "refresh-interval", 3000, True,
             "How often all tokens are looked over, beside a timer for each; one that is still good is never rotated.",
             _POSITIVE, _seconds(zero=False),
@@ -502,9 +708,19 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "api-keys", [], True,
-            "Keys that clients send, with or without a name; they also open /stats, /accounts, /why, /refresh and /check-quota.",
+            "Keys that clients send, with or without a name; while no `admin-key` is set they also open the page, /stats, /accounts, /why, /refresh and /check-quota.",
             'a list of keys, a list of "name: key", or a mapping of names to keys, each in quotes', _api_keys,
             kind="list", secret=True,
+        ),
+        Key(
+            "admin-key", "", True,
+            "Opens the page, /stats, /accounts, /why, /refresh and /check-quota, and the routes that change an account; from then on `api-keys` do not.",
+            f"empty, or at least {MIN_ADMIN_KEY} characters without spaces, in quotes", _admin_key, secret=True,
+        ),
+        Key(
+            "ui", "on", True,
+            "The page at /ui; it asks for a key wherever clients need one.",
+            "on or off", _on_or_off,
         ),
         Key(
             "auth", "keys", False,
@@ -627,6 +843,36 @@ KEYS: dict[str, Key] = {
             "The client version for which the backend's model list is asked; newer models may need a newer one.",
             "a version such as 0.169.0, in quotes", _version,
         ),
+        Key(
+            "records", "on", True,
+            "Keep what became of each request, never what was said, in `records.db` in data-dir; off keeps the last ones in memory alone.",
+            "on or off", _on_or_off,
+        ),
+        Key(
+            "records-max-age", "30d", True,
+            "How long a request's record is kept.",
+            f"{_POSITIVE}, up to 3650d", _long_seconds,
+        ),
+        Key(
+            "records-max-size", "512MiB", True,
+            "How large records.db may grow; past it the oldest records go.",
+            "bytes or a size such as 512MiB, from 4MiB to 1024GiB", _size(2**22, 2**40),
+        ),
+        Key(
+            "capture", [], True,
+            "Names of client keys whose prompts and answers are stored too, with their records: everything that they say is then in a file on this machine.",
+            "a list of names out of `api-keys`; `local` is who needs no key", _names, kind="list",
+        ),
+        Key(
+            "capture-limit", "64KiB", True,
+            "How much is stored of each prompt and of each answer.",
+            "bytes or a size such as 64KiB, from 1KiB to 16MiB", _size(2**10, 2**24),
+        ),
+        Key(
+            "capture-max-age", "1d", True,
+            "How long prompts and answers are stored.",
+            f"{_POSITIVE}, up to 3650d", _long_seconds,
+        ),
     )
 }  # fmt: skip
 
@@ -652,6 +898,16 @@ class Settings:
     """One of `TRANSPORTS`."""
     log_level: str = _default("log-level")
     """One of debug, info, warn, error."""
+    log_format: str = _default("log-format")
+    """`text` or `json`."""
+    metrics: str = _default("metrics")
+    """`keyed`, `open` or `off`."""
+    telemetry: str = _default("telemetry")
+    """`off` or `otlp`."""
+    telemetry_endpoint: str = _default("telemetry-endpoint")
+    alerts: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: _default("alerts"))
+    """The options of each alert that is on; shares are 0..1, times seconds."""
+    alert_webhooks: tuple[Webhook, ...] = _default("alert-webhooks")
     refresh_interval: float = _default("refresh-interval")
     max_retry: int = _default("max-retry")
     health_check_interval: float = _default("health-check-interval")
@@ -659,6 +915,9 @@ class Settings:
     health_check_concurrency: int = _default("health-check-concurrency")
     refresh_concurrency: int = _default("refresh-concurrency")
     api_keys: tuple[ApiKey, ...] = _default("api-keys")
+    admin_key: ApiKey | None = None
+    ui: str = _default("ui")
+    """`on` or `off`."""
     auth: str = _default("auth")
     """`keys` or `none`."""
     allowed_hosts: tuple[str, ...] = _default("allowed-hosts")
@@ -689,6 +948,14 @@ class Settings:
     model_map: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _default("model-map"))
     """Model id to `standard` or `lite`."""
     models_client_version: str = _default("models-client-version")
+    records: str = _default("records")
+    """`on` or `off`."""
+    records_max_age: float = _default("records-max-age")
+    records_max_size: int = _default("records-max-size")
+    capture: tuple[str, ...] = _default("capture")
+    """Names of callers."""
+    capture_limit: int = _default("capture-limit")
+    capture_max_age: float = _default("capture-max-age")
 
     @property
     def listen_host(self) -> str | None:
@@ -726,8 +993,17 @@ def masked(settings: Settings) -> dict[str, object]:
         value = getattr(settings, key.field)
         if key.name == "api-keys":
             value = [{entry.name: "***"} for entry in settings.api_keys]
+        elif key.name == "admin-key":
+            value = "***" if settings.admin_key is not None else ""
         elif key.name == "proxy-url":
             value = mask_url(settings.proxy_url)
+        elif key.name == "alert-webhooks":
+            value = [
+                {"name": one.name, "shape": one.shape, "url": mask_url(one.url)}
+                for one in settings.alert_webhooks
+            ]
+        elif key.name == "alerts":
+            value = {name: settings.alerts.get(name, "off") for name in ALERTS}
         elif isinstance(value, float) and value.is_integer():
             value = int(value)
         elif isinstance(value, Path):
@@ -742,7 +1018,7 @@ def masked(settings: Settings) -> dict[str, object]:
 
 # --- keys of the Go daemon that we do not have: they warn, and say what to do
 
-_LOGS = "logs go to stderr as text; let systemd, Docker or a redirection keep and rotate them"
+_LOGS = "logs go to stderr, as text or as JSON (log-format); let systemd, Docker or a redirection keep and rotate them"
 _DATABASE = "accounts are files in auth-dir; move database accounts there with the Go daemon's -tojson first"
 _POOL = "outbound connections are kept and sized by the daemon itself"
 _INBOUND = "slow and idle clients are closed by built-in deadlines"
@@ -763,7 +1039,7 @@ _GO_KEYS: tuple[tuple[str, str], ...] = (
     ("backend-domain", "write the whole address as base-url"),
     ("backend-resolve-address", "use proxy-url, or name the address in the hosts file of the machine"),
     (
-        "log-format log-color log-report-caller log-dir log-max-size-mb log-max-backups log-max-age-days "
+        "log-color log-report-caller log-dir log-max-size-mb log-max-backups log-max-age-days "
         "log-compress log-separate-error-file",
         _LOGS,
     ),
@@ -1186,6 +1462,16 @@ def _doubts(settings: Settings) -> list[str]:
         doubts.append(f"auth: none: {who} can use your accounts")
         if settings.api_keys:
             doubts.append("auth: none: api-keys are not asked for")
+    if settings.admin_key is not None and any(
+        key.digest == settings.admin_key.digest for key in settings.api_keys
+    ):
+        doubts.append("admin-key: it is one of api-keys too, so whoever has that one is an administrator")
+    if settings.capture:
+        names = ", ".join(settings.capture)
+        doubts.append(
+            f"capture: prompts and answers of {names} are stored in data-dir"
+            + ("" if settings.records == "on" else ", but not while records are off")
+        )
     for name, url in (("base-url", settings.base_url), ("oauth-issuer", settings.oauth_issuer)):
         parts = urlsplit(url)
         if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
@@ -1208,6 +1494,15 @@ class Live:
         self.current = settings
         self._subscribers: list[Subscriber] = []
         self._announced: dict[str, object] = {}
+        self.readings: dict[str, int] = {"applied": 0, "broken": 0}
+        """How many edits were read, by what came of them."""
+        self._pinned: set[str] = set()
+
+    def pin(self, name: str, value: Any) -> None:
+        """Have *value* count for a key whatever the file says, then and later: something else decides it."""
+        pinned: dict[str, Any] = {KEYS[name].field: value}
+        self.current = dataclasses.replace(self.current, **pinned)
+        self._pinned.add(name)
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
         """Call *callback* with old and new settings after a change; the result unsubscribes."""
@@ -1223,6 +1518,8 @@ class Live:
         changed: dict[str, Any] = {}
         for key in KEYS.values():
             value = getattr(new, key.field)
+            if key.name in self._pinned:
+                continue
             if value == getattr(old, key.field):
                 self._announced.pop(key.name, None)
             elif key.live:
@@ -1256,6 +1553,7 @@ class Watcher:
     _applied: tuple[bytes, ...] = ()
     _seen: tuple[bytes, ...] = ()
     _had_content: bool = False
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self, since: Loaded | None) -> None:
         reading = self._read()
@@ -1264,14 +1562,17 @@ class Watcher:
             self._applied = since.digests
             self._had_content = not since.is_blank
 
-    def look(self) -> Loaded | None:
+    def look(self, *, at_once: bool = False) -> Loaded | None:
         """Return settings to apply when the files have changed and are at rest, else None.
 
         A broken edit is logged, once per content, and changes nothing.
+
+        Args:
+            at_once: Somebody says that they are: what they say counts.
         """
         digests = self._digests()
         settled, self._seen = digests == self._seen, digests
-        if digests == self._applied or not settled:
+        if not at_once and (digests == self._applied or not settled):
             return None
         reading = self._read()
         try:
@@ -1279,17 +1580,26 @@ class Watcher:
                 raise ConfigError(f"{reading.path or self.path or DEFAULT_FILE}: is empty or gone")
             loaded = reading.finish()
         except ConfigError as exc:
+            self.live.readings["broken"] += 1
             for line in exc.message.splitlines():
                 logger.error("configuration is broken, the old settings stay: %s", line)
             return None
         self._had_content = not reading.is_blank
         return loaded
 
+    async def follow(self, *, at_once: bool = False) -> None:
+        """Look, in a thread, because the folder may be a network mount that hangs; apply what is new."""
+        async with self._looking:
+            loaded = await asyncio.to_thread(self.look, at_once=at_once)
+            if loaded is not None:
+                self.apply(loaded)
+
     def apply(self, loaded: Loaded) -> list[str]:
         """Put *loaded* into effect and log what changed."""
         for warning in loaded.warnings:
             logger.warning("configuration: %s", warning)
         changed = self.live.replace(loaded.settings)
+        self.live.readings["applied"] += 1
         logger.info("configuration read again changed=%s", ",".join(changed) or "nothing")
         return changed
 
@@ -1314,14 +1624,17 @@ async def watch(
     since: Loaded | None = None,
 ) -> None:
     """Follow edits until cancelled; with *since* those between that reading and now too."""
-    watcher = await asyncio.to_thread(Watcher, live, path, environ, since)
+    await keep_following(await asyncio.to_thread(Watcher, live, path, environ, since), sleep)
+
+
+async def keep_following(
+    watcher: Watcher, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Follow edits with *watcher* until cancelled."""
     while True:
         await sleep(POLL_SECONDS)
         try:
-            # In a thread: the folder may be a network mount that hangs.
-            loaded = await asyncio.to_thread(watcher.look)
-            if loaded is not None:
-                watcher.apply(loaded)
+            await watcher.follow()
         except Exception:
             logger.exception("following the configuration failed")
 

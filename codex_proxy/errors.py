@@ -4,6 +4,7 @@
     ├── ConfigError             a setting is wrong; names file, line, key, value, what would do
     ├── RequestError            the caller's request cannot be served as it is; names the field
     ├── KeyRefused              no client key, or one we do not know
+    ├── TooManyGuesses          too many keys were tried on the page
     ├── PoolError               no account can serve this now
     │   ├── PoolExhausted       every account's quota is used up; knows the earliest reset
     │   ├── PoolShortage        passing trouble everywhere; try again in a moment
@@ -134,7 +135,22 @@ class KeyRefused(ProxyError):
 
     status = 401
     type = "invalid_request_error"
-    code = "invalid_api_key"
+
+    def __init__(self, message: str, *, code: str = "invalid_api_key") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TooManyGuesses(ProxyError):
+    """Somebody tried too many keys; another one may be tried in `retry_after` seconds."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_guesses"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class PoolError(ProxyError):

@@ -65,6 +65,10 @@ class Attempt:
     """A verdict's word, or "ok"."""
     status: int | None = None
     seconds: float = 0.0
+    connected: float | None = None
+    """When a connection made for it stood; None on one that was kept."""
+    headers: float | None = None
+    """When the head of its answer was there, if that was a good one."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -151,7 +155,15 @@ class Trace:
     end: End = End.OPEN
     request_bytes: int = 0
     answer_bytes: int = 0
+    read: float | None = None
+    """When the request was there, and understood."""
+    queued: float | None = None
+    """When it began to wait for an account's place, if it had to."""
+    queued_seconds: float = 0.0
+    """How long it waited for places, in all."""
     first_event: float | None = None
+    first_text: float | None = None
+    """When the first words of the answer, or of a call's arguments, were passed on."""
     finished: float | None = None
     usage: Usage = field(default_factory=Usage)
 

@@ -230,6 +230,8 @@ async def standing(
             "health_check_interval": 0,
             "drain_timeout": 5,
             "upstream_transport": TRANSPORT,
+            # A database for each test would take longer than most of them; those about it ask for it.
+            "records": "off",
             **settings,
         }
         lines = [

@@ -185,6 +185,29 @@ def test_key_without_a_generated_key_says_how_one_comes_about(capsys: pytest.Cap
     assert "there is no generated key in data/client-key: the daemon makes one" in output.err
 
 
+def test_a_set_up_token_is_made_anew_each_time_and_for_its_owner_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tokens = set()
+    for _ in range(2):
+        assert cli.main(["setup-token"]) == 0
+        said = capsys.readouterr()
+        tokens.add(said.out.strip())
+        path = Path("data/setup-token")
+        assert path.read_text(encoding="utf-8") == said.out
+        assert path.stat().st_mode & 0o077 == 0
+        assert str(path) in said.err
+    assert len(tokens) == 2
+
+
+@pytest.mark.parametrize("line", ["api-keys: [sk-1]", "admin-key: 0123456789abcdef"])
+def test_where_a_key_was_chosen_there_is_no_set_up_token(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(f"{line}\n", encoding="utf-8")
+    assert cli.main(["setup-token"]) == 1
+    assert line.partition(":")[0] in capsys.readouterr().err
+    assert not Path("data/setup-token").exists()
+
+
 def test_key_names_a_key_file_that_is_of_no_use(capsys: pytest.CaptureFixture[str]) -> None:
     write("data/client-key", "\n")
     assert cli.main(["key"]) == 2

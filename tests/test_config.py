@@ -21,6 +21,7 @@ from codex_proxy.config import (
     Loaded,
     Settings,
     Watcher,
+    Webhook,
     load,
     mask_url,
     masked,
@@ -465,6 +466,21 @@ def test_any_key_can_come_from_a_file_of_its_own(file: Path, key: Any, by: str) 
     assert getattr(loaded.settings, key.field) == expected
 
 
+@pytest.mark.parametrize("text", ["short-one", "'with a space in it'", "12345678901234567", "[a]", "'sch\u00f6ner schl\u00fcssel'"])
+def test_an_admin_key_that_could_be_guessed_or_sent_by_nobody_is_refused_unseen(file: Path, text: str) -> None:
+    (error,) = errors(file, f"admin-key: {text}\n")
+    assert error.startswith("config.yaml:1: admin-key = ***: ")
+    assert text.strip("'") not in error
+
+
+def test_an_admin_key_is_kept_by_its_digest_and_shown_to_nobody(file: Path) -> None:
+    settings = read(file, "admin-key: canary-0123456789\n").settings
+    assert settings.admin_key == ApiKey.of("admin", "canary-0123456789")
+    assert masked(settings)["admin-key"] == "***"
+    assert "canary" not in repr(settings)
+    assert masked(Settings())["admin-key"] == ""
+
+
 ENVIRONMENT: dict[str, tuple[str, object]] = {
     "listen": ("127.0.0.1:1", "127.0.0.1:1"),
     "auth-dir": ("a", Path("a")),
@@ -473,6 +489,15 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "oauth-issuer": ("http://127.0.0.1:2", "http://127.0.0.1:2"),
     "proxy-url": ("socks5://127.0.0.1:3", "socks5://127.0.0.1:3"),
     "log-level": ("error", "error"),
+    "log-format": ("json", "json"),
+    "metrics": ("open", "open"),
+    "telemetry": ("otlp", "otlp"),
+    "telemetry-endpoint": ("http://127.0.0.1:4", "http://127.0.0.1:4"),
+    "alerts": (
+        "{error-share: off}",
+        {name: options for name, options in Settings().alerts.items() if name != "error-share"},
+    ),
+    "alert-webhooks": ("https://a.test/x", (Webhook("generic-1", "generic", "https://a.test/x"),)),
     "refresh-interval": ("1h", 3600.0),
     "max-retry": ("3", 3),
     "health-check-interval": ("1", 1.0),
@@ -480,6 +505,8 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "health-check-concurrency": ("6", 6),
     "refresh-concurrency": ("7", 7),
     "api-keys": ("sk-1, phone: sk-2", (ApiKey.of("key-1", "sk-1"), ApiKey.of("phone", "sk-2"))),
+    "admin-key": ("0123456789abcdef", ApiKey.of("admin", "0123456789abcdef")),
+    "ui": ("off", "off"),
     "auth": ("none", "none"),
     "allowed-hosts": ("a.test, b.test,", ("a.test", "b.test")),
     "connect-timeout": ("1.5", 1.5),
@@ -505,6 +532,12 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "model-profiles": ("{m: lite}", {"m": "lite"}),
     "model-map": ("{a: b, c-*: [d, e-high]}", {"a": ("b",), "c-*": ("d", "e-high")}),
     "models-client-version": ("1.2.3", "1.2.3"),
+    "records": ("off", "off"),
+    "records-max-age": ("90d", 90 * 86_400.0),
+    "records-max-size": ("1GiB", 2**30),
+    "capture": ("laptop, phone", ("laptop", "phone")),
+    "capture-limit": ("1MiB", 2**20),
+    "capture-max-age": ("2h", 7_200.0),
 }
 
 
@@ -618,6 +651,10 @@ def test_no_key_of_the_go_daemon_stops_the_start(file: Path, name: str) -> None:
         ("auth: none\n", "everyone who reaches the port"),
         ("auth: none\nlisten: '127.0.0.1:1'\n", "every program on this machine"),
         ("auth: none\napi-keys: [sk-1]\n", "api-keys are not asked for"),
+        (
+            "api-keys: [0123456789abcdef]\nadmin-key: 0123456789abcdef\n",
+            "whoever has that one is an administrator",
+        ),
         ("base-url: http://backend.test\n", "base-url: http://backend.test is not encrypted"),
     ],
 )

@@ -23,18 +23,23 @@ SERVER = BASE | {
     "ledger",
     "upstream",
     "compression",
+    "alerts",
 }
-DAEMON = SERVER | {"server", "forwarder"}
+DAEMON = SERVER | {"server", "forwarder", "supervisor", "handover", "telemetry"}
 ALL = DAEMON | {"daemon", "demo", "commands", "cli", "simulator"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "tasks": set(),
     "clock": set(),
+    "supervisor": {"errors"},
+    "handover": {"errors", "supervisor"},
     "patterns": set(),
     "compression": set(),
     "config": {"errors"},
-    "logs": {"errors"},
+    "telemetry": {"errors", "config", "trace"},
+    # JSON is rendered in one place.
+    "logs": {"errors", "protocol.wire"},
     # An encoder says how a turn ended and what it used, in the words of the trace.
     "protocol": {"errors", "trace", "patterns"},
     "trace": {"errors"},
@@ -44,6 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "accounts": BASE | {"config", "net", "trace", "patterns", "protocol.wire"},
     "records": BASE | {"config", "trace", "protocol", "storage"},
     "ledger": BASE | {"config", "trace", "protocol", "storage"},
+    # A file is written as an account's is, a time told as a refusal tells it.
+    "alerts": BASE | {"config", "net", "protocol.wire", "accounts.files", "accounts.telling"},
     "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression"},
     "forwarder": {"errors", "config", "tasks", "net"},
     "server": SERVER,
@@ -71,6 +78,9 @@ PURE_MODULES = (
     "accounts.leftout",
     "accounts.shelves",
     "accounts.telling",
+    "alerts.rules",
+    "alerts.episodes",
+    "alerts.shapes",
 )
 IMPURE = {"asyncio", "time", "random", "secrets", "socket", "threading", "subprocess", "aiohttp"}
 

@@ -1,12 +1,17 @@
 """Log lines: one per record, no secrets in any part, a level that can change."""
 
+import ast
 import asyncio
 import io
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import codex_proxy
 from codex_proxy import logs
 
 SECRETS = ("eyJhbGciOi.eyJzdWIi.c2ln", "rt_0123456789abcdef", "jane.doe@example.com", "cp-0123456789abcdef")
@@ -90,11 +95,11 @@ async def test_lines_for_later_are_written_together_and_in_order(
     monkeypatch.setattr(root, "handlers", [one for one in root.handlers if isinstance(one, logs.LineHandler)])
     made: list[int] = []
 
-    def render(number: int) -> str:
+    def say(number: int) -> logs.Said:
         made.append(number)
-        return f"turn {number} key=sk-0123456789abcdef\nforged"
+        return "turn %d key=%s", (number, "sk-0123456789abcdef\nforged")
 
-    later = logs.Later(logger, render)
+    later = logs.Later(logger, say)
     later.add(1)
     later.add(2)
     assert not made
@@ -130,6 +135,163 @@ async def test_lines_for_later_are_written_together_and_in_order(
 async def test_lines_for_later_are_records_when_somebody_else_listens(
     stream: io.StringIO, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logs.Later(logging.getLogger("codex_proxy.test"), str).add(7)
+    later: logs.Later[int] = logs.Later(
+        logging.getLogger("codex_proxy.test"), lambda number: ("%d", (number,))
+    )
+    later.add(7)
     assert caplog.messages == ["7"]
     assert stream.getvalue().endswith(" INFO codex_proxy.test 7\n")
+
+
+# --- JSON
+
+
+@pytest.fixture
+def objects(stream: io.StringIO) -> io.StringIO:
+    """The same, as JSON."""
+    logs.set_format("json")
+    return stream
+
+
+def said(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+LOG = logging.getLogger("codex_proxy.test")
+
+
+def test_a_message_is_taken_apart_by_what_it_was_made_of(objects: io.StringIO) -> None:
+    LOG.info("account state alias=%s from=%s seconds=%.0f until=%.3f", "a b=c", "ready", 12.6, 1 / 3)
+    (one,) = said(objects)
+    assert one.pop("time")[-1] == "Z"
+    assert one == {
+        "level": "info",
+        "logger": "codex_proxy.test",
+        "event": "account state",
+        # A value may look like anything.
+        "alias": "a b=c",
+        "from": "ready",
+        "seconds": 13,
+        "until": 0.333,
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "expected"),
+    [
+        ("stopped", (), {"event": "stopped"}),
+        ("not started: %s", ("no port",), {"event": "not started: no port"}),
+        ("looked at every %.0f s reason=%s", (2.0, "x"), {"event": "looked at every 2 s", "reason": "x"}),
+        ("told id=%s name=%s", ("req_1", "-"), {"event": "told", "request_id": "req_1"}),
+        ("round done whole=%s none=%s", (True, None), {"event": "round done", "whole": True}),
+        ("file mode=%o path=%s", (0o600, Path("/a b")), {"event": "file", "mode": "600", "path": "/a b"}),
+        ("half alias=%s reason=it is gone", ("a",), {"event": "half", "alias": "a", "reason": "it is gone"}),
+        ("nothing given=none", (), {"event": "nothing given=none"}),
+        ("for now path=%s; again later", ("p",), {"event": "for now", "path": "p; again later"}),
+        (
+            "tries attempts=%s",
+            (logs.Words(["a:ok", "b:cut"]),),
+            {"event": "tries", "attempts": ["a:ok", "b:cut"]},
+        ),
+        ("tries attempts=%s", (logs.Words(),), {"event": "tries"}),
+        ("odd time=%s level=%s", ("noon", "sea"), {"event": "odd", "time_": "noon", "level_": "sea"}),
+        ("100%% done=%d", (5,), {"event": "100%", "done": 5}),
+        ("50% of it", (), {"event": "50% of it"}),
+    ],
+)
+def test_what_becomes_of_messages(
+    objects: io.StringIO, message: str, arguments: tuple[object, ...], expected: dict[str, object]
+) -> None:
+    LOG.info(message, *arguments)
+    (one,) = said(objects)
+    assert {name: one[name] for name in one if name not in ("time", "level", "logger")} == expected
+
+
+def test_what_others_say_is_an_event_as_it_is(objects: io.StringIO) -> None:
+    logging.getLogger("other").warning({"a": 1})
+    logging.getLogger("other").warning("%(name)s=%(value)d", {"name": "x", "value": 3})
+    assert [one["event"] for one in said(objects)] == ["{'a': 1}", "x=3"]
+
+
+def test_no_value_of_an_object_shows_a_secret(objects: io.StringIO) -> None:
+    for secret in SECRETS:
+        try:
+            raise ValueError(f"told\n{secret} inside")
+        except ValueError:
+            LOG.exception("failed %s with=%s", secret, {"key": secret}, stack_info=True)
+        # An escape in front of it would hide where it begins.
+        LOG.warning("told text=%s", f"first\n{secret}")
+        LOG.warning("told words=%s", logs.Words([f"\t{secret}", "x"]))
+        LOG.warning("told text=%s", f'Bearer abcdef"{secret}\\')
+    shown = objects.getvalue()
+    assert not [secret for secret in SECRETS if secret in shown]
+    # Each is an object still.
+    assert len(said(objects)) == 4 * len(SECRETS)
+    assert "ValueError: told\n[token] inside" in said(objects)[0]["traceback"]
+    assert said(objects)[0]["stack"].startswith("Stack")
+
+
+def test_an_object_is_one_line_without_what_steers_a_terminal(objects: io.StringIO) -> None:
+    LOG.info("asked model=%s", "x\n{}\r\x1b[31m\u2028y\x9b2J\x7f\ud800")
+    text = objects.getvalue()
+    assert text.count("\n") == 1
+    assert not any(sign in text for sign in "\r\x1b\u2028\x9b\x7f")
+    assert said(objects)[0]["model"].startswith("x\n{}\r\x1b[31m\u2028y\x9b2J\x7f")
+
+
+def test_the_format_can_change(stream: io.StringIO) -> None:
+    LOG.info("first id=%s", 1)
+    logs.set_format("json")
+    LOG.info("second id=%s", 2)
+    logs.set_format("text")
+    LOG.info("third id=%s", 3)
+    first, second, third = stream.getvalue().splitlines()
+    assert first.endswith("first id=1")
+    assert json.loads(second)["request_id"] == 2
+    assert third.endswith("third id=3")
+
+
+async def test_objects_for_later_are_those_of_records(
+    objects: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [one for one in root.handlers if isinstance(one, logs.LineHandler)])
+    said_of: tuple[str, tuple[object, ...]] = (
+        "turn id=%s attempts=%s key=%s first=%.3f",
+        ("req_1", logs.Words(["a:ok"]), "x\nsk-0123456789abcdef", 0.12345),
+    )
+    later: logs.Later[int] = logs.Later(LOG, lambda _: said_of)
+    later.add(1)
+    LOG.info(said_of[0], *said_of[1])
+    one, other = said(objects)
+    assert one.pop("time") <= other.pop("time")
+    assert one == other
+    assert one["key"] == "x\n[token]"
+    assert (one["attempts"], one["first"]) == (["a:ok"], 0.123)
+
+
+def messages() -> Iterator[tuple[str, int]]:
+    """Yield every message of our own that is logged, and how many arguments stand behind it."""
+    for path in Path(codex_proxy.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "logger"):
+                continue
+            arguments = node.args[1:] if node.func.attr == "log" else node.args
+            if arguments and isinstance(arguments[0], ast.Constant):
+                yield str(arguments[0].value), len(arguments) - 1
+
+
+def test_every_message_of_ours_can_be_taken_apart() -> None:
+    """Its places are as many as its arguments, and no two of its fields are called the same."""
+    found = list(messages())
+    assert len(found) > 50
+    for message, count in found:
+        plan = logs._plan(message)
+        assert plan.all_places == plan.places + sum(places for _, _, places, _ in plan.fields) == count, (
+            message
+        )
+        names = [name for name, *_ in plan.fields]
+        assert len(set(names)) == len(names), message
+        assert not set(names) & logs._OWN, message

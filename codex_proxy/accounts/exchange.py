@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import logging
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
@@ -47,6 +48,10 @@ _LOCK_GRACE_SECONDS = 5.0
 _STARTS_AT_ONCE = 5
 
 Reason = Literal["proactive_expiry", "unauthorized_recovery"]
+
+_OK, _BROKEN_OFF = "ok", "broken_off"
+RESULTS = (_OK, *(kind.value for kind in oauth.RefreshFailure), _BROKEN_OFF)
+"""What may come of an exchange, in a word."""
 
 _INTERRUPTED = "an exchange was interrupted before its answer was saved"
 
@@ -95,6 +100,8 @@ class Exchanges:
         self._is_ending = False
         self.save_pause = SAVE_SECONDS
         """How long to wait with the next try to save what could not be saved."""
+        self.results = Counter(dict.fromkeys(RESULTS, 0))
+        """How many exchanges there were, by what came of them."""
 
     def end(self) -> None:
         """Begin no further exchange; those whose request is under way go on."""
@@ -217,12 +224,15 @@ class Exchanges:
                 proxy_url=account.proxy_url,
             )
         except oauth.RefreshFailed as exc:
+            self.results[exc.kind.value] += 1
             return await self._failed(account, credential, exc, began)
         except BaseException:
+            self.results[_BROKEN_OFF] += 1
             # Whatever else happens here, the token may be spent; the record stays and says so.
             self._interrupted(account, credential, began)
             self._rest(account, "exchange broke off")
             raise
+        self.results[_OK] += 1
         is_kept = await self._keep(account, credential, tokens)
         account.touch()
         if is_kept:

@@ -140,10 +140,19 @@ def _may_hold_accounts(name: str) -> bool:
 
 
 def _file(path: Path) -> Iterator[Item]:
+    try:
+        text = _text(path)
+    except Unusable as exc:
+        yield Item(mask_name(str(path)), reason=exc.message)
+        return
+    yield from read_text(path, text)
+
+
+def read_text(path: Path, text: str) -> Iterator[Item]:
+    """Yield everything that a file called *path* would hold, if this were in it; nothing is opened."""
     place = mask_name(str(path))
     disabled = _DISABLED.fullmatch(path.name)
     try:
-        text = _text(path)
         if path.suffix.lower() in _LINES or _is_lines(text):
             yield from _lines(text, place)
             return

@@ -265,6 +265,89 @@ class Memory:
             self._flushing = self._background.spawn(self._owners.flush(), name="owners")
 
 
+# -- after a restart ----------------------------------------------------------------------
+
+
+class Afterwards:
+    """What a process still learns while it drains, for the one that has taken over from it.
+
+    Limits it meets are not told: the other one meets them as well, or had an answer since.
+    """
+
+    def __init__(self, pool: Remembered, clock: Clock) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._told = {account.key: _totals(account) for account in pool}
+        self._told_at = clock.now()
+        self._told_changes = pool.affinity.changes
+
+    def news(self) -> JsonObject | None:
+        """Return what is new since the last time, None for nothing."""
+        since, self._told_at = self._told_at, self._clock.now()
+        totals: dict[str, list[int]] = {}
+        for account in self._pool:
+            now, before = _totals(account), self._told.get(account.key)
+            if before is None:
+                before = [0] * len(now)
+            if now != before:
+                totals[account.key] = [new - old for new, old in zip(now, before, strict=True)]
+                self._told[account.key] = now
+        affinity = self._pool.affinity
+        conversations: list[object] = []
+        if affinity.changes != self._told_changes:
+            self._told_changes = affinity.changes
+            conversations = [entry for entry in affinity.dump() if entry[1] >= since]
+        return {"totals": totals, "conversations": conversations} if totals or conversations else None
+
+
+def take_news(pool: Remembered, news: Mapping[str, Any], now: float) -> None:
+    """Add what `Afterwards` of another process told; whatever else stands there is left out."""
+    totals = news.get("totals")
+    for account in pool:
+        told = totals.get(account.key) if isinstance(totals, dict) else None
+        if isinstance(told, list) and len(told) == len(_totals(account)):
+            _add_totals(account, [_count(number) for number in told])
+            account.touch()
+    conversations = news.get("conversations")
+    if isinstance(conversations, list) and conversations:
+        # Where a conversation went since is known better here.
+        known = {session: at for session, at, _ in pool.affinity.dump()}
+        pool.affinity.restore(
+            [
+                entry
+                for entry in conversations
+                if isinstance(entry, list) and len(entry) == 3 and _is_newer(entry, known)
+            ],
+            now,
+        )
+
+
+def _is_newer(entry: list[Any], known: Mapping[str, float]) -> bool:
+    session, at = entry[0], entry[1]
+    return isinstance(session, str) and isinstance(at, int | float) and at > known.get(session, -math.inf)
+
+
+def _totals(account: Account) -> list[int]:
+    usage = account.usage
+    return [
+        account.total_requests, account.total_errors, account.completions,
+        usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens,
+        usage.output_tokens, usage.reasoning_tokens,
+    ]  # fmt: skip
+
+
+def _add_totals(account: Account, told: list[int]) -> None:
+    usage = account.usage
+    account.total_requests += told[0]
+    account.total_errors += told[1]
+    account.completions += told[2]
+    usage.input_tokens += told[3]
+    usage.cached_tokens += told[4]
+    usage.cache_write_tokens += told[5]
+    usage.output_tokens += told[6]
+    usage.reasoning_tokens += told[7]
+
+
 # -- one account --------------------------------------------------------------------------
 
 

@@ -308,6 +308,11 @@ class Pool:
         self._look_again()
 
     @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return len(self._waiting)
+
+    @property
     def strategy_name(self) -> str:
         """The name of the strategy that chooses."""
         return self._strategy.name

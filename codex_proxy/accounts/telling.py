@@ -69,16 +69,20 @@ class Later(Sequence[T], Generic[R, T]):
         """What is there of it while nobody has looked."""
         return self._parts
 
+    # The parts first, here and below: another thread may look too, and gives them up once it has made all of them.
+
     def __len__(self) -> int:
-        return len(self._parts) if self._made is None else len(self._made)
+        parts = self._parts
+        return len(parts) if self._made is None else len(self._made)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[T]: ...
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        parts = self._parts
         if self._made is None:
-            self._made = tuple(map(self._make, self._parts))
+            self._made = tuple(map(self._make, parts))
             self._parts = ()
         return self._made[index]
 
@@ -150,6 +154,11 @@ def _note(account: Account, rule: Rule, now: float) -> _Note:
         case Rule.ON_TRIAL | Rule.RENEWING:
             pass
     return account.alias, rule, now, shows
+
+
+def evidence_of(account: Account, rule: Rule, now: float) -> str:
+    """Say what shows that *rule* keeps an account from serving; '' when the rule says it all."""
+    return _in_words(_note(account, rule, now)).evidence
 
 
 def text_of(excluded: Sequence[Exclusion]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from codex_proxy.accounts.account import Account, Backoff, Cause
 from codex_proxy.accounts.dues import Agenda
 from codex_proxy.accounts.exchange import Exchanges, Reason, of_the_pool
+from codex_proxy.accounts.pending import Pending
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.quota import MAIN_FAMILY, Quota, limits_told
 from codex_proxy.accounts.state import State
@@ -169,6 +170,16 @@ class Keeper:
     async def save_unsaved(self) -> None:
         """Try again to write tokens that their files could not take."""
         await self.exchanges.save_unsaved()
+
+    async def only_here(self) -> list[str]:
+        """Return the accounts whose newest tokens are on no disk, by alias: they end with this process."""
+        unsaved = [account for account in self._pool if account.unsaved]
+        if not unsaved:
+            return []
+        waiting = (await asyncio.to_thread(Pending.load, self._live.current.data_dir)).by_new
+        return [
+            account.alias for account in unsaved if account.credential.refresh.digest() not in waiting
+        ]
 
     # -- questions to the backend ---------------------------------------------------------
 

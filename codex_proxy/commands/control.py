@@ -142,9 +142,27 @@ class Running:
     async def act(self, alias: str, action: Action) -> JsonObject:
         return await self._json("POST", f"/accounts/{_segment(alias)}/{action}")
 
+    async def restart(self) -> JsonObject:
+        """Have a new process take over; return what came of it."""
+        return await self._json("POST", "/restart")
+
     async def why(self, request_id: str) -> JsonObject:
         """Return the story of a turn."""
         return await self.get(f"/why/{_segment(request_id)}")
+
+    async def follow(self) -> AsyncIterator[tuple[list[JsonObject], int]]:
+        """Yield the requests that end from now on, the newest first, and how many more there were."""
+        parser = Parser()
+        try:
+            async with self._session.get("/requests/live") as answer:
+                if answer.status != 200:
+                    raise ProxyError(f"the daemon answered {answer.status}")
+                async for chunk in answer.content.iter_any():
+                    for event in parser.feed(chunk):
+                        if "requests" in event.json:
+                            yield event.json["requests"], event.json["dropped"]
+        except (aiohttp.ClientError, OSError, TimeoutError) as exc:
+            raise self._silent(exc) from exc
 
     async def each(self, round_: Round) -> AsyncIterator[JsonObject]:
         path = "/refresh" if round_ == "refresh" else "/check-quota"

@@ -5,17 +5,20 @@ import asyncio
 import time
 
 from codex_proxy.commands import options
-from codex_proxy.commands.control import daemon
+from codex_proxy.commands.control import NoDaemon, daemon
 from codex_proxy.commands.terminal import clock, columns, say, say_json, seconds_of
 from codex_proxy.config import Settings
+from codex_proxy.errors import ProxyError
 from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.records.offline import File, Unreadable
+from codex_proxy.records.story import story
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Tell of one of the last requests which accounts could have served it, which one was chosen and why, and what"
-        " became of it. Needs the running daemon."
+        "Tell of a request which accounts could have served it, which one was chosen and why, and what became of it:"
+        " one of the last ones, as the running daemon remembers it, or any that is on record."
     )
     parser.add_argument(
         "request_id", metavar="REQUEST_ID", type=_given, help="an answer's x-request-id, also in the log"
@@ -42,8 +45,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _ask(settings: Settings, request_id: str) -> JsonObject:
-    async with daemon(settings) as running:
-        return await running.why(request_id)
+    try:
+        async with daemon(settings) as running:
+            return await running.why(request_id)
+    except NoDaemon as exc:
+        return _recorded(settings, request_id, exc)
+
+
+def _recorded(settings: Settings, request_id: str, absent: NoDaemon) -> JsonObject:
+    """Look for it in the records, because no daemon runs."""
+    try:
+        found = File(settings.data_dir).find(request_id)
+    except Unreadable as exc:
+        raise ProxyError(f"{absent.message} {exc.message[:1].upper()}{exc.message[1:]}") from exc
+    if found is None:
+        raise ProxyError(f"no request with the id {request_id[:100]!r} is on record, and no daemon runs")
+    return story(found.trace)
 
 
 def render(story: JsonObject, now: float) -> list[str]:

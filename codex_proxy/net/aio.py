@@ -7,6 +7,7 @@ nothing falls back to a direct connection.
 import asyncio
 import io
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from codex_proxy.net.answer import (
 )
 
 if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
@@ -40,6 +42,7 @@ class AiohttpAnswer(Answer):
     def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
         self._response = response
         self._idle = idle
+        self.head_seconds = None
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.headers.items()}
 
@@ -110,6 +113,8 @@ class AiohttpTransport:
             session = self._session(proxy)
             async with asyncio.timeout(deadlines.connect + deadlines.first_byte) as deadline:
                 started = _CONNECTED.set(lambda: _restart(deadline, deadlines.first_byte))
+                made: list[float] = []
+                making = _MADE.set(made)
                 try:
                     response = await session.request(
                         method,
@@ -121,6 +126,7 @@ class AiohttpTransport:
                         proxy=proxy if proxy and not _is_socks(proxy) else None,
                     )
                 finally:
+                    _MADE.reset(making)
                     _CONNECTED.reset(started)
         except _NotReached as exc:
             raise not_reached(exc.kind, host) from exc
@@ -131,7 +137,10 @@ class AiohttpTransport:
             raise not_reached(NetKind.PROXY if proxy else NetKind.CONNECT, host) from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise NetError(NetKind.CUT, f"the connection to {host} was lost") from exc
-        return AiohttpAnswer(response, deadlines.idle)
+        answer = AiohttpAnswer(response, deadlines.idle)
+        if made:
+            answer.head_seconds = time.monotonic() - made[-1]
+        return answer
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -186,6 +195,10 @@ _CONNECTED: ContextVar[Callable[[], None] | None] = ContextVar("connected", defa
 """What to call when the call that this task makes has its connection."""
 
 
+_MADE: ContextVar[list[float] | None] = ContextVar("made", default=None)
+"""Where it is noted when a connection was made for that call, by the machine's monotonic clock."""
+
+
 def _restart(deadline: asyncio.Timeout, seconds: float) -> None:
     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
@@ -224,6 +237,16 @@ class _Connector(aiohttp.TCPConnector):
         if connected is not None:
             connected()
         return connection
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: "list[Trace]", timeout: aiohttp.ClientTimeout
+    ) -> "ResponseHandler":
+        # Only called when none that was kept serves.
+        protocol = await super()._create_connection(req, traces, timeout)
+        made = _MADE.get()
+        if made is not None:
+            made.append(time.monotonic())
+        return protocol
 
 
 class _SocksConnector(_Connector, ProxyConnector):

@@ -73,11 +73,13 @@ class Deadlines:
 class Answer(abc.ABC):
     """An answer whose body is read as it comes."""
 
-    __slots__ = ("headers", "status")
+    __slots__ = ("head_seconds", "headers", "status")
 
     status: int
     headers: Mapping[str, str]
     """Names in lower case; of a field that came twice, the last one."""
+    head_seconds: float | None
+    """How long the head took on a connection that was made for it; None on one that was kept."""
 
     @abc.abstractmethod
     async def read(self, within: float | None = None) -> bytes:

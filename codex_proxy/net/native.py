@@ -8,6 +8,7 @@ bytes that nobody asked for, a request that was not sent to its end, an answer t
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -103,6 +104,7 @@ class NativeAnswer(Answer):
     def __init__(self, loop: asyncio.AbstractEventLoop, wheel: Wheel, method: str, idle: float) -> None:
         self.status = 0
         self.headers: Mapping[str, str] = {}
+        self.head_seconds = None
         self.method = method
         self.has_heard = False
         """Whether a byte of it has come."""
@@ -668,8 +670,11 @@ class NativeTransport:
                     return answer
         # A request that must not be sent twice never meets a connection that the other side is just closing.
         connection = await self._connect(place, deadlines.connect)
+        # The loop's own clock stands still between two of its turns.
+        connected = time.monotonic()
         answer = await self._ask(connection, method, head, body, deadlines, may_be_stale=False)
         assert answer is not None
+        answer.head_seconds = time.monotonic() - connected
         return answer
 
     async def _ask(

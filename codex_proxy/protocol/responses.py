@@ -34,6 +34,7 @@ from codex_proxy.errors import (
     PoolShortage,
     ProxyError,
     RequestError,
+    TooManyGuesses,
     UpstreamError,
     Verdict,
     classify,
@@ -54,6 +55,7 @@ __all__ = [
     "Encoder",
     "decode",
     "failure_of",
+    "has_text",
     "is_handshake",
     "limit_family",
     "make_encoder",
@@ -77,6 +79,12 @@ _HANDSHAKE = frozenset({
     "response.queued",
     "response.in_progress",
     "response.metadata",
+})
+_WORDS = frozenset({
+    "response.output_text.delta",
+    "response.refusal.delta",
+    "response.function_call_arguments.delta",
+    "response.custom_tool_call_input.delta",
 })
 _MODEL_HEADER = "openai-model"
 _ETAG_HEADER = "x-models-etag"
@@ -103,6 +111,18 @@ def is_handshake(event: Event) -> bool:
     if kind.startswith("response."):
         return kind in _HANDSHAKE
     return _error_payload(event) is None
+
+
+def has_text(batch: Batch) -> bool:
+    """Tell whether words of the answer are among the events, or of a call's arguments: not its reasoning."""
+    for event in batch:
+        kind = event.type
+        if kind in _WORDS or (
+            # All of an item may come without deltas; quotes in a text have a backslash before them.
+            kind == "response.output_item.done" and b'"type":"reasoning"' not in event.data
+        ):
+            return True
+    return False
 
 
 def failure_of(event: Event, *, now: float) -> UpstreamError | None:
@@ -945,7 +965,7 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
         wait = max(math.ceil(error.retry_after), 1)
         body |= {"resets_at": math.ceil(error.resets_at), "resets_in_seconds": wait}
         set_retry(headers, wait)
-    elif isinstance(error, PoolShortage):
+    elif isinstance(error, PoolShortage | TooManyGuesses):
         set_retry(headers, error.retry_after)
     elif isinstance(error, PoolEmpty):
         headers["x-should-retry"] = "false"

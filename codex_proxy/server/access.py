@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -21,6 +22,8 @@ from codex_proxy.config import ApiKey, Live, Settings
 from codex_proxy.errors import KeyRefused, RequestError
 from codex_proxy.server.body import is_json
 from codex_proxy.trace import LOCAL, Caller
+
+_RELAYED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
 class Level(enum.Enum):
@@ -31,7 +34,13 @@ class Level(enum.Enum):
     KEYED = "keyed"
     """Holders of a client key."""
     OWNER = "owner"
-    """Holders of a key from the configuration. All keys are such today."""
+    """Holders of the admin-key; while none is set, of a client key from the configuration."""
+    ADMIN = "admin"
+    """Holders of the admin-key alone."""
+    METRICS = "metrics"
+    """Owners; everyone while `metrics` is `open`."""
+    SESSION = "session"
+    """A browser in which an owner has logged in; what changes something has to show that our page sent it."""
 
 
 class Access:
@@ -40,21 +49,54 @@ class Access:
     *generated* is the key of `keyfile`, which counts while no keys are configured.
     """
 
-    def __init__(self, live: Live, generated: ApiKey | None = None) -> None:
+    def __init__(
+        self, live: Live, generated: ApiKey | None = None, sessions: "Sessions | None" = None
+    ) -> None:
         self._live = live
         self._generated = generated
+        self._sessions = sessions
+
+    def admit(self, request: web.Request, level: Level) -> Caller:
+        """Return who is asking for what *level* is needed for.
+
+        Raises:
+            KeyRefused: If a key or a session is needed, and none that we know came.
+            RequestError: 403 or 415 for a request that a web page could have forged.
+        """
+        if level is Level.KEYED:
+            return self.resolve(request)
+        if level is Level.SESSION:
+            if self._sessions is None:
+                raise KeyRefused("there are no sessions here")
+            return self._sessions.resolve(request)
+        settings = self._live.current
+        if level is Level.METRICS and settings.metrics == "open":
+            _refuse_forged(request, settings)
+            return LOCAL
+        if settings.admin_key is None:
+            if level is Level.ADMIN:
+                raise RequestError(
+                    "accounts are changed with the admin-key, and none is set: set admin-key in the configuration, "
+                    "or use `codex-proxy accounts` on the machine that runs the proxy",
+                    status=403,
+                    code="admin_key_needed",
+                )
+            return self.resolve(request)
+        caller = _find(request, (settings.admin_key,))
+        if caller is None:
+            what = "this key is not the admin-key" if _presented(request) else "the admin-key is needed"
+            raise KeyRefused(f"{what}: send it as 'Authorization: Bearer KEY'; client keys do not open this")
+        return caller
 
     def resolve(self, request: web.Request) -> Caller:
-        """Return who is asking.
+        """Return which client is asking.
 
         Raises:
             KeyRefused: If a key is needed and none that we know came.
             RequestError: 403 or 415 for a request that a web page could have forged.
         """
         settings = self._live.current
-        keys = settings.api_keys
-        if not keys and self._generated is not None:
-            keys = (self._generated,)
+        keys = self._client_keys(settings)
         caller = _find(request, keys) if keys else None
         if caller is not None:
             return caller
@@ -62,6 +104,30 @@ class Access:
             _refuse_forged(request, settings)
             return LOCAL
         raise KeyRefused(self._advice(request, settings))
+
+    def owner_keys(self) -> tuple[ApiKey, ...]:
+        """Return the keys that an owner may log in with."""
+        settings = self._live.current
+        return (settings.admin_key,) if settings.admin_key is not None else self._client_keys(settings)
+
+    def is_open_to(self, request: web.Request) -> bool:
+        """Tell whether whoever asks is the owner without any key: sits at this machine, and no key is set.
+
+        A relay in front of us, which makes everybody look like a neighbour, says so by what it adds.
+
+        Raises:
+            RequestError: 403 or 415 for a request that a web page could have forged.
+        """
+        settings = self._live.current
+        if not settings.is_loopback or self.owner_keys() or any(name in request.headers for name in _RELAYED):
+            return False
+        _refuse_forged(request, settings)
+        return True
+
+    def _client_keys(self, settings: Settings) -> tuple[ApiKey, ...]:
+        if not settings.api_keys and self._generated is not None:
+            return (self._generated,)
+        return settings.api_keys
 
     def _advice(self, request: web.Request, settings: Settings) -> str:
         what = "this client key is not known" if _presented(request) else "a client key is needed"
@@ -85,18 +151,42 @@ def _presented(request: web.Request) -> list[str]:
 
 def _find(request: web.Request, keys: tuple[ApiKey, ...]) -> Caller | None:
     """Return the caller whose key came; looks at every key, so that time tells nothing."""
-    caller: Caller | None = None
+    found: ApiKey | None = None
     for presented in _presented(request):
-        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).digest()
-        for key in keys:
-            if hmac.compare_digest(digest, key.digest):
-                caller = _holder(key)
-    return caller
+        found = key_of(presented, keys) or found
+    return None if found is None else holder(found)
 
 
 @functools.lru_cache(maxsize=1024)
-def _holder(key: ApiKey) -> Caller:
+def holder(key: ApiKey) -> Caller:
+    """Return who a key belongs to, as it may be shown."""
     return Caller(f"key-{key.digest.hex()[:8]}", key.name)
+
+
+class Sessions(Protocol):
+    """What is needed of `dashboard.sessions` here."""
+
+    def resolve(self, request: web.Request) -> Caller: ...
+
+
+def key_of(text: str, keys: tuple[ApiKey, ...]) -> ApiKey | None:
+    """Return which of *keys* this text is; looks at all of them, so that time tells nothing."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    found: ApiKey | None = None
+    for key in keys:
+        if hmac.compare_digest(digest, key.digest):
+            found = key
+    return found
+
+
+def refuse_other_origins(request: web.Request) -> None:
+    """Refuse what a page of another site sent.
+
+    Raises:
+        RequestError: 403.
+    """
+    hosts = request.headers.getall("Host", [])
+    _refuse_origins(request, hosts[0].strip().lower() if hosts else "")
 
 
 def _refuse_forged(request: web.Request, settings: Settings) -> None:
@@ -109,6 +199,18 @@ def _refuse_forged(request: web.Request, settings: Settings) -> None:
             status=403,
             code="forbidden_host",
         )
+    _refuse_origins(request, host)
+    if request.body_exists and not is_json(request):
+        raise RequestError(
+            "without a client key a body must be JSON and say so: send the header "
+            "Content-Type: application/json, or set api-keys and send a key",
+            status=415,
+            code="unsupported_content_type",
+        )
+
+
+def _refuse_origins(request: web.Request, host: str) -> None:
+    headers = request.headers
     for origin in headers.getall("Origin", []):
         if not _same_place(origin.strip().lower(), host):
             raise RequestError(
@@ -123,13 +225,6 @@ def _refuse_forged(request: web.Request, settings: Settings) -> None:
             "key; set api-keys and send one",
             status=403,
             code="forbidden_origin",
-        )
-    if request.body_exists and not is_json(request):
-        raise RequestError(
-            "without a client key a body must be JSON and say so: send the header "
-            "Content-Type: application/json, or set api-keys and send a key",
-            status=415,
-            code="unsupported_content_type",
         )
 
 

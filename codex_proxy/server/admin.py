@@ -335,8 +335,22 @@ class Admin(Protocol):
         ...
 
 
-def admin_handlers(admin: Admin, decisions: Decisions, monotonic: Callable[[], float]) -> dict[str, Handler]:
-    """Return the handlers of the owner's and the liveness routes, by the names in `app.ROUTES`."""
+async def _no_record(request_id: str) -> JsonObject | None:
+    """Know no turn."""
+    return None
+
+
+def admin_handlers(
+    admin: Admin,
+    decisions: Decisions,
+    monotonic: Callable[[], float],
+    recorded: Callable[[str], Awaitable[JsonObject | None]] = _no_record,
+) -> dict[str, Handler]:
+    """Return the handlers of the owner's and the liveness routes, by the names in `app.ROUTES`.
+
+    Args:
+        recorded: Where the story of a turn is looked for that is remembered no longer.
+    """
     started = monotonic()
 
     async def health(request: web.Request) -> web.Response:
@@ -378,13 +392,12 @@ def admin_handlers(admin: Admin, decisions: Decisions, monotonic: Callable[[], f
 
     async def why(request: web.Request) -> web.Response:
         request_id = request.match_info["request_id"]
-        told = decisions.find(request_id)
+        told = decisions.find(request_id) or await recorded(request_id)
         if told is None:
             raise RequestError(
-                f"no finished turn with the id {request_id[:100]!r} is remembered: the last {decisions.limit} are, "
-                "since the daemon started; the id is an answer's x-request-id, and stands in the log. A request that "
-                "was refused before any account was looked at (a 400, a wrong key) is not among them: what was "
-                "wrong stands in its answer",
+                f"no finished turn with the id {request_id[:100]!r} is known: of those since the daemon started the "
+                f"last {decisions.limit} are remembered, and as many as the settings say are on record. The id is an "
+                "answer's x-request-id, and stands in the log; a request that was refused for its key is no turn",
                 status=404,
                 code="unknown_request",
             )
@@ -410,7 +423,7 @@ def admin_handlers(admin: Admin, decisions: Decisions, monotonic: Callable[[], f
 
 
 def control_handlers(admin: Admin) -> dict[str, Handler]:
-    """Return the handlers that change an account, by the names in `app.CONTROL_ROUTES`."""
+    """Return the handlers that change an account, by the names in `app.ACCOUNT_ROUTES`."""
 
     def handler(action: Action) -> Handler:
         async def act(request: web.Request) -> web.Response:

@@ -76,9 +76,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/health", "health", Level.PUBLIC),
     Route("GET", "/livez", "livez", Level.PUBLIC),
     Route("GET", "/readyz", "readyz", Level.PUBLIC),
+    Route("GET", "/metrics", "metrics", Level.METRICS),
     Route("GET", "/stats", "stats", Level.OWNER),
     Route("GET", "/accounts", "accounts", Level.OWNER),
     Route("GET", "/why/{request_id}", "why", Level.OWNER),
+    Route("GET", "/requests", "requests", Level.OWNER),
+    Route("GET", "/requests/live", "requests_live", Level.OWNER),
+    Route("GET", "/requests/{request_id}", "request", Level.OWNER),
     Route("POST", "/refresh", "refresh", Level.OWNER),
     Route("POST", "/check-quota", "check_quota", Level.OWNER),
     _turn("POST", "/v1/responses", "responses", codex=True),
@@ -105,14 +109,41 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/api/codex/usage", "usage"),
 )
 
-CONTROL_ROUTES: tuple[Route, ...] = tuple(
-    Route("POST", f"/accounts/{{alias}}/{action}", f"account_{action}", Level.OWNER) for action in ACTIONS
+ACCOUNT_ROUTES: tuple[Route, ...] = tuple(
+    Route("POST", f"/accounts/{{alias}}/{action}", f"account_{action}", Level.ADMIN) for action in ACTIONS
 )
-"""What changes one account: on the control socket only, which nobody but its owner may open.
+"""What changes one account: with the admin-key, or on the control socket, which only its owner can open.
 
-On the network every client key is an owner's key today, and whoever was given one to ask models
-with must not be able to take accounts away. They come there with a key of the administrator's.
+While no admin-key is set every client key is an owner's, and whoever was given one to ask models with
+must not be able to take accounts away.
 """
+
+UI_ROUTES: tuple[Route, ...] = (
+    Route("GET", "/ui", "ui", Level.PUBLIC),
+    Route("GET", "/ui/static/{file}", "ui_static", Level.PUBLIC),
+    # Whoever has no session yet needs one to say so.
+    Route("GET", "/ui/api/session", "ui_session", Level.PUBLIC),
+    Route("POST", "/ui/api/session", "ui_log_in", Level.PUBLIC, takes=Takes.JSON),
+    Route("DELETE", "/ui/api/session", "ui_log_out", Level.SESSION),
+    Route("GET", "/ui/api/live", "ui_live", Level.SESSION),
+    Route("GET", "/ui/api/requests", "ui_requests", Level.SESSION),
+    Route("GET", "/ui/api/requests/{request_id}", "ui_request", Level.SESSION),
+    Route("GET", "/ui/api/cache", "ui_cache", Level.SESSION),
+    Route("GET", "/ui/api/setup", "ui_setup", Level.SESSION),
+    Route("POST", "/ui/api/try", "ui_try", Level.SESSION, takes=Takes.JSON),
+    Route("POST", "/ui/api/refresh", "ui_refresh", Level.SESSION),
+    Route("POST", "/ui/api/check-quota", "ui_check_quota", Level.SESSION),
+    Route("POST", "/ui/api/import", "ui_import", Level.SESSION, takes=Takes.JSON),
+    Route("POST", "/ui/api/login", "ui_login", Level.SESSION),
+    Route("GET", "/ui/api/login/{login_id}", "ui_login_state", Level.SESSION),
+    Route("DELETE", "/ui/api/login/{login_id}", "ui_login_cancel", Level.SESSION),
+    Route("GET", "/ui/api/alerts", "ui_alerts", Level.SESSION),
+    *(
+        Route("POST", f"/ui/api/accounts/{{alias}}/{action}", f"ui_account_{action}", Level.SESSION)
+        for action in ACTIONS
+    ),
+)
+"""The page and what it asks for."""
 
 ROUTE = web.RequestKey("route", Route)
 IS_CODEX_PATH = web.RequestKey("is_codex_path", bool)
@@ -184,7 +215,7 @@ def build_app(
             assert isinstance(request, Incoming)
             request.segments = rest
         if route.level is not Level.PUBLIC:
-            request[CALLER] = access.resolve(request)
+            request[CALLER] = access.admit(request, route.level)
         if route.takes is not Takes.NOTHING and request.body_exists:
             require_json(request, multipart=route.takes is Takes.FORM)
         request[ENTERED] = True

@@ -195,7 +195,7 @@ class StreamSink(EncodedSink):
 class CollectSink(EncodedSink):
     """A whole answer, written when it is there."""
 
-    def __init__(self, http: Incoming, decoded: Decoded, trace: Trace, terms: Terms) -> None:
+    def __init__(self, decoded: Decoded, trace: Trace, terms: Terms) -> None:
         super().__init__(decoded, trace, terms)
         self._response: web.Response | None = None
         self._collector = Collector(self._encoder)

@@ -1,6 +1,7 @@
-"""The client key that we make ourselves when a network could reach us and nobody set one."""
+"""The secrets that we make ourselves when nobody set any: a client key, and a word that opens the page once."""
 
 import contextlib
+import hmac
 import logging
 import os
 import re
@@ -14,6 +15,10 @@ from codex_proxy.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 NAME = "client-key"
+SETUP = "setup-token"
+"""Opens the page once, within a day; whoever can read data-dir may use it, and can have another one made."""
+
+SETUP_SECONDS = 86_400.0
 
 # Ours is "cp-" and 43 characters; another one that a person wrote there is as good when it is
 # long enough not to be guessed and survives a header.
@@ -67,6 +72,56 @@ def announce(key: str, created: bool, data_dir: Path, terminal: TextIO) -> None:
     if created and terminal.isatty():
         terminal.write(f"\nGenerated client key (shown once, kept in {path}):\n\n    {key}\n\n")
         terminal.flush()
+
+
+def may_set_up(settings: Settings) -> bool:
+    """Tell whether the set-up token opens the page: no key that somebody chose does."""
+    return settings.admin_key is None and not settings.api_keys
+
+
+def make_setup_token(data_dir: Path) -> tuple[str, Path]:
+    """Write a new set-up token, in place of one that is there; return it and where it is.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
+    path, token = data_dir / SETUP, "setup-" + secrets.token_urlsafe(32)
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        _write(path, token)
+    except OSError as exc:
+        raise ConfigError(
+            f"data-dir: {path}: {exc.strerror or type(exc).__name__}; the set-up token is kept there"
+        ) from exc
+    return token, path
+
+
+def take_setup_token(data_dir: Path, said: str, now: float) -> bool:
+    """Use the set-up token up, if *said* is it; False when it is not, is too old or is gone."""
+    path = data_dir / SETUP
+    try:
+        with path.open("rb") as file:
+            made = os.fstat(file.fileno()).st_mtime
+            token = file.read(4096).decode("ascii", "replace").strip()
+        if not token or now - made > SETUP_SECONDS:
+            return False
+        if not hmac.compare_digest(said.encode("utf-8", "surrogateescape"), token.encode()):
+            return False
+        # Of two who know it, the one who takes the file away comes in.
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def announce_setup(path: Path) -> None:
+    """Say where the set-up token is; a log never sees it."""
+    logger.warning(
+        "the page asks for a key: log in at /ui with the set-up token, which is good once and for a day file=%s "
+        "another=`codex-proxy setup-token`",
+        path,
+    )
 
 
 def _create(path: Path, key: str) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -11,7 +11,7 @@ from codex_proxy.accounts.pool import Pool
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import ProxyError, RequestError
-from codex_proxy.logs import Later
+from codex_proxy.logs import Later, Said, Words
 from codex_proxy.protocol import models
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat import CHAT
@@ -28,15 +28,16 @@ from codex_proxy.server.body import read_body
 from codex_proxy.server.continuations import Continuations
 from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.delivery import CollectSink, StreamSink, Terms, UnarySink
-from codex_proxy.server.front import CALLER, REQUEST_ID, Handler, Incoming
+from codex_proxy.server.front import CALLER, REQUEST_ID, Handler, Incoming, new_id
 from codex_proxy.server.websocket import Sockets, SocketSink
 from codex_proxy.tasks import Job
-from codex_proxy.trace import LOCAL, Caller, End, Trace
+from codex_proxy.trace import LOCAL, Caller, End, Trace, TraceSink
 from codex_proxy.upstream.executor import Exchange, Executor, Sink
 
 logger = logging.getLogger(__name__)
 
 Headers = Mapping[str, str]
+MakeSink = Callable[[Decoded, Trace, Terms], Sink]
 
 
 class Models:
@@ -85,13 +86,16 @@ class Public:
         listed: Models | None = None,
         counter: TokenCounter | None = None,
         resolve: Callable[[web.Request], Caller] | None = None,
+        listeners: Sequence[TraceSink] | None = None,
     ) -> None:
+        """Make the handlers; *listeners* hear of turns that the executor never had: refused, or served here."""
         self._executor = executor
         self._pool = pool
         self._live = live
         self._clock = clock
         self._models = listed if listed is not None else Models(pool, live)
         self._counter = counter if counter is not None else TokenCounter()
+        self._listeners = listeners if listeners is not None else (log_turn,)
         self._continuations = Continuations(clock)
         self._sockets = Sockets(
             _SocketTurns(self),
@@ -101,6 +105,11 @@ class Public:
             clock=clock,
             background=executor.background,
         )
+
+    @property
+    def sockets_open(self) -> int:
+        """How many WebSockets are open."""
+        return len(self._sockets)
 
     def jobs(self) -> list[Job]:
         """Return what runs by itself: sockets end, conversations are forgotten."""
@@ -175,8 +184,9 @@ class Public:
         return handle
 
     def _begin(self, http: Incoming, decoded: Decoded, trace: Trace, dialect: Dialect) -> "Begun":
-        sink = StreamSink if decoded.request.stream else CollectSink
-        return Begun(decoded.request, sink(http, decoded, trace, self._terms(dialect)))
+        terms = self._terms(dialect)
+        sink = StreamSink(http, decoded, trace, terms) if decoded.request.stream else CollectSink(decoded, trace, terms)
+        return Begun(decoded.request, sink)
 
     async def _turn(
         self,
@@ -198,6 +208,7 @@ class Public:
             trace.request_bytes = len(raw)
             headers = {name.lower(): value for name, value in http.headers.items()}
             begun = begin(http, raw, headers, trace)
+            trace.read = self._clock.monotonic()
             del raw
         except ProxyError as exc:
             self._refused(trace, exc, dialect)
@@ -213,7 +224,31 @@ class Public:
         trace.status = dialect.render_error(error, request_id=trace.id)[0]
         trace.error = error.code or error.type
         trace.finish(End.FAILED, self._clock.monotonic())
-        log_turn(trace)
+        self._tell(trace)
+
+    def _tell(self, trace: Trace) -> None:
+        for listener in self._listeners:
+            listener(trace)
+
+    def ask(
+        self, raw: bytes, route: str, dialect: Dialect, caller: Caller, make_sink: MakeSink
+    ) -> tuple[Exchange, Trace]:
+        """Begin a turn that no client asked for: the page's test request.
+
+        Raises:
+            RequestError: If the request cannot be served.
+        """
+        trace = Trace(f"req_{new_id()}", route, caller, self._clock.monotonic(), self._clock.now())
+        trace.request_bytes = len(raw)
+        decoded = dialect.decode(raw, {}, catalog=self._models.catalog, caller=caller.id)
+        trace.read = self._clock.monotonic()
+        sink = make_sink(decoded, trace, self._terms(dialect))
+        return self._run(decoded.request, sink, trace, {}), trace
+
+    @property
+    def catalog(self) -> Catalog:
+        """What there is to serve."""
+        return self._models.catalog
 
     def _run(self, request: BackendRequest, sink: Sink, trace: Trace, headers: Headers) -> Exchange:
         _describe(trace, request, headers)
@@ -252,7 +287,9 @@ class Public:
         )
 
     async def hello(self, request: web.Request) -> web.StreamResponse:
-        """Say that somebody is here."""
+        """Say that somebody is here; a person with a browser is shown the page."""
+        if "text/html" in request.headers.get("Accept", "") and self._live.current.ui == "on":
+            return web.Response(status=302, headers={"Location": "/ui"})
         return web.Response(text="codex-proxy\n")
 
     async def models(self, request: web.Request) -> web.StreamResponse:
@@ -324,7 +361,7 @@ class _SocketTurns:
     def served_here(self, trace: Trace, request: BackendRequest, headers: Headers) -> None:
         _describe(trace, request, headers)
         trace.finish(End.COMPLETED, self._public._clock.monotonic())
-        log_turn(trace)
+        self._public._tell(trace)
 
 
 async def _end_of(exchange: Exchange) -> None:
@@ -358,20 +395,38 @@ def _json(body: bytes, headers: Mapping[str, str] | None = None) -> web.Response
     return web.Response(body=body, content_type="application/json", headers=headers)
 
 
-def _render(trace: Trace) -> str:
+_TURN = (
+    "turn id=%s route=%s caller=%s client=%s model=%s status=%d end=%s error=%s account=%s attempts=%s why=%s "
+    "first=%s seconds=%.3f in=%d cached=%d out=%d usage=%s"
+)
+# One that never began to be answered has no first event.
+_ANSWERED = _TURN.replace("first=%s", "first=%.3f")
+
+
+def _say(trace: Trace) -> Said:
     """Tell a finished turn in one line."""
-    usage = trace.usage
-    first = "-" if trace.first_event is None else f"{trace.first_event - trace.started:.3f}"
-    attempts = ",".join([f"{a.alias}:{a.outcome or 'open'}" for a in trace.attempts]) or "-"
-    return (
-        f"turn id={trace.id} route={trace.route} caller={trace.caller.name} client={trace.client or '-'} "
-        f"model={trace.model or '-'} status={trace.status} end={trace.end.value} error={trace.error or '-'} "
-        f"account={trace.alias or '-'} attempts={attempts} why={trace.decision or '-'} first={first} "
-        f"seconds={trace.seconds:.3f} in={usage.input_tokens} cached={usage.cached_tokens} "
-        f"out={usage.output_tokens} usage={usage.source.value}"
+    usage, first = trace.usage, trace.first_event
+    return _TURN if first is None else _ANSWERED, (
+        trace.id,
+        trace.route,
+        trace.caller.name,
+        trace.client or "-",
+        trace.model or "-",
+        trace.status,
+        trace.end.value,
+        trace.error or "-",
+        trace.alias or "-",
+        Words([f"{one.alias}:{one.outcome or 'open'}" for one in trace.attempts]),
+        trace.decision or "-",
+        "-" if first is None else first - trace.started,
+        trace.seconds,
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.source.value,
     )
 
 
-_lines = Later(logger, _render)
+_lines = Later(logger, _say)
 log_turn = _lines.add
 """Have the one line written that tells of a finished turn."""

@@ -33,7 +33,7 @@ from codex_proxy.trace import Usage
 
 Phase = Literal["starting", "ready", "draining"]
 
-_STATUS: dict[State, Status] = {
+STATUS: dict[State, Status] = {
     State.READY: "active",
     State.COOLING: "cooldown",
     State.UNAVAILABLE: "unavailable",
@@ -89,7 +89,7 @@ class PoolAdmin:
         tokens = Usage()
         completions = 0
         for account in self._pool.accounts():
-            found.by_status[_STATUS[account.state]] += 1
+            found.by_status[STATUS[account.state]] += 1
             found.in_flight += account.in_flight
             found.total_requests += account.total_requests
             found.total_errors += account.total_errors
@@ -177,7 +177,7 @@ def account_view(account: Account, now: float) -> AccountView:
     limited = account.holds.get(Cause.LIMIT)
     return AccountView(
         alias=account.alias,
-        status=_STATUS[account.state],
+        status=STATUS[account.state],
         email=_email(account),
         file=mask_name(credential.path.name),
         reason=words(account.reason()) or None,

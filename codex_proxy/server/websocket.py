@@ -420,6 +420,7 @@ class Socket:
             is_generated = _take_generate(fields)
             headers = turn_headers(self._headers, fields)
             decoded = self._decode(fields, headers, trace.caller, lane, previous, len(raw))
+            trace.read = clock.monotonic()
             del fields, raw
             sink = SocketSink(self._wire, decoded, trace, sockets.turns.terms(), lane)
             request = decoded.request

@@ -38,7 +38,7 @@ from codex_proxy.errors import (
 )
 from codex_proxy.net import Answer, NetError, NetKind
 from codex_proxy.protocol.request import BackendRequest
-from codex_proxy.protocol.responses import failure_of, is_handshake
+from codex_proxy.protocol.responses import failure_of, has_text, is_handshake
 from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
 from codex_proxy.protocol.wire import BadJson, loads_lenient
 from codex_proxy.tasks import Background, Job
@@ -166,6 +166,11 @@ class Exchange:
 
     # -- from outside ---------------------------------------------------------------------
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the caller sees the answer as it comes."""
+        return self._sink.is_stream
+
     async def wait(self) -> None:
         """Wait for the end; when the waiting is cancelled, the exchange goes on."""
         await self._over
@@ -277,15 +282,21 @@ class Exchange:
                 key, error = await self._try(left | resting, last)
             except PoolBusy as exc:
                 patience = exc.patience if exc.patience is not None else settings.queue_timeout
-                left_over = self._started + patience - clock.monotonic()
+                now = clock.monotonic()
+                left_over = self._started + patience - now
                 if left_over <= 0:
                     raise
-                await executor.route.wait_for_place(
-                    self._request,
-                    left,
-                    seconds=min(left_over, exc.retry_after),
-                    ticket=self._started,
-                )
+                if self._trace.queued is None:
+                    self._trace.queued = now
+                try:
+                    await executor.route.wait_for_place(
+                        self._request,
+                        left,
+                        seconds=min(left_over, exc.retry_after),
+                        ticket=self._started,
+                    )
+                finally:
+                    self._trace.queued_seconds += clock.monotonic() - now
                 # Those that were in passing trouble may be well again.
                 resting.clear()
                 continue
@@ -423,6 +434,9 @@ class Exchange:
         answer: Answer | None = None
         try:
             answer = await lease.open(self._request)
+            attempt.headers = now = clock.monotonic()
+            if answer.head_seconds is not None:
+                attempt.connected = now - answer.head_seconds
             attempt.status = answer.status
             if self._request.endpoint == "responses":
                 await self._stream(lease, answer, slot)
@@ -525,8 +539,12 @@ class Exchange:
         return False
 
     async def _send(self, lease: Lease, batch: Batch) -> bool:
+        # Looked at before it is sent: the sink takes the list.
+        is_first_text = self._trace.first_text is None and has_text(batch)
         more = await self._sink.send(batch)
         self._written = self._executor.clock.monotonic()
+        if is_first_text:
+            self._trace.first_text = self._written
         failure = self._sink.failure
         if failure is not None:
             self._trace.error = failure.fault.code or failure.verdict.value
@@ -700,6 +718,16 @@ class Executor:
     def in_flight(self) -> int:
         """How many turns are under way."""
         return len(self._exchanges)
+
+    @property
+    def streams(self) -> int:
+        """How many of them are answered as a stream."""
+        return sum(exchange.is_stream for exchange in self._exchanges)
+
+    @property
+    def retrying(self) -> int:
+        """How many hold a place in the retry budget."""
+        return self._budget.retrying
 
     async def drain(self, seconds: float) -> bool:
         """Wait until no turn is under way; False when some still are after *seconds*."""

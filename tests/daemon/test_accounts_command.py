@@ -405,7 +405,7 @@ async def test_why_tells_the_story_of_a_request(stand: Stand) -> None:
     assert (await stand.stats())["decisions"][0]["id"] == request_id
     code, out, err = await beside(stand, "why", "req_unknown")
     assert (code, out) == (1, "")
-    assert "no finished turn with the id 'req_unknown' is remembered" in err
+    assert "no finished turn with the id 'req_unknown' is known" in err
 
 
 # --- without one
@@ -479,7 +479,9 @@ async def test_why_without_a_daemon_says_where_it_looked(alone: tuple[Path, Simu
     code, out, err = await command(folder, "why", "req_1")
     assert (code, out) == (1, "")
     assert err == (
-        f"codex-proxy: no daemon answers at {folder / 'data' / 'control.sock'}: is it running, with this configuration?\n"
+        f"codex-proxy: no daemon answers at {folder / 'data' / 'control.sock'}: is it running, with this configuration?"
+        f" There are no records at {folder / 'data' / 'records.db'}: a daemon with this configuration keeps them there,"
+        " while `records` is on\n"
     )
 
 

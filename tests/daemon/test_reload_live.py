@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import time
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
-from codex_proxy import config
+from codex_proxy import config, logs
 from codex_proxy.config import KEYS, TRANSPORTS
 from codex_proxy.net import http as net
 from codex_proxy.simulator import Simulator
 from codex_proxy.upstream.packing import PACKED_FROM
 from tests.daemon.sockets import line
 from tests.harness import LITE, STANDARD, TRANSPORT, Stand, standing
+from tests.net.peers import serving
 from tests.process import client, running, write_config
 
 TURN = {"model": STANDARD, "input": "hi"}
@@ -140,6 +143,70 @@ async def _(stand: Stand, edits: Edits) -> None:
     assert edge.isEnabledFor(logging.DEBUG)
     await edits.edit(log_level="error")
     assert not edge.isEnabledFor(logging.WARNING)
+
+
+@checks("log-format")
+async def _(stand: Stand, edits: Edits) -> None:
+    stream = io.StringIO()
+    handler = logs.setup("info", stream)
+    try:
+        await status(stand)
+        await edits.edit(log_format="json")
+        await status(stand)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        logging.captureWarnings(False)
+        logging.getLogger("aiohttp.access").disabled = False
+    turns = [line for line in stream.getvalue().splitlines() if "responses" in line]
+    assert " turn id=req_" in turns[0]
+    assert json.loads(turns[1])["event"] == "turn"
+
+
+@checks("alerts")
+async def _(stand: Stand, edits: Edits) -> None:
+    alerts = stand.daemon.alerts
+    stand.known(stand.accounts[0]).login_lost = "invalid_grant"
+    await alerts.look()
+    assert alerts.firing() == []
+    await edits.edit(alerts="{account-needs-login: {for: 0}}")
+    await alerts.look()
+    assert [told["name"] for told in alerts.firing()] == ["account-needs-login"]
+    await edits.edit(alerts="{account-needs-login: off}")
+    await alerts.look()
+    await alerts.look()
+    assert alerts.firing() == []
+
+
+@checks("alert-webhooks")
+async def _(stand: Stand, edits: Edits) -> None:
+    got: list[bytes] = []
+
+    async def take(request: web.Request) -> web.StreamResponse:
+        got.append(await request.read())
+        return web.Response()
+
+    stand.known(stand.accounts[0]).login_lost = "invalid_grant"
+    async with serving(take) as url:
+        await edits.edit(alert_webhooks=f"[{url}/token]", alerts="{account-needs-login: {for: 0}}")
+        await stand.daemon.alerts.look()
+        await stand.until(lambda: len(got) == 1)
+        await edits.edit(alert_webhooks="[]")
+        stand.known(stand.accounts[1]).login_lost = "invalid_grant"
+        await stand.daemon.alerts.look()
+        await asyncio.sleep(0.05)
+    assert len(got) == 1
+    assert b"account-needs-login" in got[0]
+
+
+@checks("metrics")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert (await stand.get("/metrics")).status == 200
+    await edits.edit(metrics="off")
+    assert (await stand.get("/metrics")).status == 404
+    await edits.edit(metrics="open", api_keys="[first-client-key]")
+    assert (await stand.get("/metrics")).status == 200
+    await edits.edit(metrics="keyed")
+    assert (await stand.get("/metrics")).status == 401
 
 
 @checks("refresh-interval")

@@ -45,6 +45,7 @@ class Played(Answer):
     ) -> None:
         self.reads = list(reads)
         self.released = 0
+        self.head_seconds = None
         self.status = 200
         self.headers = dict(headers or {})
 

@@ -1,0 +1,53 @@
+"""What only the control socket answers: the numbers of now for a terminal, and a restart.
+
+Whoever may start processes here owns the machine's account, so nobody does it over a network.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from codex_proxy.errors import RequestError
+from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.server.access import Level
+from codex_proxy.server.app import Route
+from codex_proxy.server.front import Handler
+
+LOCAL_ROUTES: tuple[Route, ...] = (
+    Route("GET", "/now", "now", Level.OWNER),
+    Route("POST", "/restart", "restart", Level.OWNER),
+)
+
+
+def local_handlers(
+    now: Callable[[float | None], JsonObject], restart: "Callable[[], asyncio.Task[JsonObject]]"
+) -> dict[str, Handler]:
+    """Return the handlers of `LOCAL_ROUTES`.
+
+    Args:
+        now: How it goes, with the steps of the series that are newer than a moment.
+        restart: Begins a restart, and says what came of it.
+    """
+
+    async def handle_now(request: web.Request) -> web.Response:
+        return _json(now(_since(request.query.get("since"))))
+
+    async def handle_restart(_: web.Request) -> web.Response:
+        # Whoever asked may leave; what was begun is ended.
+        return _json(await asyncio.shield(restart()))
+
+    return {"now": handle_now, "restart": handle_restart}
+
+
+def _since(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise RequestError("since must be a time in seconds since 1970", param="since") from None
+
+
+def _json(document: JsonObject) -> web.Response:
+    return web.Response(
+        body=dumps(document), content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
