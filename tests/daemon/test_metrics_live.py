@@ -136,6 +136,21 @@ async def test_a_stream_that_runs_is_in_flight(tmp_path: Path) -> None:
         await stand.idle()
 
 
+async def test_a_turn_that_waits_for_an_account_is_queued(tmp_path: Path) -> None:
+    async with standing(tmp_path, accounts=1, max_concurrency=1) as stand, line(stand):
+        stand.sim.set_all("stall", where="middle")
+        async with stand.asking():
+            waiting = asyncio.get_running_loop().create_task(stand.ask("another one"))
+            await stand.until(lambda: stand.daemon.pool.waiting == 1)
+            text = (await stand.get("/metrics")).body.decode()
+            assert stand.daemon.pulse.now()["queued"] == 1
+            stand.sim.set_all("ok")
+        assert (await waiting).status == 200
+    assert "codex_proxy_queue_length 1.0" in text
+    assert "codex_proxy_websockets_open 1.0" in text
+    assert "codex_proxy_requests_in_flight 2.0" in text
+
+
 # --- dashboard and rules
 
 

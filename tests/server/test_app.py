@@ -132,6 +132,9 @@ def test_what_shows_or_moves_accounts_is_the_owners() -> None:
     assert owned == {
         ("GET", "/stats"),
         ("GET", "/accounts"),
+        ("GET", "/requests"),
+        ("GET", "/requests/live"),
+        ("GET", "/requests/{request_id}"),
         ("GET", "/why/{request_id}"),
         ("POST", "/refresh"),
         ("POST", "/check-quota"),
