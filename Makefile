@@ -45,7 +45,7 @@ test-install: $(STAMP) ## the wheel in a clean environment; needs a package regi
 	$(BIN)/pytest --timeout 600 -o faulthandler_timeout=600 -m clients $(ARGS) tests/test_packaging.py
 
 test-browser: $(STAMP) ## the page in a real browser; needs chromium, and npm for axe-core
-	$(BIN)/pytest -m browser $(ARGS)
+	$(BIN)/pytest -n 2 -m browser $(ARGS)
 
 screenshots: $(STAMP) ## the pictures in docs/images; needs chromium
 	$(BIN)/python -m tests.browser.screenshots $(ARGS)

@@ -866,7 +866,7 @@ KEYS: dict[str, Key] = {
         Key(
             "capture-limit", "64KiB", True,
             "How much is stored of each prompt and of each answer.",
-            "bytes or a size such as 64KiB, from 1KiB to 16MiB", _size(2**10, 2**24),
+            "bytes or a size such as 64KiB, from 1KiB to 1MiB", _size(2**10, 2**20),
         ),
         Key(
             "capture-max-age", "1d", True,
@@ -1472,6 +1472,12 @@ def _doubts(settings: Settings) -> list[str]:
             f"capture: prompts and answers of {names} are stored in data-dir"
             + ("" if settings.records == "on" else ", but not while records are off")
         )
+        known = {key.name for key in settings.api_keys} | {"local", "generated"}
+        doubts += [
+            f"capture: {name} is no name of a client key, so nothing is stored of it"
+            for name in settings.capture
+            if name not in known
+        ]
     for name, url in (("base-url", settings.base_url), ("oauth-issuer", settings.oauth_issuer)):
         parts = urlsplit(url)
         if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):

@@ -230,10 +230,17 @@ class Daemon:
         access = Access(self.live, self._client_key(settings), self.sessions)
         self.sessions.access = access
         await self.sessions.load()
+        await self.records.prepare()
         await self.keeper.load()
+        self._watcher = await asyncio.to_thread(
+            Watcher, self.live, self._loaded.path, self._environ, self._loaded
+        )
         sockets = self._given or await open_sockets(settings.listen_host, settings.listen_port)
         if self._predecessor is not None:
             await self._predecessor.wait_for_go()
+            if self._ending.is_set():
+                # Serving only to end would end the service.
+                raise ProxyError("told to end before it served")
             # What it did meanwhile: tokens it got, files that came, who logged in.
             await self.keeper.load()
             await self.sessions.load()
@@ -298,9 +305,6 @@ class Daemon:
         )
         for job in (*jobs, watchdog):
             self._jobs[job.name] = job, self.background.start(job)
-        self._watcher = await asyncio.to_thread(
-            Watcher, self.live, self._loaded.path, self._environ, self._loaded
-        )
         _ = self.background.spawn(config.keep_following(self._watcher), name="config")
         self._phase = "ready"
         if self._predecessor is not None:
@@ -370,6 +374,7 @@ class Daemon:
         """Take over what the process before this one still learns, until it has ended."""
         async for news in predecessor.news():
             take_news(self.pool, news, self.clock.now())
+            await self.memory.catch_up()
         logger.info("the process before this one has ended")
 
     async def _serve_control(self, control: Front, path: Path) -> bool:
@@ -408,13 +413,13 @@ class Daemon:
 
     def _client_key(self, settings: Settings) -> ApiKey | None:
         if not keyfile.needs_key(settings):
-            if settings.auth == "none" and not settings.is_loopback and keyfile.may_set_up(settings):
-                keyfile.announce_setup(keyfile.make_setup_token(settings.data_dir)[1])
+            if settings.auth == "none" and not settings.is_loopback:
+                keyfile.offer_setup(settings)
             return None
         key, created = keyfile.ensure_client_key(settings.data_dir)
         keyfile.announce(key, created, settings.data_dir, sys.stderr)
-        if created and settings.admin_key is None:
-            keyfile.announce_setup(keyfile.make_setup_token(settings.data_dir)[1])
+        if created:
+            keyfile.offer_setup(settings)
         return ApiKey.of("generated", key)
 
     def _control_routes(self, handlers: Mapping[str, Handler]) -> list[Route]:
@@ -522,7 +527,7 @@ class Daemon:
         """Take in no newcomers, write what is known, and give up what only one process may have."""
         await self._listener.pause()
         await self.memory.save()
-        await self.sessions.save()
+        await self.sessions.give_up()
         self.memory.may_write = False
         self._afterwards = Afterwards(self.pool, self.clock)
         await self.records.hand_over()
@@ -536,6 +541,7 @@ class Daemon:
     async def _take_back(self) -> None:
         """Go on as if nothing had been given up."""
         self.memory.may_write = True
+        self.sessions.take_back()
         await self.records.take_back()
         await self._listener.resume()
         for name, (job, task) in list(self._jobs.items()):
@@ -544,8 +550,8 @@ class Daemon:
 
     async def _reload(self) -> None:
         """Read the configuration again, now."""
-        if self._watcher is None:
-            # It is just being read for the first time.
+        if self._watcher is None or self._phase == "starting":
+            # It has just been read, and is looked at again in a moment.
             return
         self._supervisor.reloading()
         try:

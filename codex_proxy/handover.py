@@ -38,8 +38,8 @@ VARIABLE = "_CODEX_PROXY_HANDOVER"
 PREPARE_SECONDS = 60.0
 """How long the new process may take to be prepared; nobody waits for it but the command."""
 
-TAKE_SECONDS = 15.0
-"""How long it may then take to serve; newcomers wait for it."""
+TAKE_SECONDS = 30.0
+"""How long it may then take to serve, with thousands of accounts on a busy machine; newcomers wait for it."""
 
 # Enough for a traceback, or all that is wrong with a configuration.
 _LAST_LINES = 20
@@ -82,9 +82,10 @@ def obstacle(environ: Mapping[str, str], *, pid: int, parent: str, parent_pid: i
         parent: The name of the process that started it.
         parent_pid: Its number.
     """
-    if pid == 1:
+    # A parent of number 0 is outside: what it runs here is the container's own process all the same.
+    if pid == 1 or parent_pid == 0:
         return (
-            "the daemon is process 1 here, and everything ends with that: recreate the container instead "
+            "the daemon is the container's own process, and everything ends with that: recreate the container instead "
             "(docker compose up -d --force-recreate), or run several behind a load balancer"
         )
     if parent_pid == 1 and parent in _END_WITH_CHILD:
@@ -225,7 +226,8 @@ class Successor:
         if not data:
             asyncio.get_running_loop().remove_reader(self._log)
             self._silent.set()
-        with contextlib.suppress(OSError, ValueError):
+        # There may be none, or one that is closed.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.buffer.write(data)
             sys.stderr.buffer.flush()
         *lines, self._part = (self._part + data).split(b"\n")

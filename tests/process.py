@@ -28,6 +28,8 @@ def write_config(folder: Path, sim: Simulator | None = None, **settings: object)
         "auth_dir": folder / "auths",
         "data_dir": folder / "data",
         "health_check_interval": 0,
+        # A database for each would take longer than most of the tests.
+        "records": "off",
         **({"base_url": sim.base_url, "oauth_issuer": sim.issuer} if sim is not None else {}),
         **settings,
     }

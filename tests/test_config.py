@@ -666,6 +666,19 @@ def test_a_backend_on_this_machine_does_not_warn(file: Path) -> None:
     assert read(file, "base-url: http://127.0.0.1:1\noauth-issuer: http://localhost:1\n").warnings == []
 
 
+def test_that_prompts_are_stored_is_said(file: Path) -> None:
+    text = "api-keys: {laptop: sk-1}\ncapture: [laptop, desk]\n"
+    assert [warning for warning in read(file, text).warnings if "capture" in warning] == [
+        "capture: prompts and answers of laptop, desk are stored in data-dir",
+        "capture: desk is no name of a client key, so nothing is stored of it",
+    ]
+    (off,) = [one for one in read(file, "capture: [local]\nrecords: off\n").warnings if "capture" in one]
+    assert off.endswith("but not while records are off")
+    assert errors(file, "capture: [7]\n")[0].startswith("config.yaml:1: capture = [7]: item 1 is no name")
+    assert "out of range" in errors(file, "records-max-age: 9999d\n")[0]
+    assert "out of range" in errors(file, "records-max-size: 1MiB\n")[0]
+
+
 # --- live
 
 
@@ -706,6 +719,33 @@ def test_an_edit_of_another_key_waits_for_a_restart_and_says_so_once(
     assert getattr(watcher.live.current, key.field) == getattr(Settings(), key.field)
     said = [record.getMessage() for record in caplog.records if "restart" in record.getMessage()]
     assert said == [f"setting needs a restart key={key.name}"]
+
+
+def test_a_pinned_key_stays_whatever_the_file_says(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watcher = watcher_of(file)
+    watcher.live.pin("listen", "0.0.0.0:9")
+    assert edit(watcher, file, "listen: '127.0.0.1:1'\nmax-retry: 1\n") == ["max-retry"]
+    assert watcher.live.current.listen == "0.0.0.0:9"
+    assert not watcher.live.current.is_loopback
+    assert not any("restart" in record.getMessage() for record in caplog.records)
+
+
+def test_an_edit_counts_before_it_is_at_rest_when_somebody_says_so(file: Path) -> None:
+    watcher = watcher_of(file)
+
+    async def twice_at_once() -> None:
+        await asyncio.gather(watcher.follow(at_once=True), watcher.follow(at_once=True))
+
+    file.write_text("max-retry: 1\n", encoding="utf-8")
+    asyncio.run(watcher.follow())
+    assert watcher.live.current.max_retry == 2
+    file.write_text("max-retry: 3\n", encoding="utf-8")
+    asyncio.run(twice_at_once())
+    assert watcher.live.current.max_retry == 3
+    assert watcher.look() is None
+    file.write_text("max-retry: many\n", encoding="utf-8")
+    asyncio.run(watcher.follow(at_once=True))
+    assert watcher.live.current.max_retry == 3
 
 
 def test_subscribers_hear_of_changes_until_they_leave() -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -161,6 +162,19 @@ def test_the_image_takes_only_what_was_pinned() -> None:
     assert not any("pip" in rest for rest in only(stage(1), "RUN"))
 
 
+def test_the_lock_has_all_that_the_package_asks_for() -> None:
+    """The image installs the package without looking at what it needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    locked = {plain(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", lock, flags=re.MULTILINE)}
+    wanted = {plain(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in project["dependencies"]}
+    assert wanted <= locked, "run make lock"
+
+
 def test_the_image_runs_as_nobody_in_particular_and_ends_as_told() -> None:
     last = stage(1)
     users = only(last, "USER")
@@ -257,6 +271,9 @@ def test_the_service_says_when_it_is_ready_and_has_time_to_end() -> None:
     assert service["ProtectSystem"] == ["strict"]
     assert service["CapabilityBoundingSet"] == [""]
     assert service["NoNewPrivileges"] == ["yes"]
+    # It belongs to root, whatever the user: with less than 755 the service could not even enter it.
+    assert service["WorkingDirectory"] == [f"/etc/{service['ConfigurationDirectory'][0]}"]
+    assert "ConfigurationDirectoryMode" not in service
     # Files that it makes are where it may write.
     state = f"/var/lib/{service['StateDirectory'][0]}/"
     assert all(value.partition("=")[2].startswith(state) for value in service["Environment"])

@@ -188,6 +188,11 @@ class Memory:
         if self._owners is not None:
             await self._owners.flush()
 
+    async def catch_up(self) -> None:
+        """Learn which histories another process has had compacted; by itself that takes until the next save."""
+        if self._owners is not None:
+            await self._owners.flush()
+
     async def _save_state(self) -> None:
         now = self._clock.now()
         is_news = await self._look(now)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import csv
+import importlib
 import io
 import math
 import re
@@ -13,7 +14,6 @@ from datetime import datetime
 from typing import Any
 
 from codex_proxy.commands import options
-from codex_proxy.commands.control import daemon
 from codex_proxy.commands.terminal import columns, complain, printable, say, say_json
 from codex_proxy.config import Settings
 from codex_proxy.errors import ProxyError
@@ -150,7 +150,9 @@ def _stored(settings: Settings, wanted: Filter, limit: int) -> Iterator[JsonObje
 
 
 async def _follow(settings: Settings, wanted: Filter, show: Callable[[JsonObject], None]) -> None:
-    async with daemon(settings) as running:
+    # All of the daemon, which nothing but this needs.
+    control = importlib.import_module("codex_proxy.commands.control")
+    async with control.daemon(settings) as running:
         async for requests, dropped in running.follow():
             for request in reversed(requests):
                 if fits(request, wanted):

@@ -53,7 +53,9 @@ class InWork:
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_closing = False
-        """Every answer from now on is the last one of its connection."""
+        """Every answer that begins from now on is the last one of its connection, and says so."""
+        self.is_over = False
+        """Also one that began before that ends its connection."""
         self._endings: set[Callable[[], None]] = set()
 
     def __len__(self) -> int:
@@ -83,6 +85,11 @@ class InWork:
 
     def close(self) -> None:
         """Let what is in work be the last."""
+        self.is_over = True
+        self.retire()
+
+    def retire(self) -> None:
+        """Let each connection have one more answer: its caller may have sent the next request already."""
         self.is_closing = True
         for end in list(self._endings):
             end()

@@ -184,7 +184,7 @@ class Listener:
         for place in self._places:
             place.path = None
             _close(place)
-            place.in_work.close()
+            place.in_work.retire()
 
     async def wait_left(self, patience: float) -> None:
         """Wait until all connections have gone, or, after *patience* seconds, until no request is in work."""

@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from codex_proxy.errors import ProxyError, RequestError
+from codex_proxy.server.dashboard.shell import HEADERS as PAGE_HEADERS
 from codex_proxy.server.front import ANSWER, DIALECT, ENTERED, IS_TURN, REQUEST_ID, Handler, Incoming
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def edge(renderers: Mapping[str, Renderer], dispatch: Handler) -> Handler:
             with contextlib.suppress(ConnectionError):
                 await response.prepare(request)
                 await response.write_eof()
-            if in_work.is_closing:
+            if in_work.is_over:
                 # Its head may have gone out before that was so.
                 response.force_close()
             return response
@@ -98,6 +99,8 @@ def _render(
     status, headers, body = render(error, request_id=request_id)
     headers = CIMultiDict(headers)
     headers.setdefault("Content-Type", "application/json")
+    if request.path.startswith("/ui/"):
+        headers.update({**PAGE_HEADERS, "Cache-Control": "no-store"})
     response = web.Response(status=status, headers=headers, body=body)
     if status == 401:
         response.headers.setdefault("WWW-Authenticate", "Bearer")

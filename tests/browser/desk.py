@@ -150,6 +150,10 @@ def named_files(sim: Simulator, folder: Path) -> None:
         path.write_text(json.dumps({**value, **off, "alias": name}), encoding="utf-8")
 
 
+RATE = Outlook.rate
+"""As it really is; the pool that all share has another."""
+
+
 def steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the forecast know at once how fast the pool spends; it watches for ten minutes otherwise."""
     monkeypatch.setattr(Outlook, "rate", lambda self, now: (0.02, 0.0016))

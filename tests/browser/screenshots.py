@@ -99,7 +99,7 @@ def shrink(folder: Path) -> None:
     """Leave each picture no more colours than it needs, where pngquant is there to do it."""
     program = shutil.which("pngquant")
     if program is not None:
-        options = ("--force", "--nofs", "--speed", "1", "--strip", "--ext", ".png", "64")
+        options = ("--force", "--nofs", "--speed", "1", "--strip", "--ext", ".png", "128")
         subprocess.run([program, *options, "--", *sorted(folder.glob("*.png"))], check=True)
 
 

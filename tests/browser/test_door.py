@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
+from codex_proxy.alerts import episodes
 from codex_proxy.server.dashboard.sessions import COOKIE
-from tests.browser.desk import named_files, tab
+from tests.browser.desk import DESK, named_files, tab
 from tests.harness import standing
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
@@ -118,21 +119,31 @@ async def test_a_lost_daemon_is_noticed_and_found_again(browser: Browser, tmp_pa
 
 
 async def test_an_alert_stands_above_every_screen_and_is_listed_when_it_is_over(
-    browser: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(episodes, "CALM_SECONDS", 0.0)
     async with (
-        standing(tmp_path, auths=named_files, alerts="{account-needs-login: {for: 0s}}") as stand,
+        standing(
+            tmp_path, auths=named_files, admin_key=KEY, alerts="{account-needs-login: {for: 0s}}"
+        ) as stand,
         tab(browser, stand.url) as at,
     ):
-        await at.open("now")
+        await at.page.goto(f"{stand.url}/ui")
+        await at.page.get_by_label("Key or set-up token").fill(KEY)
+        await at.page.keyboard.press("Enter")
         await at.has("All is well")
         lost = stand.accounts[0]
         lost.set("revoked")
-        await stand.post("/refresh")
+        await stand.post("/refresh", headers={"Authorization": f"Bearer {KEY}"})
         await stand.daemon.alerts.look()
         banner = at.page.locator(".banner-alert")
         await expect(banner).to_contain_text("atelier")
         await at.has("1 alert; ", ".verdict")
+        # Now everything is there that can be at the top of the page: it fits whatever the width.
+        for width in range(320, 1400, 60):
+            await at.page.set_viewport_size({"width": width, "height": 700})
+            assert await at.too_wide() == [], width
+        await at.page.set_viewport_size({"width": DESK["width"], "height": DESK["height"]})
         await at.open("cache")
         await expect(banner).to_contain_text("atelier")
         await at.open("now")
@@ -142,7 +153,7 @@ async def test_an_alert_stands_above_every_screen_and_is_listed_when_it_is_over(
         await stand.until(lambda: stand.known(lost).login.value == "ok")
         await stand.daemon.alerts.look()
         await expect(banner).to_have_count(0)
-        await at.has("account-needs-login", ".events")
+        await at.has("Account needs a login", ".events")
         assert at.complaints == []
 
 

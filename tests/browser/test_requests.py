@@ -170,3 +170,29 @@ async def test_many_requests_are_looked_at_a_page_at_a_time(browser: Browser, tm
         await expect(rows).to_have_count(130)
         await fresh.click()
         await expect(rows).to_have_count(131)
+
+
+async def test_a_flood_leaves_no_gap_and_a_short_list(browser: Browser, tmp_path: Path) -> None:
+    async with standing(tmp_path) as stand, tab(browser, stand.url) as at:
+        await at.open("requests")
+        rows = at.page.locator("tr.request")
+        asked = [(await stand.ask(f"number {number}")).headers["x-request-id"] for number in range(260)]
+        await stand.idle()
+        newest = list(reversed(asked))
+        read = "rows => rows.map(row => row.dataset.id)"
+        # No more than 50 are told of at a time; the others are asked for when it is calm again.
+        await at.page.wait_for_function(
+            """newest => {
+                const ids = [...document.querySelectorAll("tr.request")].map(row => row.dataset.id);
+                return ids.length >= 100 && ids.every((id, place) => id === newest[place]);
+            }""",
+            arg=newest,
+        )
+        ids = await rows.evaluate_all(read)
+        assert len(ids) <= 200
+        for _ in range(2):
+            if await at.page.get_by_role("button", name="Older ones").is_visible():
+                before = await rows.count()
+                await at.press("Older ones")
+                await expect(rows).not_to_have_count(before)
+        assert await rows.evaluate_all(read) == newest

@@ -4,7 +4,8 @@ import { ApiError, onSessionEnd, session, signOut } from "./api.js";
 import { h, mark, put, raw, say, show } from "./dom.js";
 import { icon, stateMark } from "./icons.js";
 import { Live } from "./live.js";
-import { LANGUAGES, coarse, currentLanguage, moment, remember, remembered, setLanguage, t } from "./text.js";
+import { alertName } from "./parts.js";
+import { LANGUAGES, coarse, currentLanguage, moment, number, remember, remembered, setLanguage, t } from "./text.js";
 import { loginScreen } from "./screens/login.js";
 import { accountsScreen } from "./screens/accounts.js";
 import { cacheScreen } from "./screens/cache.js";
@@ -310,7 +311,7 @@ function setAlerts(found) {
 
 function drawAlerts() {
   show(shell.alarm, alerts.length > 0);
-  put(shell.alarm, icon("bell"), h("span", {}, t("alerts.count", { count: alerts.length })));
+  put(shell.alarm, icon("bell"), h("span", { "aria-hidden": "true" }, number(alerts.length)), h("span", { class: "visually-hidden" }, t("alerts.count", { count: alerts.length })));
   put(
     shell.alarms,
     alerts.map((one) =>
@@ -318,7 +319,7 @@ function drawAlerts() {
         "div",
         { class: "banner banner-alert", role: "status" },
         icon("warn"),
-        h("span", { class: "grow" }, raw("strong", {}, one.name), " ", raw("span", {}, one.text)),
+        h("span", { class: "grow" }, alertName(one.name), " ", raw("span", {}, one.text)),
         h("span", { class: "muted" }, t("since", { time: moment(one.since, context.now()) })),
       ),
     ),

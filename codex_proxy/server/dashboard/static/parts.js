@@ -40,6 +40,12 @@ export function outcomeChip(outcome) {
   );
 }
 
+/** What an alert is called. */
+export function alertName(name) {
+  const words = term("alert", name);
+  return words === null ? raw("strong", {}, name) : h("strong", { title: name }, words);
+}
+
 /** A bar for a share that is used up; the fuller, the denser its pattern, so that colour is not needed. */
 export function meter(label) {
   const fill = h("span", { class: "fill" });
@@ -50,7 +56,9 @@ export function meter(label) {
     /** *used* in percent; null is unknown. */
     update(used) {
       const isKnown = used !== null && used !== undefined;
-      fill.style.width = isKnown ? `${Math.min(100, Math.max(0, used))}%` : "0";
+      const width = isKnown ? `${Math.min(100, Math.max(0, used))}%` : "0%";
+      // Also the same width makes a browser lay out anew.
+      if (fill.style.width !== width) fill.style.width = width;
       mark(track, "data-level", !isKnown ? "unknown" : used >= 99.5 ? "full" : used >= 80 ? "high" : "calm");
       mark(track, "aria-valuenow", isKnown ? Math.round(used) : 0);
       const words = isKnown ? percent(used / 100) : t("unknown");
@@ -66,6 +74,18 @@ export function shareBar(share) {
   const track = h("span", { class: "track track-good", "aria-hidden": "true" }, fill);
   fill.style.width = `${Math.min(100, Math.max(0, (share ?? 0) * 100))}%`;
   return h("span", { class: "meter" }, track, h("span", { class: "meter-text" }, percent(share)));
+}
+
+/** A box for what may be wider than the screen; where it is, it can be scrolled by keys too. */
+export function scrollBox(label, ...children) {
+  const box = h("div", { class: "scroll" }, children);
+  new ResizeObserver(() => {
+    const isWider = box.scrollWidth > box.clientWidth + 1;
+    mark(box, "tabindex", isWider ? "0" : null);
+    mark(box, "role", isWider ? "region" : null);
+    mark(box, "aria-label", isWider ? label : null);
+  }).observe(box);
+  return box;
 }
 
 /** One figure with its name. */

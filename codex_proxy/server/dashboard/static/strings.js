@@ -131,6 +131,10 @@ export const STRINGS = {
     "{count} 个账户需要登录；{total} 个中有 {active} 个可用。",
   ],
 
+  "alert.pool-nearly-dry": ["Pool nearly dry", "账户池即将用尽"],
+  "alert.account-needs-login": ["Account needs a login", "账户需要登录"],
+  "alert.error-share": ["Many errors", "错误过多"],
+  "alert.refresh-failing": ["Refreshes fail", "令牌刷新失败"],
   "alerts.count": ["{count} {count:alert|alerts}", "{count} 条警报"],
   "alerts.recent": ["Recent alerts", "最近的警报"],
   "alerts.still": ["now", "现在"],
@@ -350,6 +354,7 @@ export const STRINGS = {
   "requests.end": ["That is all; the oldest that is kept is of {time}.", "已到末尾；保留的最早记录为 {time}。"],
   "requests.attempts": ["{count} {count:attempt|attempts}", "{count} 次尝试"],
   "tokens.cached": ["{input} ({share} cached)", "{input}（缓存 {share}）"],
+  "tokens.share": ["{share} cached", "缓存 {share}"],
   "tokens.out": ["{count} out", "出 {count}"],
 
   "request.title": ["Request", "请求"],
@@ -393,6 +398,7 @@ export const STRINGS = {
   "request.compared": ["{count} {count:account was|accounts were} compared, the best first", "比较了 {count} 个账户，最佳在前"],
   "request.excluded": ["{count} {count:account|accounts} left out", "排除了 {count} 个账户"],
   "request.and_more": ["({count} more not listed)", "（另有 {count} 个未列出）"],
+  "request.table": ["{name}, choice {step}", "{name}，第 {step} 次选择"],
   "request.score": ["Score", "得分"],
   "request.chosen": ["chosen", "选中"],
   "request.capture": ["What was said", "内容"],

@@ -4,7 +4,7 @@ import { post, stream } from "../api.js";
 import { openImport, openLogin, openRound } from "../adding.js";
 import { debounced, h, keyed, mark, put, raw, say, show } from "../dom.js";
 import { icon, stateMark } from "../icons.js";
-import { choice, confirm, failureText, heading, meter, stateChip } from "../parts.js";
+import { choice, confirm, failureText, heading, meter, scrollBox, stateChip } from "../parts.js";
 import { coarse, collate, full, moment, number, percent, seconds, t, term, windowName } from "../text.js";
 
 const STATUSES = ["active", "cooldown", "unavailable", "needs_login", "disabled"];
@@ -72,11 +72,28 @@ export function accountsScreen(context) {
     {},
     head.element,
     h("div", { class: "filters" }, h("label", { class: "field search" }, search), chips, sorting.element),
-    h("div", { class: "scroll" }, table),
+    scrollBox(t("nav.accounts"), table),
     empty,
     problems,
   );
-  const rows = keyed(body, (account) => accountRow(account, { act, now: context.now }));
+  // Countdowns of rows that nobody sees need not run.
+  const rowOf = new WeakMap();
+  const observer = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        const row = rowOf.get(entry.target);
+        row.isSeen = entry.isIntersecting;
+        if (row.isSeen) row.tick(context.now());
+      }
+    },
+    { rootMargin: "200px" },
+  );
+  const rows = keyed(body, (account) => {
+    const row = accountRow(account, { act, now: context.now });
+    rowOf.set(row.nodes[0], row);
+    observer.observe(row.nodes[0]);
+    return row;
+  });
 
   function button(key, action, kind = null, picture = null) {
     return h("button", { type: "button", class: kind, on: { click: action } }, picture && icon(picture), h("span", {}, t(key)));
@@ -186,13 +203,15 @@ export function accountsScreen(context) {
       draw();
     },
     tick(now) {
-      for (const row of rows.rows.values()) row.tick(now);
+      for (const row of rows.rows.values()) if (row.isSeen) row.tick(now);
     },
+    stop: () => observer.disconnect(),
   };
 }
 
 function accountRow(first, { act, now }) {
   let account = first;
+  let isDrawn = false;
   let details = null;
   const open = h(
     "button",
@@ -237,7 +256,9 @@ function accountRow(first, { act, now }) {
   }
 
   function update(found) {
+    if (found === account && isDrawn) return;
     account = found;
+    isDrawn = true;
     say(under, [found.plan_type, found.email].filter(Boolean).join(" · "));
     if (state.dataset.status !== found.status) {
       state.dataset.status = found.status;
@@ -263,7 +284,7 @@ function accountRow(first, { act, now }) {
     details?.tick(at);
   }
 
-  return { nodes: [row, moreRow], update, tick };
+  return { nodes: [row, moreRow], isSeen: true, update, tick };
 }
 
 /** Which rule keeps an account from serving, and for how long; the daemon's own words where we have none. */

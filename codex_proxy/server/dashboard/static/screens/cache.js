@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { chart } from "../charts.js";
 import { h, put, raw, say } from "../dom.js";
-import { heading, segments, shareBar, tile, trouble } from "../parts.js";
+import { heading, scrollBox, segments, shareBar, tile, trouble } from "../parts.js";
 import { coarse, full, number, percent, short, t, term } from "../text.js";
 
 const HOURS = ["1", "24", "168"];
@@ -104,9 +104,8 @@ export function cacheScreen(context) {
       h("h2", {}, t(title)),
       rows.length === 0
         ? h("p", { class: "muted" }, t("cache.none"))
-        : h(
-            "div",
-            { class: "scroll" },
+        : scrollBox(
+            t(title),
             h(
               "table",
               { class: "grid plain", "aria-label": t(title) },

@@ -2,7 +2,7 @@
 
 import { debounced, h, keyed, put, raw, say, show, svg } from "../dom.js";
 import { stateMark } from "../icons.js";
-import { choice, heading, segments, shareBar } from "../parts.js";
+import { choice, heading, scrollBox, segments, shareBar } from "../parts.js";
 import { coarse, collate, full, hour, moment, percent, t, weekday, windowName } from "../text.js";
 
 const HOUR = 3600;
@@ -51,9 +51,8 @@ export function horizonScreen(context) {
     key("horizon.lost", (box) => box.append(svg("path", { d: "M11 10L5 0h12z", class: "lost" }))),
   );
   const tableBody = h("tbody", {});
-  const table = h(
-    "div",
-    { class: "scroll" },
+  const table = scrollBox(
+    t("nav.horizon"),
     h(
       "table",
       { class: "grid plain", "aria-label": t("nav.horizon") },

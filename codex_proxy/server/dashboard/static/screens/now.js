@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { chart } from "../charts.js";
 import { h, keyed, put, raw, say, show } from "../dom.js";
 import { icon, stateMark } from "../icons.js";
-import { heading, tile } from "../parts.js";
+import { alertName, heading, tile } from "../parts.js";
 import { coarse, moment, number, percent, short, span, t } from "../text.js";
 
 const STATES = ["active", "cooldown", "unavailable", "needs_login", "disabled"];
@@ -73,15 +73,14 @@ export function nowScreen(context) {
       return [status, { bar, count, row }];
     }),
   );
-  const alertRows = keyed(recent, () => {
-    const name = raw("strong", {});
+  const alertRows = keyed(recent, (first) => {
+    const name = alertName(first.name);
     const text = raw("span", {});
     const when = h("span", { class: "muted" });
     return {
       nodes: [h("li", {}, icon("bell", 14), name, " ", text, " ", when)],
       update(one) {
-        say(name, one.name);
-        say(text, one.text);
+          say(text, one.text);
         const end = one.resolved_at === null ? t("alerts.still") : moment(one.resolved_at, context.now());
         say(when, `${moment(one.since, context.now())} – ${end}`);
       },

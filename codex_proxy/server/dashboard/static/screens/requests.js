@@ -3,16 +3,21 @@
 import { get } from "../api.js";
 import { debounced, h, keyed, mark, put, raw, say, show } from "../dom.js";
 import { icon } from "../icons.js";
-import { choice, copyButton, heading, outcomeChip, snippet, tokensText, trouble } from "../parts.js";
-import { bytes, clock, full, number, span, t, term, weekday } from "../text.js";
+import { choice, copyButton, heading, outcomeChip, scrollBox, snippet, tokensText, trouble } from "../parts.js";
+import { bytes, clock, full, number, percent, span, t, term, weekday } from "../text.js";
 
 const FILTERS = ["q", "caller", "account", "model", "outcome", "route", "client", "min_seconds", "last", "since", "until"];
 const OUTCOMES = ["completed", "incomplete", "failed", "caller_gone"];
 const PAGE = 100;
 
-// More rows than that nobody reads; the filters find the rest.
+// More rows than that nobody reads, and who only watches needs fewer; the filters find the rest.
 const MOST_ROWS = 1000;
-const MOST_LIVE = 300;
+const MOST_LIVE = 200;
+
+// While many come in, they are drawn so often.
+const DRAW_MS = 1000;
+
+const CALM_MS = 1500;
 
 export function requestsScreen(context) {
   return context.route.id === null ? listScreen(context) : detailScreen(context);
@@ -28,6 +33,11 @@ function listScreen(context) {
   let isLoading = false;
   let asked = null;
   let missed = 0;
+  let edge = null;
+  let hasPaged = false;
+  let drawnAt = 0;
+  let timer = 0;
+  let heardAt = 0;
   const seen = { route: new Set(), client: new Set() };
   const known = { callers: [], accounts: [], models: [] };
 
@@ -68,7 +78,7 @@ function listScreen(context) {
     h("div", { class: "filters" }, h("label", { class: "field search" }, search), open, Object.values(selects).map((one) => one.element), clear),
     error.element,
     h("div", { class: "fresh-row" }, fresh),
-    h("div", { class: "scroll" }, table),
+    scrollBox(t("nav.requests"), table),
     h("div", { class: "row" }, more),
     end,
   );
@@ -109,11 +119,13 @@ function listScreen(context) {
     show(clear, FILTERS.some((name) => view[name] !== ""));
   }
 
-  function asks(before = null) {
+  /** *before* is a cursor; where rows were let go there is none, and *edge*, the time of the last one, stands for it. */
+  function asks(before = null, until = null) {
     const query = new URLSearchParams({ limit: String(PAGE) });
     for (const name of FILTERS) if (view[name] !== "" && name !== "last") query.set(name, view[name]);
     if (view.last !== "") query.set("since", String(Math.floor(context.now() - Number(view.last))));
     if (before !== null) query.set("before", before);
+    else if (until !== null) query.set("until", String(until + 0.001));
     return `/requests?${query}`;
   }
 
@@ -127,6 +139,8 @@ function listScreen(context) {
       const ids = new Set(page.requests.map((one) => one.id));
       found = [...waiting.filter((one) => !ids.has(one.id) && matches(one, view, context.now())), ...page.requests];
       waiting = [];
+      edge = null;
+      hasPaged = false;
       take(page);
       error.tell(null);
     } catch (failure) {
@@ -140,9 +154,11 @@ function listScreen(context) {
   async function loadMore() {
     more.disabled = true;
     try {
-      const page = await get(asks(next));
+      const page = await get(asks(next, edge));
       const ids = new Set(found.map((one) => one.id));
       found = [...found, ...page.requests.filter((one) => !ids.has(one.id))];
+      edge = null;
+      hasPaged = true;
       take(page);
       error.tell(null);
     } catch (failure) {
@@ -175,6 +191,7 @@ function listScreen(context) {
 
   function onRequests(data) {
     if (!isLive) return;
+    heardAt = Date.now();
     data.requests.forEach(learn);
     missed += data.dropped ?? 0;
     const fitting = data.requests.filter((one) => matches(one, view, context.now()));
@@ -183,18 +200,24 @@ function listScreen(context) {
     if (isLoading) return;
     // Whoever reads further down is not pushed away.
     if (scrollY > 240) drawFresh();
-    else release(false);
+    else {
+      clearTimeout(timer);
+      timer = setTimeout(() => release(false), Math.max(0, drawnAt + DRAW_MS - Date.now()));
+    }
   }
 
   function release(isAsked) {
     const ids = new Set(waiting.map((one) => one.id));
     found = [...waiting, ...found.filter((one) => !ids.has(one.id))];
-    if (found.length > MOST_ROWS) {
-      found.length = MOST_ROWS;
+    const most = hasPaged ? MOST_ROWS : MOST_LIVE;
+    if (found.length > most) {
+      found.length = most;
       // The cursor belongs to a row that is gone.
       next = null;
+      edge = found.at(-1).at;
     }
     waiting = [];
+    drawnAt = Date.now();
     draw();
     if (isAsked) scrollTo(0, 0);
   }
@@ -207,14 +230,14 @@ function listScreen(context) {
   function draw() {
     drawFresh();
     rows.show(found, (one) => one.id);
-    show(more, next !== null && found.length < MOST_ROWS);
+    show(more, (next !== null || edge !== null) && found.length < MOST_ROWS);
     const parts = [t("requests.shown", { count: found.length })];
     if (missed > 0) parts.push(t("requests.missed", { count: missed }));
     say(head.news, isLoading ? t("loading") : parts.join(" "));
     if (found.length === 0 && !isLoading) {
       say(end, FILTERS.some((name) => view[name] !== "") ? t("requests.nothing") : t("requests.none"));
     } else {
-      say(end, next === null && oldest !== null && !isLoading ? t("requests.end", { time: full(oldest) }) : "");
+      say(end, next === null && edge === null && oldest !== null && !isLoading ? t("requests.end", { time: full(oldest) }) : "");
     }
   }
 
@@ -228,6 +251,12 @@ function listScreen(context) {
     element,
     topic: "requests",
     onEvent: (name, data) => name === "requests" && onRequests(data),
+    /** What went by too fast to be told is asked for when it is calm again. */
+    tick() {
+      if (missed === 0 || !isLive || hasPaged || scrollY > 240 || Date.now() - heardAt < CALM_MS) return;
+      missed = 0;
+      load();
+    },
     // What ended while nobody listened is asked for.
     onReconnect: load,
     onQuery(query) {
@@ -238,6 +267,7 @@ function listScreen(context) {
     },
     stop() {
       asked?.abort();
+      clearTimeout(timer);
       removeEventListener("scroll", onScroll);
     },
   };
@@ -266,7 +296,8 @@ function requestRow(request, hrefOf) {
   const row = h(
     "tr",
     {
-      role: "row", class: "request", "data-id": request.id,
+      role: "row", "data-id": request.id,
+      class: `request${request.outcome === "failed" ? " is-failed" : ""}${request.error ? " has-error" : ""}`,
       on: {
         click: (event) => {
           // The whole row is easier to hit; marked text is not a click.
@@ -276,14 +307,14 @@ function requestRow(request, hrefOf) {
     },
     h("th", { scope: "row", role: "rowheader", class: "c-at" }, h("span", { class: "under" }, dayOf(request.at)), " ", link),
     cell("outcome", outcomeChip(request.outcome), " ", raw("span", { class: "under" }, request.status ? String(request.status) : "")),
-    cell("model", raw("span", {}, request.model || t("unknown.sign"))),
-    cell("route", raw("span", {}, request.route), raw("span", { class: "under" }, request.client ?? "")),
+    cell("model", raw("span", { title: request.model }, request.model || t("unknown.sign"))),
+    cell("route", raw("span", {}, request.route), raw("span", { class: "under" }, request.client === "other" ? "" : (request.client ?? ""))),
     cell("caller", raw("span", {}, request.caller)),
     cell("account", raw("span", {}, request.account ?? t("unknown.sign")), request.attempts > 1 && h("span", { class: "under" }, t("requests.attempts", { count: request.attempts }))),
     cell("first", span(request.first_text_seconds ?? request.first_event_seconds)),
     cell("seconds", span(request.seconds)),
-    cell("tokens", tokensText(request.input_tokens, request.cached_tokens), h("span", { class: "under" }, request.output_tokens === null ? "" : t("tokens.out", { count: number(request.output_tokens) }))),
-    cell("error", raw("span", {}, request.error ?? "")),
+    cell("tokens", number(request.input_tokens), h("span", { class: "under" }, tokensRest(request))),
+    cell("error", raw("span", { title: request.error }, request.error ?? "")),
   );
   return {
     nodes: [row],
@@ -292,6 +323,13 @@ function requestRow(request, hrefOf) {
       if (link.getAttribute("href") !== wanted) link.setAttribute("href", wanted);
     },
   };
+}
+
+function tokensRest({ input_tokens: input, cached_tokens: cached, output_tokens: output }) {
+  const parts = [];
+  if (cached && input) parts.push(t("tokens.share", { share: percent(cached / input) }));
+  if (output !== null) parts.push(t("tokens.out", { count: number(output) }));
+  return parts.join(" · ");
 }
 
 function dayOf(at) {
@@ -387,9 +425,8 @@ function waterfall(request) {
   const found = phases(request.marks ?? []);
   if (found.length === 0) return h("p", { class: "muted" }, t("request.no_marks"));
   const whole = Math.max(request.seconds ?? 0, found.at(-1).end, 0.000001);
-  return h(
-    "div",
-    { class: "scroll" },
+  return scrollBox(
+    t("request.waterfall"),
     h(
       "table",
       { class: "waterfall", "aria-label": t("request.waterfall") },
@@ -421,7 +458,7 @@ function why(request) {
   return h(
     "ol",
     { class: "story" },
-    steps.map(({ decision, attempts }) =>
+    steps.map(({ decision, attempts }, place) =>
       h(
         "li",
         {},
@@ -448,19 +485,18 @@ function why(request) {
             h("span", { class: "muted" }, " ", t("request.attempt.when", { after: span(one.after_seconds), took: span(one.seconds) })),
           ),
         ),
-        decision !== null && decision.candidates.length > 0 && candidates(decision),
-        decision !== null && decision.excluded.length > 0 && excluded(decision),
+        decision !== null && decision.candidates.length > 0 && candidates(decision, place + 1),
+        decision !== null && decision.excluded.length > 0 && excluded(decision, place + 1),
       ),
     ),
   );
 }
 
-function candidates(decision) {
+function candidates(decision, step) {
   const names = [...new Set(decision.candidates.flatMap((one) => Object.keys(one.parts)))];
   const rest = decision.compared - decision.candidates.length;
-  return h(
-    "div",
-    { class: "scroll" },
+  return scrollBox(
+    t("request.table", { name: t("request.score"), step }),
     h(
       "table",
       { class: "grid plain" },
@@ -483,12 +519,11 @@ function candidates(decision) {
   );
 }
 
-function excluded(decision) {
+function excluded(decision, step) {
   const total = Object.values(decision.excluded_counts).reduce((sum, count) => sum + count, 0);
   const rest = total - decision.excluded.length;
-  return h(
-    "div",
-    { class: "scroll" },
+  return scrollBox(
+    t("request.table", { name: t("details.evidence"), step }),
     h(
       "table",
       { class: "grid plain" },
