@@ -198,6 +198,15 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def _can_be_asked_for(host: str) -> bool:
+    """Tell whether the system can be asked for a name at all: no part of it is empty, or longer than 63 letters."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _split_listen(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})", text)
     if match is None:
@@ -210,7 +219,7 @@ def _split_listen(text: str) -> tuple[str, int]:
             raise _Unfit("no IPv6 address in the brackets")
         return inner, port
     host = "" if plain == "*" else plain
-    if host and not _HOST_NAME.fullmatch(host):
+    if host and not (_HOST_NAME.fullmatch(host) and _can_be_asked_for(host)):
         raise _Unfit("not a host name or address")
     return host, port
 
@@ -231,9 +240,12 @@ def _split_url(text: str) -> tuple[SplitResult, int | None]:
         raise _Unfit("has a space or a control character in it")
     try:
         parts = urlsplit(text)
-        return parts, parts.port
+        port = parts.port
     except ValueError as exc:
         raise _Unfit("not a URL") from exc
+    if not _can_be_asked_for(parts.hostname or ""):
+        raise _Unfit("not a URL")
+    return parts, port
 
 
 def _url(value: object) -> str:
@@ -708,13 +720,13 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "api-keys", [], True,
-            "Keys that clients send, with or without a name; while no `admin-key` is set they also open the page, /stats, /accounts, /why, /refresh and /check-quota.",
+            "Keys that clients send, with or without a name; while no `admin-key` is set they also open the page, /stats, /accounts, /requests, /why, /metrics, /refresh and /check-quota.",
             'a list of keys, a list of "name: key", or a mapping of names to keys, each in quotes', _api_keys,
             kind="list", secret=True,
         ),
         Key(
             "admin-key", "", True,
-            "Opens the page, /stats, /accounts, /why, /refresh and /check-quota, and the routes that change an account; from then on `api-keys` do not.",
+            "Opens the page, /stats, /accounts, /requests, /why, /metrics, /refresh and /check-quota, and the routes that change an account; from then on `api-keys` do not.",
             f"empty, or at least {MIN_ADMIN_KEY} characters without spaces, in quotes", _admin_key, secret=True,
         ),
         Key(
@@ -1633,9 +1645,7 @@ async def watch(
     await keep_following(await asyncio.to_thread(Watcher, live, path, environ, since), sleep)
 
 
-async def keep_following(
-    watcher: Watcher, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-) -> None:
+async def keep_following(watcher: Watcher, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
     """Follow edits with *watcher* until cancelled."""
     while True:
         await sleep(POLL_SECONDS)

@@ -401,7 +401,7 @@ class Daemon:
         path = self.live.current.data_dir / CONTROL_SOCKET
         was_ours = self.memory.may_write
         self.memory.may_write = self._is_left(path) or not await self._listener.is_taken(path)
-        self.records.may_write = self.memory.may_write
+        self.records.may_write = self.sessions.may_write = self.memory.may_write
         if self.memory.may_write:
             await self._open_control(path)
         elif was_ours:

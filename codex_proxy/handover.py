@@ -172,17 +172,16 @@ class Successor:
         }
         passed = [theirs.fileno(), stderr, *given, *([] if control is None else [control])]
 
-        def spawn() -> "subprocess.Popen[bytes]":
-            return subprocess.Popen(
+        try:
+            # Not in a thread, for the few milliseconds it takes: one that is called off meanwhile would leave a
+            # process that nobody knows of.
+            process = subprocess.Popen(  # noqa: ASYNC220 -- as said
                 list(command),
                 stdin=subprocess.DEVNULL,
                 stderr=theirs_log,
                 pass_fds=passed,
                 env={**for_successor(environ), VARIABLE: json.dumps(told)},
             )
-
-        try:
-            process = await asyncio.to_thread(spawn)
         except OSError as exc:
             ours.close()
             os.close(log)
@@ -194,7 +193,12 @@ class Successor:
             os.close(theirs_log)
             os.close(stderr)
         found = cls(process, ours, log)
-        await found._listen()
+        try:
+            await found._listen()
+        except BaseException:
+            # Alone it would take the sockets for its own.
+            await found.kill()
+            raise
         return found
 
     @property
@@ -276,6 +280,8 @@ class Successor:
     async def tell(self, news: Mapping[str, Any]) -> None:
         """Tell it what was learned since it has taken over."""
         assert self._writer is not None
+        if self._writer.is_closing():
+            return
         self._say("news", **news)
         # It may have ended, or be another one's predecessor by now.
         with contextlib.suppress(OSError, TimeoutError):
@@ -292,8 +298,7 @@ class Successor:
             self._process.kill()
         await asyncio.to_thread(self._process.wait)
         await self.let_go()
-        if self._writer is not None:
-            self._writer.close()
+        (self._writer or self._channel).close()
 
     async def let_go(self) -> None:
         """Leave its log to itself; the channel stays open, because its end tells it of ours."""

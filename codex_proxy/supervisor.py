@@ -69,7 +69,8 @@ class Supervisor:
 
     def succeeded_by(self, pid: int, status: str) -> None:
         """Say that another process is the service from now on."""
-        self._tell(f"MAINPID={pid}", "READY=1", f"STATUS={status}")
+        # A sign of life that it gave before counts for nothing, and it gives the next one at its own time.
+        self._tell(f"MAINPID={pid}", "READY=1", "WATCHDOG=1", f"STATUS={status}")
 
     def _tell(self, *lines: str, patience: float | None = None) -> None:
         if not self._address:

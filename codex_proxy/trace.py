@@ -114,6 +114,37 @@ class Decision:
     """How many accounts each rule excluded."""
 
 
+@dataclass(slots=True)
+class Capture:
+    """What was said in a turn, up to a limit: kept only of callers for whom the owner has switched that on."""
+
+    limit_bytes: int
+    """Of what was asked, and of what was answered."""
+    request: bytes = field(default=b"", repr=False)
+    answer: list[bytes] = field(default_factory=list, repr=False)
+    is_cut: bool = False
+    """More was said than is kept."""
+    _room: int = 0
+
+    def ask(self, data: bytes) -> None:
+        """Take what was asked."""
+        self._room = self.limit_bytes
+        self.request = data[: self.limit_bytes]
+        self.is_cut = len(data) > self.limit_bytes
+
+    def add(self, data: bytes) -> None:
+        """Take more of what is answered."""
+        if not self.answer:
+            # What stands between two items stands before the first one too.
+            data = data.lstrip(b"\n")
+        if len(data) > self._room:
+            self.is_cut = True
+            data = data[: self._room]
+        if data:
+            self._room -= len(data)
+            self.answer.append(data)
+
+
 class End(enum.Enum):
     """How a turn ended, seen from the caller."""
 
@@ -166,6 +197,8 @@ class Trace:
     """When the first words of the answer, or of a call's arguments, were passed on."""
     finished: float | None = None
     usage: Usage = field(default_factory=Usage)
+    said: Capture | None = None
+    """Taken out when the turn goes on record: whoever else keeps a trace keeps none of it."""
 
     def finish(self, end: End, now: float) -> bool:
         """Close the story; only the first call counts, and says so by True."""

@@ -1,11 +1,26 @@
 """Fixtures for more than one test file."""
 
 import gc
+import logging
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _same_logging_after_each_test() -> Iterator[None]:
+    """Undo what a command or a daemon set up: the next test may look for lines that were switched off."""
+    root, ours = logging.getLogger(), logging.getLogger("codex_proxy")
+    handlers, level = root.handlers[:], ours.level
+    yield
+    if ours.level != level:
+        ours.setLevel(level)
+    for handler in [
+        one for one in root.handlers if one not in handlers and type(one).__module__ == "codex_proxy.logs"
+    ]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -201,7 +201,9 @@ def test_a_set_up_token_is_made_anew_each_time_and_for_its_owner_only(
 
 
 @pytest.mark.parametrize("line", ["api-keys: [sk-1]", "admin-key: 0123456789abcdef"])
-def test_where_a_key_was_chosen_there_is_no_set_up_token(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_a_key_was_chosen_there_is_no_set_up_token(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("config.yaml").write_text(f"{line}\n", encoding="utf-8")
     assert cli.main(["setup-token"]) == 1
     assert line.partition(":")[0] in capsys.readouterr().err

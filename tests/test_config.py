@@ -183,6 +183,8 @@ def test_where_we_listen(listen: str, host: str | None, port: int, is_loopback: 
         ("listen", "'[nope]:1'", "no IPv6 address"),
         ("listen", "':70000'", "no such port"),
         ("listen", "'a b:1'", "not a host name"),
+        ("listen", "a..b:1", "not a host name"),
+        ("listen", f"{'a' * 64}.test:1", "not a host name"),
         ("listen", "''", "not an address with a port"),
         ("auth-dir", "''", "not a path"),
         ("auth-dir", "12", "put it in quotes"),
@@ -193,6 +195,8 @@ def test_where_we_listen(listen: str, host: str | None, port: int, is_loopback: 
         ("base-url", "https://host.test/?a=b", "query"),
         ("base-url", "'https://host.test/a b'", "space"),
         ("base-url", "'https://host.test:port'", "not a URL"),
+        ("base-url", "https://host..test", "not a URL"),
+        ("oauth-issuer", f"https://{'a' * 64}.test", "not a URL"),
         ("oauth-issuer", "ftp://host.test", "does not begin with http"),
         ("proxy-url", "ftp://proxy.test", "unknown kind of proxy"),
         ("upstream-transport", "httpx", "no such choice"),
@@ -466,8 +470,12 @@ def test_any_key_can_come_from_a_file_of_its_own(file: Path, key: Any, by: str) 
     assert getattr(loaded.settings, key.field) == expected
 
 
-@pytest.mark.parametrize("text", ["short-one", "'with a space in it'", "12345678901234567", "[a]", "'sch\u00f6ner schl\u00fcssel'"])
-def test_an_admin_key_that_could_be_guessed_or_sent_by_nobody_is_refused_unseen(file: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["short-one", "'with a space in it'", "12345678901234567", "[a]", "'sch\u00f6ner schl\u00fcssel'"]
+)
+def test_an_admin_key_that_could_be_guessed_or_sent_by_nobody_is_refused_unseen(
+    file: Path, text: str
+) -> None:
     (error,) = errors(file, f"admin-key: {text}\n")
     assert error.startswith("config.yaml:1: admin-key = ***: ")
     assert text.strip("'") not in error

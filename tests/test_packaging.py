@@ -274,6 +274,8 @@ def test_the_service_says_when_it_is_ready_and_has_time_to_end() -> None:
     # It belongs to root, whatever the user: with less than 755 the service could not even enter it.
     assert service["WorkingDirectory"] == [f"/etc/{service['ConfigurationDirectory'][0]}"]
     assert "ConfigurationDirectoryMode" not in service
+    # The library that counts open files and memory reads /proc/stat first, and is silent without it.
+    assert "ProcSubset" not in service
     # Files that it makes are where it may write.
     state = f"/var/lib/{service['StateDirectory'][0]}/"
     assert all(value.partition("=")[2].startswith(state) for value in service["Environment"])

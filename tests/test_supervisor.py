@@ -220,6 +220,17 @@ def test_nobody_listens_and_nothing_happens() -> None:
     supervisor.ready("x")
 
 
+async def test_the_process_that_has_taken_over_is_given_all_the_time_until_its_next_sign() -> None:
+    """Half of it may be over since the last sign of the one before, and its own counted for nothing until now."""
+    address = f"@codex-proxy-test-life-{os.getpid()}"
+    listening = Listening(address)
+    try:
+        Supervisor({"NOTIFY_SOCKET": address}).succeeded_by(7, "up")
+        assert listening.hear() == ["MAINPID=7", "READY=1", "WATCHDOG=1", "STATUS=up"]
+    finally:
+        listening.close()
+
+
 async def test_an_abstract_name_and_lines_that_would_break_in_two() -> None:
     address = f"@codex-proxy-test-{os.getpid()}"
     listening = Listening(address)

@@ -9,7 +9,7 @@ percents are coarse, and nobody knows what people will ask tomorrow.
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -71,6 +71,10 @@ class Outlook:
 
     def note(self, accounts: Iterable[Account], now: float) -> None:
         """Take in what has been spent since the last look."""
+        if self._grown and now < self._grown[-1][0]:
+            # The clock was set back: what was seen lies in a future, and is as if not seen.
+            self._since = None
+            self._grown.clear()
         total = [0.0, 0.0]
         seen: dict[str, tuple[tuple[float, float | None] | None, ...]] = {}
         for account in accounts:
@@ -102,32 +106,42 @@ class Outlook:
 
     def forecast(self, accounts: Sequence[Account], now: float) -> Forecast:
         """Play the coming week through."""
-        rate = self.rate(now)
-        lots = [_Lot.of(account, now) for account in accounts]
-        resets = [side.resets_at for lot in lots for side in lot.sides if side is not None and side.is_first]
-        play = _Play([lot for lot in lots if lot.can_serve], now, rate or (0.0, 0.0))
-        play.run()
-        is_known = rate is not None
-        return Forecast(
-            now,
-            is_known,
-            (3_600.0 * rate[0], 3_600.0 * rate[1]) if rate is not None else (0.0, 0.0),
-            play.dry_at if is_known or not play.has_any else None,
-            play.back_at if is_known or not play.has_any else None,
-            min((at for at in resets if at < inf), default=None),
-            {
-                lot.alias: tuple(
-                    Ahead(
-                        side.window,
-                        side.exhausted_at if is_known else None,
-                        side.unused if is_known or not lot.can_serve else None,
-                    )
-                    for side in lot.sides
-                    if side is not None
+        return self.begin(accounts, now)()
+
+    def begin(self, accounts: Sequence[Account], now: float) -> Callable[[], Forecast]:
+        """Look at the accounts, and return what plays the coming week through, once.
+
+        That takes long for thousands, and needs the accounts no more: it may be done in a thread.
+        """
+        rate, lots = self.rate(now), [_Lot.of(account, now) for account in accounts]
+        return lambda: _forecast(rate, lots, now)
+
+
+def _forecast(rate: tuple[float, float] | None, lots: Sequence["_Lot"], now: float) -> Forecast:
+    resets = [side.resets_at for lot in lots for side in lot.sides if side is not None and side.is_first]
+    play = _Play([lot for lot in lots if lot.can_serve], now, rate or (0.0, 0.0))
+    play.run()
+    is_known = rate is not None
+    return Forecast(
+        now,
+        is_known,
+        (3_600.0 * rate[0], 3_600.0 * rate[1]) if rate is not None else (0.0, 0.0),
+        play.dry_at if is_known or not play.has_any else None,
+        play.back_at if is_known or not play.has_any else None,
+        min((at for at in resets if at < inf), default=None),
+        {
+            lot.alias: tuple(
+                Ahead(
+                    side.window,
+                    side.exhausted_at if is_known else None,
+                    side.unused if is_known or not lot.can_serve else None,
                 )
-                for lot in lots
-            },
-        )
+                for side in lot.sides
+                if side is not None
+            )
+            for lot in lots
+        },
+    )
 
 
 def _windows(account: Account) -> tuple[Window | None, Window | None]:
@@ -169,12 +183,13 @@ class _Side:
     def room(self) -> float:
         return max(0.0, 100.0 - self.used)
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, now: float) -> None:
         if self.is_first:
             self.unused = self.room
             self.is_first = False
         self.used = 0.0
-        self.resets_at += self.seconds
+        # Those of a minute, which nobody has seen yet, come and go within one step.
+        self.resets_at += self.seconds * max(1.0, (now - self.resets_at) // self.seconds + 1.0)
 
     def spend(self, percent: float, now: float) -> None:
         self.used += percent
@@ -253,7 +268,7 @@ class _Play:
             if kind >= 0:
                 side = self._lots[place].sides[kind]
                 assert side is not None
-                side.begin_anew()
+                side.begin_anew(at)
                 if side.resets_at < inf:
                     heapq.heappush(self._events, (side.resets_at, place, kind))
             self._offer(place, when)

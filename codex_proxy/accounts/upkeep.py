@@ -177,9 +177,7 @@ class Keeper:
         if not unsaved:
             return []
         waiting = (await asyncio.to_thread(Pending.load, self._live.current.data_dir)).by_new
-        return [
-            account.alias for account in unsaved if account.credential.refresh.digest() not in waiting
-        ]
+        return [account.alias for account in unsaved if account.credential.refresh.digest() not in waiting]
 
     # -- questions to the backend ---------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import argparse
 import http.client
 import json
+import re
 
 from codex_proxy.commands import options
 from codex_proxy.commands.terminal import complain, say
@@ -10,6 +11,9 @@ from codex_proxy.config import Settings
 
 # Docker gives up after 30 s by itself, and a daemon that is well answers in milliseconds.
 _SECONDS = 5.0
+
+# Beyond some years a socket cannot be told.
+_MOST_SECONDS = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     path = "/readyz" if args.ready else "/livez"
     if not host:
         return 2
-    connection = http.client.HTTPConnection(host, port, timeout=max(0.1, args.timeout))
+    connection = http.client.HTTPConnection(host, port, timeout=min(max(0.1, args.timeout), _MOST_SECONDS))
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
         said = answer.read(10_000)
-    except (OSError, http.client.HTTPException) as exc:
+    except (OSError, http.client.HTTPException, UnicodeError) as exc:
         complain(f"no answer from {host} port {port}: {str(exc) or type(exc).__name__}")
         return 1
     finally:
@@ -65,7 +69,13 @@ def _of_settings(settings: Settings) -> tuple[str, int]:
 def _of_url(url: str) -> tuple[str, int]:
     scheme, mark, rest = url.partition("://")
     host, _, port = rest.partition("/")[0].rpartition(":")
-    if scheme != "http" or not mark or not host or not (port.isascii() and port.isdigit()):
+    if (
+        scheme != "http"
+        or not mark
+        or not host
+        or not re.fullmatch(r"[0-9]{1,5}", port)
+        or int(port) > 65_535
+    ):
         complain("--url must be http://HOST:PORT")
         return "", 0
     return host.removeprefix("[").removesuffix("]"), int(port)

@@ -65,6 +65,7 @@ __all__ = [
     "set_retry",
     "stream_error",
     "visible_headers",
+    "words_of",
 ]
 
 _KEEPALIVE = b'data: {"type":"keepalive"}\n\n'
@@ -123,6 +124,22 @@ def has_text(batch: Batch) -> bool:
         ):
             return True
     return False
+
+
+def words_of(batch: Batch) -> bytes:
+    """Return what the answer says in these events: its text, and with which arguments which tools are called."""
+    said: list[str] = []
+    for event in batch:
+        if event.type in _WORDS:
+            text = event.pieces.text if isinstance(event, Run) else event.json.get("delta")
+            said.append(text if isinstance(text, str) else "")
+        elif event.type == "response.output_item.added":
+            item = event.json.get("item")
+            if isinstance(item, dict) and item.get("type") != "reasoning":
+                name = item.get("name")
+                # A tool's name before its arguments; between two items, whatever they are, a line.
+                said.append(f"\n[{name}] " if isinstance(name, str) else "\n")
+    return "".join(said).encode("utf-8", "replace")
 
 
 def failure_of(event: Event, *, now: float) -> UpstreamError | None:

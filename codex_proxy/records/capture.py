@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from codex_proxy.trace import Trace
+from codex_proxy.trace import Capture, Trace
 
 
 @dataclass(slots=True)
@@ -11,18 +11,15 @@ class Captured:
     """A finished turn, and what was said in it."""
 
     trace: Trace
-    request: bytes
-    answer: bytes
-    is_cut: bool
-    """More was said than is kept."""
+    said: Capture
 
     def row(self, key: int) -> dict[str, Any]:
-        """Return it as a row of the table of captures."""
+        """Return what was said as a row of the table of captures."""
         return {
             "key": key,
-            "request": _text(self.request),
-            "answer": _text(self.answer),
-            "is_cut": self.is_cut,
+            "request": _text(self.said.request),
+            "answer": _text(b"".join(self.said.answer)),
+            "is_cut": self.said.is_cut,
         }
 
 

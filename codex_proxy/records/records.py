@@ -33,6 +33,9 @@ T = TypeVar("T")
 # A busy daemon's last seconds; each is some kilobytes.
 MAX_WAITING = 5_000
 
+# What was said in them may be large, and is the first to go when it cannot be written.
+_MAX_SAID_WAITING = 50
+
 _LOOK_SECONDS = 1.0
 
 # A question may look at every turn that there is; others, who use the same threads, go on meanwhile.
@@ -68,8 +71,14 @@ class Records:
 
     def note(self, trace: Trace) -> None:
         """Take in a turn that has ended, and does not change any more."""
+        said = trace.said
+        if said is not None:
+            trace.said = None
         if self._live.current.records == "on":
-            self._queue.put(trace)
+            if said is not None and self._may_write and len(self._queue) < _MAX_SAID_WAITING:
+                self._queue.put(Captured(trace, said))
+            else:
+                self._queue.put(trace)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -101,8 +110,14 @@ class Records:
                 store, self._store = self._store, None
                 await asyncio.to_thread(store.stop)
 
+    async def prepare(self) -> None:
+        """Import what the writing takes, so that it holds up no request later."""
+        if self.is_on:
+            await asyncio.to_thread(importlib.import_module, "codex_proxy.records.book")
+            await asyncio.to_thread(importlib.import_module, "codex_proxy.storage.store")
+
     def _make(self) -> "Store[Trace | Captured]":
-        # Half a second of imports, and only needed here.
+        # A third of a second of imports, and 16 MB, for those who need them.
         from codex_proxy.records.book import Book
         from codex_proxy.records.tables import SCHEMA
         from codex_proxy.storage.store import Store

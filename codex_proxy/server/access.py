@@ -23,6 +23,11 @@ from codex_proxy.errors import KeyRefused, RequestError
 from codex_proxy.server.body import is_json
 from codex_proxy.trace import LOCAL, Caller
 
+_ADVICE = (
+    "without a client key it may not use this proxy: set api-keys and send one, or serve the page from the proxy's "
+    "own address"
+)
+_ADVICE_FOR_THE_PAGE = "only the proxy's own page may ask for this; a relay in front of the proxy has to pass the header Host on as it came"
 _RELAYED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
@@ -186,7 +191,7 @@ def refuse_other_origins(request: web.Request) -> None:
         RequestError: 403.
     """
     hosts = request.headers.getall("Host", [])
-    _refuse_origins(request, hosts[0].strip().lower() if hosts else "")
+    _refuse_origins(request, hosts[0].strip().lower() if hosts else "", _ADVICE_FOR_THE_PAGE)
 
 
 def _refuse_forged(request: web.Request, settings: Settings) -> None:
@@ -209,22 +214,16 @@ def _refuse_forged(request: web.Request, settings: Settings) -> None:
         )
 
 
-def _refuse_origins(request: web.Request, host: str) -> None:
+def _refuse_origins(request: web.Request, host: str, advice: str = _ADVICE) -> None:
     headers = request.headers
     for origin in headers.getall("Origin", []):
         if not _same_place(origin.strip().lower(), host):
             raise RequestError(
-                "a web page of another origin may not use this proxy without a client key; set api-keys "
-                "and send one, or serve the page from the proxy's own address",
-                status=403,
-                code="forbidden_origin",
+                f"a web page of another origin sent this; {advice}", status=403, code="forbidden_origin"
             )
     if any(v.strip().lower() not in ("same-origin", "none") for v in headers.getall("Sec-Fetch-Site", [])):
         raise RequestError(
-            "a browser sent this for a page of another site, which may not use this proxy without a client "
-            "key; set api-keys and send one",
-            status=403,
-            code="forbidden_origin",
+            f"a browser sent this for a page of another site; {advice}", status=403, code="forbidden_origin"
         )
 
 

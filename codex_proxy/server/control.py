@@ -4,6 +4,8 @@ Whoever may start processes here owns the machine's account, so nobody does it o
 """
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Callable
 
 from aiohttp import web
@@ -41,10 +43,12 @@ def local_handlers(
 
 
 def _since(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        raise RequestError("since must be a time in seconds since 1970", param="since") from None
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(at := float(text)):
+            return at
+    raise RequestError("since must be a time in seconds since 1970", param="since")
 
 
 def _json(document: JsonObject) -> web.Response:

@@ -104,7 +104,8 @@ def take_setup_token(data_dir: Path, said: str, now: float) -> bool:
         with path.open("rb") as file:
             made = os.fstat(file.fileno()).st_mtime
             token = file.read(4096).decode("ascii", "replace").strip()
-        if not token or now - made > SETUP_SECONDS:
+        # One from a future was made by a clock that was ahead; nobody knows how old it is.
+        if not token or abs(now - made) > SETUP_SECONDS:
             return False
         if not hmac.compare_digest(said.encode("utf-8", "surrogateescape"), token.encode()):
             return False
@@ -115,8 +116,18 @@ def take_setup_token(data_dir: Path, said: str, now: float) -> bool:
     return True
 
 
-def announce_setup(path: Path) -> None:
-    """Say where the set-up token is; a log never sees it."""
+def offer_setup(settings: Settings) -> None:
+    """Make a set-up token, where one opens the page, and say where it is; a log never sees it.
+
+    Without one the daemon serves all the same: it is for the page alone, and another can be made later.
+    """
+    if settings.ui == "off" or not may_set_up(settings):
+        return
+    try:
+        _, path = make_setup_token(settings.data_dir)
+    except ConfigError as exc:
+        logger.warning("no set-up token for the page: %s", exc.message)
+        return
     logger.warning(
         "the page asks for a key: log in at /ui with the set-up token, which is good once and for a day file=%s "
         "another=`codex-proxy setup-token`",

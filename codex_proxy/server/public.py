@@ -31,7 +31,7 @@ from codex_proxy.server.delivery import CollectSink, StreamSink, Terms, UnarySin
 from codex_proxy.server.front import CALLER, REQUEST_ID, Handler, Incoming, new_id
 from codex_proxy.server.websocket import Sockets, SocketSink
 from codex_proxy.tasks import Job
-from codex_proxy.trace import LOCAL, Caller, End, Trace, TraceSink
+from codex_proxy.trace import LOCAL, Caller, Capture, End, Trace, TraceSink
 from codex_proxy.upstream.executor import Exchange, Executor, Sink
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,11 @@ class Public:
 
     def _begin(self, http: Incoming, decoded: Decoded, trace: Trace, dialect: Dialect) -> "Begun":
         terms = self._terms(dialect)
-        sink = StreamSink(http, decoded, trace, terms) if decoded.request.stream else CollectSink(decoded, trace, terms)
+        sink = (
+            StreamSink(http, decoded, trace, terms)
+            if decoded.request.stream
+            else CollectSink(decoded, trace, terms)
+        )
         return Begun(decoded.request, sink)
 
     async def _turn(
@@ -206,6 +210,8 @@ class Public:
         try:
             raw = await read_body(http, limit=self._live.current.max_body_bytes)
             trace.request_bytes = len(raw)
+            if self._live.current.capture:
+                self._capture(trace, raw)
             headers = {name.lower(): value for name, value in http.headers.items()}
             begun = begin(http, raw, headers, trace)
             trace.read = self._clock.monotonic()
@@ -225,6 +231,13 @@ class Public:
         trace.error = error.code or error.type
         trace.finish(End.FAILED, self._clock.monotonic())
         self._tell(trace)
+
+    def _capture(self, trace: Trace, raw: bytes) -> None:
+        """Keep what is said in a turn, where the owner wants that of its caller."""
+        settings = self._live.current
+        if trace.caller.name in settings.capture and settings.records == "on":
+            trace.said = Capture(settings.capture_limit)
+            trace.said.ask(raw)
 
     def _tell(self, trace: Trace) -> None:
         for listener in self._listeners:
@@ -354,6 +367,9 @@ class _SocketTurns:
 
     async def run(self, request: BackendRequest, sink: SocketSink, trace: Trace, headers: Headers) -> None:
         await _end_of(self._public._run(request, sink, trace, headers))
+
+    def capture(self, trace: Trace, raw: bytes) -> None:
+        self._public._capture(trace, raw)
 
     def refused(self, trace: Trace, error: ProxyError) -> None:
         self._public._refused(trace, error, RESPONSES)

@@ -97,12 +97,17 @@ def requests_handlers(requests: Requests) -> dict[str, Handler]:
                 **_NO_STORE,
             }
         )
+        if request.method == "HEAD":
+            return response
         assert isinstance(request, Incoming)
         in_work, ending = request.in_work, asyncio.Event()
         await response.prepare(request)
         tail = requests.feed()
         # A daemon that ends does not wait for who looks on.
         in_work.on_closing(ending.set)
+        if in_work.is_closing:
+            # It came over a connection from before that.
+            ending.set()
         silence = 0.0
         try:
             while not ending.is_set():

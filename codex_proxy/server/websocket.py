@@ -114,6 +114,10 @@ class Turns(Protocol):
         """Serve a turn to its end; when this is cancelled, the caller has gone."""
         ...
 
+    def capture(self, trace: Trace, raw: bytes) -> None:
+        """Keep what is said in a turn, where the owner wants that of its caller."""
+        ...
+
     def refused(self, trace: Trace, error: ProxyError) -> None:
         """Tell of a turn that never began."""
         ...
@@ -414,6 +418,8 @@ class Socket:
         lane = previous = None
         try:
             trace.caller = sockets.resolve(self._http)
+            if sockets.live.current.capture:
+                sockets.turns.capture(trace, raw)
             fields = read_frame(raw)
             lane = self._take_lane(fields)
             previous = take_previous(fields)

@@ -19,8 +19,10 @@ Synchronous = Literal["NORMAL", "FULL"]
 
 _BUSY_SECONDS = 5.0
 _CACHE_KIB = 8 * 1024
-# What the log of changes may keep on disk after it was taken over.
-_JOURNAL_BYTES = 8 * 1024 * 1024
+# How long the log of changes grows before it is taken over, and what of it may stay on disk then: what changes
+# again and again is taken over once.
+_JOURNAL_PAGES = 4_000
+_JOURNAL_BYTES = 16 * 1024 * 1024
 _READERS = 3
 
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -47,6 +49,7 @@ def writer_engine(path: Path, synchronous: Synchronous) -> Engine:
             f"synchronous={synchronous}",
             "foreign_keys=ON",
             f"cache_size=-{_CACHE_KIB}",
+            f"wal_autocheckpoint={_JOURNAL_PAGES}",
             f"journal_size_limit={_JOURNAL_BYTES}",
         ),
     )

@@ -38,7 +38,7 @@ from codex_proxy.errors import (
 )
 from codex_proxy.net import Answer, NetError, NetKind
 from codex_proxy.protocol.request import BackendRequest
-from codex_proxy.protocol.responses import failure_of, has_text, is_handshake
+from codex_proxy.protocol.responses import failure_of, has_text, is_handshake, words_of
 from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
 from codex_proxy.protocol.wire import BadJson, loads_lenient
 from codex_proxy.tasks import Background, Job
@@ -541,6 +541,8 @@ class Exchange:
     async def _send(self, lease: Lease, batch: Batch) -> bool:
         # Looked at before it is sent: the sink takes the list.
         is_first_text = self._trace.first_text is None and has_text(batch)
+        if self._trace.said is not None:
+            self._trace.said.add(words_of(batch))
         more = await self._sink.send(batch)
         self._written = self._executor.clock.monotonic()
         if is_first_text:
@@ -611,6 +613,8 @@ class Exchange:
             if b'"encrypted_content"' in data:
                 self._observe_answer(lease, data)
             await self._begin(lease, answer, slot)
+            if self._trace.said is not None:
+                self._trace.said.add(data)
             await self._sink.body(data)
             await self._sink.end()
             self._ended = True

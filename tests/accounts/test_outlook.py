@@ -3,13 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from codex_proxy.accounts.account import Account, Cause
-from codex_proxy.accounts.outlook import AHEAD_SECONDS, LOOK_SECONDS, STEP_SECONDS, Forecast, Outlook
+from codex_proxy.accounts.outlook import AHEAD_SECONDS, LOOK_SECONDS, STEP_SECONDS, Forecast, Outlook, _Side
 from codex_proxy.accounts.quota import Window
 from codex_proxy.accounts.state import Signal
 from tests.accounts.making import DAY, HOUR, NOW, account
@@ -217,3 +218,48 @@ def test_a_thousand_accounts_are_played_through_without_looking_at_all_of_them_a
     # A week has 1,008 steps and a thousand accounts some 34 resets each.
     assert calls < 8 * 34 * 1_000
     assert math.isfinite(LOOK_SECONDS)
+
+
+def test_windows_of_a_minute_cost_no_more_than_others() -> None:
+    one = with_windows("a", (10.0, 60.0))
+    one.quota.family("codex").primary = Window(10.0, 1, NOW + 60.0, NOW, "headers")
+    outlook = watched([], short=1.0, long=0.1)
+    begun = 0
+    real = _Side.begin_anew
+
+    def count(side: _Side, now: float) -> None:
+        nonlocal begun
+        begun += 1
+        real(side, now)
+
+    with mock.patch.object(_Side, "begin_anew", count):
+        told = outlook.forecast([one], NOW)
+    assert told.windows[one.alias][0].unused_percent == pytest.approx(90.0, abs=0.5)
+    # One for each step; each minute of the week would be ten times as many.
+    assert begun < 1.1 * AHEAD_SECONDS / STEP_SECONDS
+
+
+def test_a_clock_that_is_set_back_begins_the_watch_anew() -> None:
+    one = with_windows("a")
+    outlook = watched([one], short=30.0, long=6.0)
+    back = NOW - 100 * DAY
+    outlook.note([one], back)
+    assert outlook.rate(back) is None
+    for minute in range(1, 31):
+        spend(one, 1.0, 0.1, back + 60.0 * minute)
+        outlook.note([one], back + 60.0 * minute)
+    rate = outlook.rate(back + 1_800.0)
+    assert rate is not None
+    assert rate[0] * 3_600 == pytest.approx(60.0)
+
+
+def test_once_it_has_begun_the_accounts_may_change() -> None:
+    one = with_windows("a", (60.0, 4 * HOUR))
+    one.hold(Cause.LIMIT, NOW + 2 * HOUR)
+    outlook = watched([], short=20.0, long=0.1)
+    expected = outlook.forecast([one], NOW)
+    play = outlook.begin([one], NOW)
+    one.holds.clear()
+    one.quota.families.clear()
+    outlook.note([], NOW + 60.0)
+    assert play() == expected

@@ -69,11 +69,29 @@ async def test_another_program_at_the_port(answer: bytes, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8080", "https://127.0.0.1:1", "http://127.0.0.1", "http://:1", "http://a:b"]
+    "url",
+    [
+        "127.0.0.1:8080",
+        "https://127.0.0.1:1",
+        "http://127.0.0.1",
+        "http://:1",
+        "http://a:b",
+        "http://a:65536",
+    ],
 )
 async def test_a_url_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await check("--url", url) == 2
     assert "--url must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e300", "nan"])
+async def test_a_time_that_no_socket_can_wait_for(seconds: str) -> None:
+    assert await check("--url", f"http://127.0.0.1:{a_port()}", "--timeout", seconds) == 1
+
+
+async def test_a_name_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await check("--url", "http://a..b:1") == 1
+    assert "no answer from a..b port 1: " in capsys.readouterr().err
 
 
 async def test_a_port_that_nobody_can_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

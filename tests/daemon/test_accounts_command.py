@@ -381,10 +381,12 @@ async def test_an_account_that_there_is_not_stops_nothing(stand: Stand) -> None:
     assert "codex-proxy: there is no account 'zebra'; there are a1, a2, a3" in err
 
 
-async def test_what_changes_an_account_is_not_served_on_the_network(stand: Stand) -> None:
+async def test_what_changes_an_account_is_not_served_on_the_network_without_an_admin_key(
+    stand: Stand,
+) -> None:
     for action in ("disable", "enable", "remove", "logout", "refresh", "reset", "check"):
         answer = await stand.post(f"/accounts/a1/{action}")
-        assert (answer.status, answer.json["error"]["code"]) == (404, "unknown_url"), action
+        assert (answer.status, answer.json["error"]["code"]) == (403, "admin_key_needed"), action
     assert len(list(stand.auths.glob("*.json"))) == 3
 
 

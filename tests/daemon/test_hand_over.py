@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -278,6 +280,36 @@ async def test_a_signal_to_end_calls_a_restart_off(tmp_path: Path) -> None:
         if not service.pids:
             assert await service.first.ended() == 0
             assert not (tmp_path / "data" / "control.sock").exists()
+
+
+async def test_one_that_is_called_off_while_it_starts_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find the channel closed, and take the sockets for its own."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*args: Any, **kwargs: Any) -> "subprocess.Popen[bytes]":
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    popen: Any = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        estate = handover.Estate("127.0.0.1:0", False, str(tmp_path), [listening], None)
+        command = [sys.executable, "-c", "import time; time.sleep(60)"]
+        starting = asyncio.get_running_loop().create_task(
+            handover.Successor.start(command, os.environ, estate)
+        )
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    await until(lambda: bool(started))
+    try:
+        await until(lambda: started[0].poll() is not None, 2)
+    finally:
+        started[0].kill()
+        started[0].wait()
 
 
 async def test_the_old_process_killed_before_it_has_handed_over_is_no_end(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from codex_proxy.accounts.login import device_login
 from codex_proxy.protocol.sse import Parser
 from codex_proxy.server.app import UI_ROUTES
+from codex_proxy.server.dashboard import logins
 from codex_proxy.server.dashboard.sessions import COOKIE
 from codex_proxy.server.dashboard.shell import CSP
 from codex_proxy.simulator import Simulator
@@ -523,7 +525,13 @@ async def test_account_files_are_brought_in(tmp_path: Path) -> None:
             assert (await browser.ask("POST", "/import", wrong))[0] == 400
 
 
-async def test_a_login_with_a_code_brings_an_account_in(tmp_path: Path) -> None:
+async def test_a_login_with_a_code_brings_an_account_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def soon(*arguments: Any, **named: Any) -> Any:
+        return await device_login(*arguments, **{**named, "sleep": lambda _: asyncio.sleep(0.01)})
+
+    monkeypatch.setattr(logins, "device_login", soon)
     async with page(tmp_path, accounts=1, auths=lambda sim, folder: None) as (stand, browser):
         await browser.look()
         begun = await browser.post("/login")

@@ -1,6 +1,7 @@
 """Records through the whole daemon: what callers do is what the owner can ask for."""
 
 import asyncio
+import dataclasses
 import json
 import sys
 import time
@@ -8,11 +9,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
-from codex_proxy.simulator import Script
+from codex_proxy.simulator import Script, Simulator
 from codex_proxy.storage import store as module
-from tests.harness import Stand, standing
+from tests.daemon.test_hand_over import serving
+from tests.harness import Stand, question, standing
 from tests.process import run
 
 
@@ -307,3 +310,124 @@ async def test_the_command_follows_and_lists_beside_a_running_daemon(stand: Stan
     code, out, err = await run("-config", config, "requests", "--json")
     assert (code, err) == (0, "")
     assert [json.loads(line)["route"] for line in out.splitlines()] == ["chat", "responses"]
+
+
+# --- what was said
+
+
+async def captured(tmp_path: Path, **settings: Any) -> AsyncIterator[Stand]:
+    keys = '["laptop: sk-one-1", "phone: sk-two-2"]'
+    async with standing(tmp_path, records="on", api_keys=keys, **settings) as stand:
+        stand.session.headers["authorization"] = "Bearer sk-one-1"
+        yield stand
+
+
+@pytest.fixture
+async def listening(tmp_path: Path) -> AsyncIterator[Stand]:
+    """A daemon that keeps what `laptop` says, 1 KiB of it."""
+    async for stand in captured(tmp_path, capture="[laptop]", capture_limit="1KiB"):
+        yield stand
+
+
+async def said(stand: Stand, request_id: str) -> Any:
+    return (await stand.get(f"/requests/{request_id}")).json["capture"]
+
+
+async def test_nothing_is_kept_of_what_was_said_unless_that_is_switched_on(tmp_path: Path) -> None:
+    async for stand in captured(tmp_path):
+        stand.sim.script(Script.text("a secret answer"))
+        answer = await stand.ask("a secret question")
+        await recorded(stand, 1)
+        assert await said(stand, answer.headers["x-request-id"]) is None
+    for path in (tmp_path / "data").iterdir():
+        assert not path.is_file() or b"secret" not in path.read_bytes(), path
+
+
+async def test_what_one_caller_says_is_kept_and_of_others_nothing(
+    listening: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    listening.sim.script(Script.text("a loud answer"), Script.text("a loud answer"))
+    heard = await listening.ask("a loud question")
+    other = await listening.ask("a loud question", headers={"authorization": "Bearer sk-two-2"})
+    await recorded(listening, 2)
+    kept = await said(listening, heard.headers["x-request-id"])
+    assert json.loads(kept["request"])["input"][0]["content"][0]["text"] == "a loud question"
+    assert (kept["answer"], kept["is_cut"]) == ("a loud answer", False)
+    assert await said(listening, other.headers["x-request-id"]) is None
+    assert "loud" not in caplog.text
+    # Nowhere else either.
+    for path in ("/requests", "/stats", f"/why/{heard.headers['x-request-id']}"):
+        assert b"loud" not in (await listening.get(path)).body
+    assert all(trace.said is None for trace in listening.daemon.decisions.traces())
+
+
+async def test_what_is_long_is_cut_and_says_so(listening: Stand) -> None:
+    listening.sim.script(Script.text("ü" * 3_000))
+    answer = await listening.ask("x" * 5_000)
+    await recorded(listening, 1)
+    kept = await said(listening, answer.headers["x-request-id"])
+    assert (len(kept["request"]), kept["answer"], kept["is_cut"]) == (1_024, "ü" * 512, True)
+
+
+async def test_calls_and_sockets_and_refusals_are_kept_too(listening: Stand) -> None:
+    listening.sim.script(Script.tool("run", {"a": 1}), Script.reasoning("thinking", "spoken"))
+    tools = [{"type": "function", "name": "run", "parameters": {}}]
+    call = await listening.ask("hi", tools=tools)
+    refused = await listening.post("/v1/responses", {"model": 3, "input": "loud"})
+    async with listening.session.ws_connect("/v1/responses") as socket:
+        await socket.send_json({"type": "response.create", "model": "gpt-5.5", "input": "through a socket"})
+        while (await socket.receive_json(timeout=5.0))["type"] != "response.completed":
+            pass
+    (third, *_) = await recorded(listening, 3)
+    assert (await said(listening, call.headers["x-request-id"]))["answer"] == '[run] {"a":1}'
+    kept = await said(listening, refused.headers["x-request-id"])
+    assert json.loads(kept["request"]) == {"model": 3, "input": "loud"}
+    kept = await said(listening, third["id"])
+    assert json.loads(kept["request"])["input"] == "through a socket"
+    assert kept["answer"] == "spoken"
+
+
+async def test_it_is_switched_on_and_off_while_the_daemon_runs(tmp_path: Path) -> None:
+    async for stand in captured(tmp_path):
+        for names, is_kept in ((("laptop",), True), ((), False)):
+            stand.daemon.live.replace(dataclasses.replace(stand.daemon.live.current, capture=names))
+            answer = await stand.ask("hi")
+            await stand.idle()
+            deadline = time.monotonic() + 5.0
+            while (await stand.daemon.requests.story(answer.headers["x-request-id"])) is None:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
+            assert ((await said(stand, answer.headers["x-request-id"])) is not None) is is_kept
+
+
+# --- a restart
+
+
+async def test_a_restart_loses_no_record(tmp_path: Path) -> None:
+    async with Simulator(accounts=2) as sim:
+        sim.script(*[Script.text("pong")] * 3, Script.long_text(60, delay=0.02), *[Script.text("pong")] * 3)
+        async with serving(tmp_path, sim, records="on") as service:
+            async with aiohttp.ClientSession(service.url) as session:
+
+                async def asked() -> str:
+                    async with session.post("/v1/responses", json=question()) as answer:
+                        await answer.read()
+                        return answer.headers["x-request-id"]
+
+                ids = [await asked() for _ in range(3)]
+                # This one ends in the old process, when the new one has the database.
+                slow = await session.post("/v1/responses", json=question())
+                assert (await service.restart())["success"]
+                ids += [await asked() for _ in range(3)]
+                await slow.read()
+                ids.append(slow.headers["x-request-id"])
+                deadline = time.monotonic() + 10.0
+                while True:
+                    async with session.get("/requests") as answer:
+                        found = {one["id"]: one["outcome"] for one in (await answer.json())["requests"]}
+                    if len(found) == len(ids):
+                        break
+                    assert time.monotonic() < deadline, (found, ids)
+                    await asyncio.sleep(0.1)
+            assert found == dict.fromkeys(ids, "completed")

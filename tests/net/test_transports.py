@@ -226,3 +226,25 @@ async def test_the_setting_says_what_carries_a_call_and_counts_at_once(transport
             assert bool(outbound.native.statistics()["open"]) is (name == "native")
             assert bool(outbound.aiohttp._sessions) is (name == "aiohttp")
             await outbound.aclose()
+
+
+async def test_how_long_the_head_took_is_told_of_a_new_connection_only() -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.02)
+            writer.write(NEXT)
+
+    told: list[float | None] = []
+    async with listening(peer) as port, calling() as outbound:
+        for _ in range(2):
+            answer = await outbound.open(
+                "GET", f"http://127.0.0.1:{port}/x", headers={}, body=None, deadlines=PATIENT
+            )
+            told.append(answer.head_seconds)
+            await answer.read_all()
+            answer.release()
+    first, second = told
+    assert first is not None
+    assert 0.015 < first < 2.0
+    assert second is None

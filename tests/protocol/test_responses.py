@@ -23,10 +23,12 @@ from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import (
     Encoder,
     failure_of,
+    has_text,
     is_handshake,
     read_reset,
     render_error,
     visible_headers,
+    words_of,
 )
 from codex_proxy.protocol.sse import Batch, Event, Parser
 from codex_proxy.protocol.wire import JsonObject
@@ -882,3 +884,52 @@ def test_no_account_s_trouble_reaches_the_caller(verdict: Verdict) -> None:
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 407, 429, 503])
 def test_a_status_that_speaks_of_an_account_never_goes_out(status: int) -> None:
     assert render_error(upstream(Verdict.CALLER, status=status), request_id="r")[0] == 400
+
+
+# --- words
+
+SPOKEN: list[tuple[JsonObject, str]] = [
+    ({"type": "response.output_text.delta", "delta": "hel\u00fc\ud83d"}, "helü?"),
+    ({"type": "response.refusal.delta", "delta": "no"}, "no"),
+    ({"type": "response.function_call_arguments.delta", "delta": "{}"}, "{}"),
+    ({"type": "response.custom_tool_call_input.delta", "delta": "ls"}, "ls"),
+    ({"type": "response.output_item.done", "item": {"type": "message", "content": []}}, ""),
+    ({"type": "response.output_text.delta"}, ""),
+    ({"type": "response.output_text.delta", "delta": 7}, ""),
+]
+SILENT: list[tuple[JsonObject, str]] = [
+    ({"type": "response.created", "response": {}}, ""),
+    ({"type": "response.reasoning_summary_text.delta", "delta": "I think"}, ""),
+    ({"type": "response.reasoning_text.delta", "delta": "I think"}, ""),
+    ({"type": "response.output_item.done", "item": {"type": "reasoning"}}, ""),
+    ({"type": "response.output_item.added", "item": {"type": "reasoning"}}, ""),
+    ({"type": "response.output_item.added", "item": {"type": "message"}}, "\n"),
+    ({"type": "response.output_item.added", "item": {"type": "function_call", "name": "run"}}, "\n[run] "),
+    ({"type": "response.output_item.added", "item": 7}, ""),
+    ({"type": "codex.rate_limits"}, ""),
+]
+
+
+@pytest.mark.parametrize(("event", "words"), SPOKEN)
+def test_words_are_recognised(event: JsonObject, words: str) -> None:
+    batch = [Event.of(event)]
+    assert has_text([Event.of({"type": "response.in_progress"}), *batch])
+    assert words_of(batch).decode() == words
+
+
+@pytest.mark.parametrize(("event", "words"), SILENT)
+def test_what_is_no_word_of_the_answer(event: JsonObject, words: str) -> None:
+    batch = [Event.of(event)]
+    assert not has_text(batch)
+    assert words_of(batch).decode() == words
+
+
+def test_words_of_deltas_in_a_row() -> None:
+    texts = ["one ", 'tw"o ', "drei\n", "日本"]
+    frames = b"".join(
+        Event.of({"type": "response.output_text.delta", "delta": text, "sequence_number": number}).frame()
+        for number, text in enumerate(texts, 1)
+    )
+    batch = Parser(runs=True).feed(frames)
+    assert has_text(batch)
+    assert words_of(batch).decode() == "".join(texts)

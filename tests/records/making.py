@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 from codex_proxy.clock import Clock, ManualClock
 from codex_proxy.config import Live, Settings
 from codex_proxy.records.book import Book
+from codex_proxy.records.capture import Captured
 from codex_proxy.records.tables import SCHEMA
 from codex_proxy.storage.engine import writer_engine
 from codex_proxy.storage.lock import StoreLock
@@ -20,6 +21,7 @@ from codex_proxy.trace import (
     Attempt,
     Caller,
     Candidate,
+    Capture,
     Decision,
     End,
     Exclusion,
@@ -76,6 +78,15 @@ def turn(number: int = 1, at: float | None = None, **fields: Any) -> Trace:
         setattr(trace, name, value)
     trace.finish(end, 1_000.0 + seconds)
     return trace
+
+
+def said(trace: Trace, asked: bytes, *answered: bytes, limit_bytes: int = 1_000) -> Captured:
+    """Return a turn with what was said in it."""
+    kept = Capture(limit_bytes)
+    kept.ask(asked)
+    for part in answered:
+        kept.add(part)
+    return Captured(trace, kept)
 
 
 def book(clock: Clock | None = None, **settings: Any) -> Book:

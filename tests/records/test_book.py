@@ -8,11 +8,10 @@ from sqlalchemy import Connection, Engine, func, select
 
 from codex_proxy.clock import ManualClock
 from codex_proxy.records.book import SLICE, prune
-from codex_proxy.records.capture import Captured
 from codex_proxy.records.queries import one
 from codex_proxy.records.tables import captures, turns
 from codex_proxy.storage.engine import used_bytes
-from tests.records.making import AT, book, database, new_database, turn
+from tests.records.making import AT, book, database, new_database, said, turn
 
 FOREVER = 1 << 60
 
@@ -96,8 +95,8 @@ def test_age_and_clock_are_those_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_what_was_said_goes_sooner_and_never_outlives_its_turn(tmp_path: Path) -> None:
-    said = [Captured(turn(number), b"asked", b"answered", False) for number in range(20)]
-    with database(tmp_path / "records.db", said) as connection:
+    turns = [said(turn(number), b"asked", b"answered") for number in range(20)]
+    with database(tmp_path / "records.db", turns) as connection:
         assert (count(connection), count(connection, captures)) == (20, 20)
         prune(connection, before=0.0, captured_before=AT + 5, max_bytes=FOREVER)
         assert (count(connection), count(connection, captures)) == (20, 15)
@@ -106,8 +105,8 @@ def test_what_was_said_goes_sooner_and_never_outlives_its_turn(tmp_path: Path) -
 
 
 def test_what_was_said_can_be_anything(tmp_path: Path) -> None:
-    said = Captured(turn(1), b"\xff\0\xe6\x97", "日本".encode()[:4], True)
-    with database(tmp_path / "records.db", [said, turn(2)]) as connection:
+    odd = said(turn(1), b"\xff\0\xe6\x97", "日本".encode(), limit_bytes=4)
+    with database(tmp_path / "records.db", [odd, turn(2)]) as connection:
         found = one(connection, "req_1")
         assert found is not None
         assert found.capture == {"request": "\ufffd\ufffd\ufffd", "answer": "日\ufffd", "is_cut": True}
@@ -119,7 +118,7 @@ def test_what_was_said_can_be_anything(tmp_path: Path) -> None:
 def test_what_is_written_twice_is_there_once(tmp_path: Path) -> None:
     with database(tmp_path / "records.db") as connection:
         writer = book()
-        rows = writer.render([turn(1), turn(2), Captured(turn(3), b"a", b"b", False)])
+        rows = writer.render([turn(1), turn(2), said(turn(3), b"a", b"b")])
         writer.write(connection, rows)
         writer.write(connection, rows)
         assert (count(connection), count(connection, captures)) == (3, 1)

@@ -33,9 +33,10 @@ async def test_the_numbers_of_now_and_a_restart_are_for_the_socket_alone(tmp_pat
             assert now["requests_per_second"] > 0
             async with session.get("/now", params={"since": str(now["at"] + 60)}) as answer:
                 assert (await answer.json())["series"]["points"] == []
-            async with session.get("/now", params={"since": "yesterday"}) as answer:
-                assert answer.status == 400
-                assert (await answer.json())["error"]["param"] == "since"
+            for since in ("yesterday", "nan", "inf", "-inf"):
+                async with session.get("/now", params={"since": since}) as answer:
+                    assert answer.status == 400
+                    assert (await answer.json())["error"]["param"] == "since"
             async with session.get("/restart") as answer:
                 assert answer.status == 405
 

@@ -124,6 +124,55 @@ async def test_closing_up_lets_a_body_finish_and_closes_idle_connections() -> No
         idle_writer.close()
 
 
+async def test_a_connection_whose_answer_had_begun_has_one_more_after_a_hand_over() -> None:
+    """Its caller cannot know that it should not send the next request."""
+    async with listening() as (listener, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(ASK_BIG)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"connection: close" not in head.lower()
+        await listener.retire()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        await reader.readexactly(len(BIG))
+        waiting = asyncio.get_running_loop().create_task(listener.wait_left(10.0))
+        writer.write(ASK_BIG)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"connection: close" in head.lower()
+        assert await asyncio.wait_for(reader.read(), 10) == BIG
+        await asyncio.wait_for(waiting, 2)
+        writer.close()
+
+
+async def test_idle_connections_are_not_waited_for_for_ever() -> None:
+    async with listening() as (listener, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        await listener.retire()
+        await asyncio.wait_for(listener.wait_left(0.05), 2)
+        assert listener.in_work == 0
+        await listener.refuse()
+        await asyncio.wait_for(reader.read(), 1)
+        writer.close()
+
+
+async def test_whoever_comes_while_nobody_is_taken_in_waits_and_is_served() -> None:
+    async with listening() as (listener, port):
+        await listener.pause()
+        asked = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        for _, writer in asked:
+            writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.sleep(0.02)
+        assert not any(listener._transports())
+        await listener.resume()
+        # Twice is once.
+        await listener.resume()
+        for reader, writer in asked:
+            assert (await asyncio.wait_for(reader.readline(), 2)).startswith(b"HTTP/1.1 404 ")
+            writer.close()
+
+
 async def test_a_control_socket_that_another_daemon_has_made_is_left_to_it(short: Path) -> None:
     path = short / "control.sock"
     old, new = Listener(), Listener()

@@ -225,6 +225,7 @@ def test_a_row_that_cannot_be_written_does_not_stop_the_thread(
     writes(one, 1)
     assert listed(one) == ["req_1"]
     assert "no turn at all" not in caplog.text
+    assert one.statistics().dropped == 1
 
 
 def test_two_on_one_folder_one_writes_and_the_other_takes_over(tmp_path: Path) -> None:

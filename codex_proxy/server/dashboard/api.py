@@ -6,8 +6,9 @@ told in the audit log: who, from where, what, to whom.
 
 import asyncio
 import dataclasses
+import itertools
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from codex_proxy.errors import RequestError
 from codex_proxy.net import Outbound
 from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads
-from codex_proxy.server.admin import Admin, Progress, account_json, act_json, item_json
+from codex_proxy.server.admin import Admin, Progress, Status, account_json, act_json, item_json
 from codex_proxy.server.body import read_body
 from codex_proxy.server.dashboard import setup, trial
 from codex_proxy.server.dashboard.live import AccountBoard, Feed, Live, Shared
@@ -36,13 +37,17 @@ from codex_proxy.server.dashboard.shell import HEADERS, Shell
 from codex_proxy.server.front import CALLER, Handler, Incoming
 from codex_proxy.server.public import Public
 from codex_proxy.server.pulse import Pulse
-from codex_proxy.server.views import account_view, window_name
+from codex_proxy.server.views import STATUS, account_view, window_name
 from codex_proxy.tasks import Background, Job
 
 audit = logging.getLogger("codex_proxy.audit")
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
+# Who sends it has no session yet, and may be anybody.
+MAX_LOGIN_BYTES = 16 * 1024
 MAX_FILES = 1_000
+MAX_ACCOUNTS = 10_000
+"""How many a page brings at a time; a log dropped here by mistake may have millions of lines."""
 
 # Between so many accounts other work gets its turn.
 _SLICE = 50
@@ -177,7 +182,7 @@ class Page:
 
     async def log_in(self, request: web.Request) -> web.StreamResponse:
         """Open a session with a key or the set-up token."""
-        body = await self._body(request)
+        body = await self._body(request, MAX_LOGIN_BYTES)
         csrf, cookie = await self._sessions.log_in(request, _text(body, "key"))
         return self._session(request, csrf, cookie)
 
@@ -258,9 +263,11 @@ class Page:
     async def _horizon(self) -> bytes:
         now = self._clock.now()
         accounts = sorted(self._pool.accounts(), key=lambda one: one.alias)
-        # Of thousands of accounts this takes a tenth of a second.
-        forecast = await asyncio.to_thread(self._outlook.forecast, accounts, now)
-        return dumps(_horizon_json(accounts, forecast))
+        # Accounts change while a thread looks at them, so they are looked at here; what is made of that takes
+        # a tenth of a second for thousands of them.
+        statuses = {account.alias: STATUS[account.state] for account in accounts}
+        play = self._outlook.begin(accounts, now)
+        return await asyncio.to_thread(lambda: dumps(_horizon_json(statuses, play())))
 
     # -- setting up -----------------------------------------------------------------------
 
@@ -289,9 +296,10 @@ class Page:
         )
         # What is wrong with the request itself is a status yet.
         first = await anext(events)
+        self._audit(request, "try", _text(body, "dialect"), True)
         response = _stream()
-        await response.prepare(request)
         try:
+            await response.prepare(request)
             await response.write(frame(first[0], dumps(first[1])))
             async for name, told in events:
                 await response.write(frame(name, dumps(told)))
@@ -326,17 +334,27 @@ class Page:
         named = body.get("files")
         if not isinstance(named, list) or not 1 <= len(named) <= MAX_FILES:
             raise RequestError(f"files must be a list of 1 to {MAX_FILES} files", param="files")
-        items: list[importing.Item] = []
+        texts: list[tuple[Path, str]] = []
         for place, file in enumerate(named):
             if not isinstance(file, dict):
                 raise RequestError(f"files.{place} must be an object", param=f"files.{place}")
             name, content = _text(file, "name", f"files.{place}."), _text(file, "content", f"files.{place}.")
             # A name, and never a path.
-            items += importing.read_text(Path(Path(name).name or "pasted.json"), content)
+            texts.append((Path(Path(name).name or "pasted.json"), content))
         auth_dir = self._settings.current.auth_dir
-        brought = await asyncio.to_thread(
-            lambda: list(importing.bring(items, auth_dir, now=self._clock.now()))
-        )
+
+        def bring() -> list[importing.Brought]:
+            # Read here too: megabytes of it would hold up everybody else.
+            found = (item for name, content in texts for item in importing.read_text(name, content))
+            items = list(itertools.islice(found, MAX_ACCOUNTS + 1))
+            if len(items) > MAX_ACCOUNTS:
+                raise RequestError(
+                    f"files hold more than {MAX_ACCOUNTS} accounts or lines; bring so many with `codex-proxy import`",
+                    param="files",
+                )
+            return list(importing.bring(items, auth_dir, now=self._clock.now()))
+
+        brought = await asyncio.to_thread(bring)
         await self._keeper.follow_files()
         results = [_brought_json(one) for one in brought]
         good = sum(1 for one in results if one["success"])
@@ -363,6 +381,7 @@ class Page:
         """Break a login off."""
         login_id = request.match_info["login_id"]
         self._logins.cancel(login_id)
+        self._audit(request, "cancel-login", "-", True)
         return _json(_login_json(self._logins.find(login_id)))
 
     def _audit(self, request: web.Request, action: str, target: str, is_good: bool) -> None:
@@ -372,8 +391,18 @@ class Page:
             action, target[:100], is_good, caller.name, caller.id, request.remote or "-",
         )  # fmt: skip
 
-    async def _body(self, request: web.Request) -> Mapping[str, Any]:
-        raw = await read_body(request, limit=MAX_BODY_BYTES)
+    async def _body(self, request: web.Request, limit: int = MAX_BODY_BYTES) -> Mapping[str, Any]:
+        try:
+            raw = await read_body(request, limit=limit)
+        except RequestError as exc:
+            if exc.status != 413:
+                raise
+            # No setting moves these limits.
+            raise RequestError(
+                f"the body is larger than {limit} bytes; larger files come in with `codex-proxy import`",
+                status=413,
+                code=exc.code,
+            ) from None
         try:
             body = loads(raw) if raw else {}
         except BadJson as exc:
@@ -444,13 +473,13 @@ def _state(account: Account, now: float) -> JsonObject:
     }
 
 
-def _horizon_json(accounts: Sequence[Account], forecast: Forecast) -> JsonObject:
+def _horizon_json(statuses: Mapping[str, Status], forecast: Forecast) -> JsonObject:
     now = forecast.at
     rows: list[JsonObject] = []
     expiring: list[JsonObject] = []
-    for account in accounts:
+    for alias, status in statuses.items():
         windows: list[JsonObject] = []
-        for ahead in forecast.windows.get(account.alias, ()):
+        for ahead in forecast.windows.get(alias, ()):
             window = ahead.window
             is_over = window.is_over(now)
             name = window_name(window.minutes) or "window"
@@ -469,13 +498,12 @@ def _horizon_json(accounts: Sequence[Account], forecast: Forecast) -> JsonObject
             is_long = window.minutes is not None and window.minutes > 24 * 60
             if is_long and ahead.unused_percent is not None and ahead.unused_percent >= 1.0:
                 expiring.append({
-                    "alias": account.alias,
+                    "alias": alias,
                     "window": name,
                     "resets_at": window.resets_at,
                     "unused_percent": round(ahead.unused_percent, 1),
                 })
-        view = account_view(account, now)
-        rows.append({"alias": account.alias, "status": view.status, "windows": windows})
+        rows.append({"alias": alias, "status": status, "windows": windows})
     expiring.sort(key=lambda one: one["resets_at"] or 0.0)
     return {
         "at": now,

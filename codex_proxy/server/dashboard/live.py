@@ -166,19 +166,33 @@ class Live:
                 "X-Accel-Buffering": "no",
             }
         )
+        if request.method == "HEAD":
+            return response
         ending = asyncio.Event()
-        in_work.on_closing(ending.set)
+
+        def end() -> None:
+            ending.set()
+            if request.protocol.writing_paused:
+                # It takes nothing, so it would not take its end either.
+                _abort(request)
+
+        in_work.on_closing(end)
+        if in_work.is_closing:
+            # It came over a connection from before that.
+            ending.set()
         self._pages += 1
         try:
             await response.prepare(request)
-            with contextlib.suppress(ConnectionError, TimeoutError):
+            with contextlib.suppress(ConnectionError):
                 async for data in self._events(topic, ending, is_valid):
                     async with asyncio.timeout(_STALL_SECONDS):
                         await response.write(data)
                 await response.write(frame("end", b"{}"))
+        except TimeoutError:
+            _abort(request)
         finally:
             self._pages -= 1
-            in_work.forget(ending.set)
+            in_work.forget(end)
         return response
 
     async def _events(
@@ -227,6 +241,11 @@ class Live:
         finally:
             if feed is not None:
                 feed.close()
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _accounts(

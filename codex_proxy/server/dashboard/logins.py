@@ -36,6 +36,8 @@ class Login:
     state: Literal["waiting", "done", "failed"] = "waiting"
     message: str = ""
     alias: str | None = None
+    has_tokens: bool = False
+    """They are here, and on their way into a file."""
     task: "asyncio.Task[None] | None" = None
 
 
@@ -73,12 +75,18 @@ class Logins:
             raise RequestError("too many logins wait already; cancel one", status=429, code="too_many_logins")
         login = Login(secrets.token_urlsafe(16))
         self._logins[login.id] = login
-        while len(self._logins) > 4 * MAX_LOGINS:
-            self._logins.popitem(last=False)
+        over = [one for one in self._logins.values() if one.state != "waiting"]
+        for one in over[: max(0, len(self._logins) - 4 * MAX_LOGINS)]:
+            del self._logins[one.id]
         login.task = self._background.spawn(self._run(login), name="page-login")
         # Also when it is cancelled before it has begun.
         login.task.add_done_callback(lambda _: login.invited.set())
-        await login.invited.wait()
+        try:
+            await login.invited.wait()
+        except asyncio.CancelledError:
+            # Whoever asked has left, and nobody will ever see the code.
+            self.cancel(login.id)
+            raise
         if login.device is None:
             raise RequestError(login.message or "the login was broken off", status=502, code="login_failed")
         return login
@@ -97,7 +105,7 @@ class Logins:
     def cancel(self, login_id: str) -> None:
         """Break a login off; one whose tokens are on their way is not, so that they are not lost."""
         login = self.find(login_id)
-        if login.task is not None and login.state == "waiting":
+        if login.task is not None and login.state == "waiting" and not login.has_tokens:
             login.task.cancel()
             login.state, login.message = "failed", "cancelled"
 
@@ -121,6 +129,7 @@ class Logins:
         try:
             tokens = await device_login(issuer, lambda got: got, invite=invite, sleep=self._clock.sleep)
             # They exist only once: whoever gives up now does not lose them.
+            login.has_tokens = True
             kept = self._background.spawn(keep(tokens), name="page-login-keep", critical=True)
             added = await asyncio.shield(kept)
         except ProxyError as exc:

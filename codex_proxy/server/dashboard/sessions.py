@@ -9,10 +9,12 @@ admin-key, and everybody logs in anew.
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import logging
 import math
 import re
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -77,7 +79,16 @@ class Sessions:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         """By the hash of what the cookie says, the oldest first."""
         self._is_changed = False
+        self._writing = threading.Lock()
+        self._begun = self._written = 0
+        """Writes that have begun, and the last of them that is done."""
         self._throttle = Throttle(clock)
+        self._has_failed = False
+        """The last write did; that is told once."""
+        self.may_write = True
+        """Whether the file is ours: of two daemons on one data-dir one writes it."""
+        self._is_given_up = False
+        """Another process takes them over: nobody gets in or out here any more."""
         self.access: Access | None = None
         """What knows the keys; set once it is made."""
 
@@ -121,8 +132,8 @@ class Sessions:
         return Caller(f"session-{_digest(token)[:8]}", session.name)
 
     def is_valid(self, request: web.Request) -> bool:
-        """Tell whether a request's session is one."""
-        return self._find(_cookie(request)) is not None
+        """Tell whether a request's session is one, and there is a page for it."""
+        return self._live.current.ui == "on" and self._find(_cookie(request)) is not None
 
     # -- logging in -----------------------------------------------------------------------
 
@@ -139,6 +150,7 @@ class Sessions:
         assert self.access is not None
         if not self.access.is_open_to(request):
             return None, None
+        self._refuse_when_given_up()
         return self._open("local", LOCAL.name)
 
     @property
@@ -155,6 +167,7 @@ class Sessions:
             RequestError: 403 for a page of another site, 429 after too many wrong ones.
         """
         self._refuse_when_off()
+        self._refuse_when_given_up()
         refuse_other_origins(request)
         assert self.access is not None
         address = request.remote or ""
@@ -182,6 +195,7 @@ class Sessions:
 
     async def log_out(self, request: web.Request) -> None:
         """End the session of a request."""
+        self._refuse_when_given_up()
         ended = self._sessions.pop(_digest(_cookie(request)), None)
         if ended is not None:
             self._is_changed = True
@@ -213,6 +227,8 @@ class Sessions:
 
     def _is_good(self, session: Session) -> bool:
         now = self._clock.now()
+        # The clock was ahead then, and has been set back: nobody lasts the longer for it.
+        session.made, session.used = min(session.made, now), min(session.used, now)
         if now - session.used > IDLE_SECONDS or now - session.made > LONGEST_SECONDS:
             return False
         assert self.access is not None
@@ -228,6 +244,10 @@ class Sessions:
         if self._live.current.ui == "off":
             raise RequestError("the page is switched off (ui: off)", status=404, code="not_found")
 
+    def _refuse_when_given_up(self) -> None:
+        if self._is_given_up:
+            raise RequestError("the proxy is being restarted; try again in 1s", status=503, code="restarting")
+
     # -- the file -------------------------------------------------------------------------
 
     async def load(self) -> None:
@@ -242,14 +262,45 @@ class Sessions:
                 del self._sessions[digest]
                 self._is_changed = True
         self._throttle.forget()
-        if self._path is None or not self._is_changed:
+        if not self._is_given_up:
+            await self._write()
+
+    async def give_up(self) -> None:
+        """Write them once more, for the process that takes over; what would change them is refused from now on."""
+        self._is_given_up = True
+        await self._write()
+
+    def take_back(self) -> None:
+        """Go on as if they had not been given up."""
+        self._is_given_up = False
+
+    async def _write(self) -> None:
+        if self._path is None or not self._is_changed or not self.may_write:
             return
         self._is_changed = False
+        self._begun += 1
         data = dumps({digest: asdict(session) for digest, session in self._sessions.items()})
         try:
-            await asyncio.to_thread(files.write_atomic, self._path, data)
+            await asyncio.to_thread(self._replace, self._path, data, self._begun)
         except (ProxyError, OSError) as exc:
-            logger.warning("sessions are not kept path=%s reason=%s", self._path, type(exc).__name__)
+            # Tried again with the next round: what is there still lets in who has logged out.
+            self._is_changed = True
+            if not self._has_failed:
+                logger.warning("sessions are not kept path=%s reason=%s", self._path, type(exc).__name__)
+            self._has_failed = True
+        except asyncio.CancelledError:
+            # Whoever logged in has left; what becomes of the write nobody will hear.
+            self._is_changed = True
+            raise
+        else:
+            self._has_failed = False
+
+    def _replace(self, path: Path, data: bytes, number: int) -> None:
+        """Write the file, in a thread; an older state that comes later would bring back who has logged out."""
+        with self._writing:
+            if number > self._written:
+                files.write_atomic(path, data)
+                self._written = number
 
 
 _FREE_GUESSES = 5
@@ -260,6 +311,9 @@ _MAX_ADDRESSES = 10_000
 # From all addresses together: a network of them is no way around.
 _ALL = ""
 _FREE_FOR_ALL = 60
+_MAX_KNOWN = 1_000
+# This machine, as `_network` calls it: whoever sits at it is kept out by nobody elsewhere.
+_HERE = frozenset({"127.0.0.1", "::"})
 
 
 class Throttle:
@@ -269,10 +323,16 @@ class Throttle:
         self._clock = clock
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """By network: how many in a row, and when the last one was; monotonic seconds."""
+        self._known: OrderedDict[str, None] = OrderedDict()
+        """Networks from which somebody got in: what others guess keeps nobody out there."""
 
     def wait(self, address: str) -> float:
         """Return how many seconds to wait before another try; 0 is none."""
-        return max(self._wait(_network(address), _FREE_GUESSES), self._wait(_ALL, _FREE_FOR_ALL))
+        network = _network(address)
+        wait = self._wait(network, _FREE_GUESSES)
+        return (
+            wait if network in _HERE or network in self._known else max(wait, self._wait(_ALL, _FREE_FOR_ALL))
+        )
 
     def _wait(self, who: str, free: int) -> float:
         count, last = self._failures.get(who, (0, 0.0))
@@ -294,7 +354,12 @@ class Throttle:
 
     def succeeded(self, address: str) -> None:
         """Take the last try back, and forget those before it."""
-        self._failures.pop(_network(address), None)
+        network = _network(address)
+        self._failures.pop(network, None)
+        self._known[network] = None
+        self._known.move_to_end(network)
+        if len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
         count, last = self._failures.get(_ALL, (0, 0.0))
         if count:
             self._failures[_ALL] = (count - 1, last)
@@ -316,7 +381,15 @@ def csrf_of(token: str) -> str:
 
 def _network(address: str) -> str:
     """Return whom to count for an address: of IPv6 the network, which one person has all of."""
-    return ":".join(address.split(":")[:4]) + "::" if ":" in address else address or "unknown"
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.IPv6Network((found, 64), strict=False).network_address)
+    return str(found)
 
 
 def _cookie(request: web.Request) -> str:

@@ -136,7 +136,8 @@ def _text(sink: CollectSink) -> str:
 def _words(answer: Any) -> list[str]:
     if "choices" in answer:
         return [choice["message"]["content"] or "" for choice in answer["choices"]]
-    parts = list(answer.get("content", ()))
-    for item in answer.get("output", ()):
-        parts = [*parts, *item.get("content", ())]
+    parts = list(answer.get("content") or ())
+    for item in answer.get("output") or ():
+        # An item of reasoning may say that it has none.
+        parts += item.get("content") or ()
     return [part["text"] for part in parts if isinstance(part.get("text"), str)]
