@@ -2,6 +2,9 @@
 
 const BASE = "/ui/api";
 
+// The old process closes its connection behind such an answer; the next one is made anew.
+const RESTART_MS = 500;
+
 /** An answer that was no success; `status` 0 when there was none. */
 export class ApiError extends Error {
   constructor(message, status = 0, code = null, retryAfter = null) {
@@ -81,7 +84,18 @@ export async function stream(path, body, onEvent, signal) {
   }
 }
 
+/** Send a request; one that the process before a restart got is asked again, and reaches the new one. */
 async function send(method, path, body, signal) {
+  try {
+    return await sendOnce(method, path, body, signal);
+  } catch (error) {
+    if (error.status !== 503 || error.code !== "restarting") throw error;
+  }
+  await new Promise((resolve) => setTimeout(resolve, RESTART_MS));
+  return sendOnce(method, path, body, signal);
+}
+
+async function sendOnce(method, path, body, signal) {
   const headers = { Accept: "application/json, text/event-stream" };
   if (method !== "GET" && csrf !== null) headers["x-csrf-token"] = csrf;
   if (body !== undefined) headers["Content-Type"] = "application/json";
