@@ -583,9 +583,8 @@ class Pool:
         home = next((a for key in homes for a in ready if a.key == key), None)
         candidates = self._first_rank(ready, home, want, excluded, now)
         choice = self._choose(candidates, self._ask(want, home), now)
-        return choice.account, self._told(
-            choice, choice.rule, Listed(excluded), now, compared=len(candidates)
-        )
+        rule = _rule_of(choice, homes, home)
+        return choice.account, self._told(choice, rule, Listed(excluded), now, compared=len(candidates))
 
     def _look_at(
         self, accounts: Iterable[Account], want: Want, exclude: Collection[str], now: float
@@ -688,7 +687,8 @@ class Pool:
         crowd = Crowd(kept, without, guest)
         choice = self._strategy.pick(crowd, self._ask(want, home), now)
         left = Shelved(closed, tried, lesser, guest)
-        return choice.account, self._told(choice, choice.rule, left, now, compared=len(crowd))
+        rule = _rule_of(choice, homes, home)
+        return choice.account, self._told(choice, rule, left, now, compared=len(crowd))
 
     def _is_listed(self, want: Want) -> bool:
         return bool(want.model) and want.model in self._listed
@@ -1305,3 +1305,8 @@ def _shortage(wait: Wait) -> PoolError:
         resets_at=wait.limit,
         retry_after=max(0.0, wait.limit - now),
     )
+
+
+def _rule_of(choice: Choice, homes: tuple[str, ...], home: Account | None) -> str:
+    """Say by which rule an account was chosen, and whether a conversation had to leave its own for it."""
+    return f"{choice.rule}, its own cannot serve" if homes and home is None else choice.rule

@@ -383,6 +383,24 @@ def test_an_account_that_could_not_serve_is_left_without_being_forgotten() -> No
     assert served(pool, 1, talk) == ["a"]
 
 
+def test_a_conversation_that_had_to_leave_its_account_is_told_as_such() -> None:
+    for few in (0, 32):
+        pool, _ = pool_of(credential("a"), credential("b"), credential("c"))
+        pool.few = few
+        talk = Want("gpt-5.5", session="talk")
+        first = pool.pick(talk, ())
+        assert "cannot serve" not in first.decision.rule
+        first.ok()
+        first.release()
+        again = pool.pick(talk, ())
+        assert (again.decision.alias, again.decision.rule) == (first.decision.alias, "conversation")
+        again.release()
+        limit(pool, first.decision.alias, 600.0)
+        away = pool.pick(talk, ())
+        assert away.decision.rule.endswith(", its own cannot serve"), few
+        away.release()
+
+
 def test_without_affinity_every_request_goes_anew() -> None:
     pool, _ = pool_of(credential("a"), credential("b"), session_affinity=False)
     assert set(served(pool, 6, Want("gpt-5.5", session="talk"))) == {"a", "b"}

@@ -151,7 +151,9 @@ export function bytes(count) {
 /** A time of day with seconds. */
 export function clock(at) {
   if (!isKnown(at)) return UNKNOWN;
-  const make = (l) => new Intl.DateTimeFormat(l, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const make = (l) =>
+    // As in the log; with AM and PM the seconds would not fit into a column.
+    new Intl.DateTimeFormat(l, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
   return format("clock", make).format(at * 1000);
 }
 

@@ -11,7 +11,7 @@ const RENEW_SECONDS = 15;
 
 // The rule of a turn that stayed where its conversation was: what the others are measured against.
 const STAYED = "conversation";
-const MOVED = new Set(["expires first, worth a move", "tried for this request"]);
+const isMoved = (rule) => rule === "expires first, worth a move" || rule.endsWith(", its own cannot serve");
 
 export function cacheScreen(context) {
   let hours = HOURS.includes(context.route.query.get("hours")) ? context.route.query.get("hours") : "24";
@@ -86,7 +86,7 @@ export function cacheScreen(context) {
   /** What turns that moved would have found in the cache, had it gone as with those that stayed. */
   function drawMoves(rows) {
     const stayed = rows.find((row) => row.name === STAYED) ?? null;
-    const moved = rows.filter((row) => MOVED.has(row.name));
+    const moved = rows.filter((row) => isMoved(row.name));
     const turns = moved.reduce((sum, row) => sum + row.turns, 0);
     const lost = stayed?.cached_share == null ? null : moved.reduce((sum, row) => sum + Math.max(0, stayed.cached_share * row.input_tokens - row.cached_tokens), 0);
     put(
