@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,7 +17,10 @@ from aiohttp import web
 from codex_proxy import config, logs
 from codex_proxy.config import KEYS, TRANSPORTS
 from codex_proxy.net import http as net
+from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.records.book import Book
 from codex_proxy.simulator import Simulator
+from codex_proxy.storage import store
 from codex_proxy.upstream.packing import PACKED_FROM
 from tests.daemon.sockets import line
 from tests.harness import LITE, STANDARD, TRANSPORT, Stand, standing
@@ -293,6 +297,142 @@ async def _(stand: Stand, edits: Edits) -> None:
     assert await status(stand) == 200
 
 
+@checks("admin-key")
+async def _(stand: Stand, edits: Edits) -> None:
+    owner = {"Authorization": "Bearer an-admin-key-of-ours"}
+    assert (await stand.get("/stats")).status == 200
+    await edits.edit(admin_key="an-admin-key-of-ours")
+    assert (await stand.get("/stats")).status == 401
+    assert (await stand.get("/stats", headers=owner)).status == 200
+    assert await status(stand) == 200
+    await edits.edit(admin_key='""')
+    assert (await stand.get("/stats")).status == 200
+
+
+@checks("ui")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert (await stand.get("/ui")).status == 200
+    await edits.edit(ui="off")
+    assert (await stand.get("/ui")).status == 404
+    await edits.edit(ui="on")
+    assert (await stand.get("/ui")).status == 200
+
+
+async def on_record(stand: Stand, count: int) -> list[str]:
+    """Wait until so many requests are on record, and return their ids."""
+    found: list[str] = []
+
+    async def look() -> bool:
+        found[:] = [one["id"] for one in (await stand.get("/requests")).json["requests"]]
+        return len(found) == count
+
+    deadline = time.monotonic() + 8.0
+    while not await look():
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def tend_now(stand: Stand) -> None:
+    """Have old records looked for now."""
+    kept = stand.daemon.records._store
+    assert kept is not None
+    kept._tend_at = 0.0
+
+
+@checks("records")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(records="on")
+    assert await status(stand) == 200
+    await on_record(stand, 1)
+    await edits.edit(records="off")
+    assert await status(stand) == 200
+    await edits.edit(records="on")
+    # What was asked meanwhile is on no record.
+    await on_record(stand, 1)
+
+
+@checks("records-max-age")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(records="on")
+    assert await status(stand) == 200
+    await on_record(stand, 1)
+    await edits.edit(records_max_age="1ms")
+    await tend_now(stand)
+    await on_record(stand, 0)
+
+
+@checks("records-max-size")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(records="on")
+    for _ in range(3):
+        assert await status(stand) == 200
+    await on_record(stand, 3)
+    book = Book(stand.daemon.live, stand.daemon.clock)
+    await edits.edit(records_max_size="5MiB")
+    kept = stand.daemon.records._store
+    assert kept is not None
+    sizes: list[int] = []
+
+    def size(connection: Any, *, max_bytes: int, **_: object) -> bool:
+        sizes.append(max_bytes)
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("codex_proxy.records.book.prune", size)
+        await asyncio.to_thread(kept.read, book.tend)
+    assert sizes == [5 * 2**20]
+
+
+async def said_of(stand: Stand, *, text: str) -> JsonObject | None:
+    """Ask, and return what is kept of what was said."""
+    answer = await stand.ask(text)
+    request_id = answer.headers["x-request-id"]
+    deadline = time.monotonic() + 8.0
+    while True:
+        told = (await stand.get(f"/requests/{request_id}")).json
+        rows = [one["id"] for one in (await stand.get("/requests")).json["requests"]]
+        if request_id in rows:
+            told = (await stand.get(f"/requests/{request_id}")).json
+            capture: JsonObject | None = told["capture"]
+            return capture
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+@checks("capture")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(records="on")
+    assert await said_of(stand, text="for nobody") is None
+    await edits.edit(capture="[local]")
+    kept = await said_of(stand, text="for its owner")
+    assert kept is not None
+    assert "for its owner" in kept["request"]
+    await edits.edit(capture="[]")
+    assert await said_of(stand, text="for nobody") is None
+
+
+@checks("capture-limit")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(records="on", capture="[local]", capture_limit="1KiB")
+    kept = await said_of(stand, text="x" * 5_000)
+    assert kept is not None
+    assert (len(kept["request"]), kept["is_cut"]) == (1024, True)
+
+
+@checks("capture-max-age")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(records="on", capture="[local]")
+    assert await said_of(stand, text="for an hour") is not None
+    await edits.edit(capture_max_age="1ms")
+    await tend_now(stand)
+    (request_id,) = await on_record(stand, 1)
+    deadline = time.monotonic() + 8.0
+    while (await stand.get(f"/requests/{request_id}")).json["capture"] is not None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
 @checks("allowed-hosts")
 async def _(stand: Stand, edits: Edits) -> None:
     assert await status(stand, Host="proxy.lan") == 403
@@ -545,6 +685,8 @@ async def _(stand: Stand, edits: Edits) -> None:
 @pytest.mark.parametrize("key", [key.name for key in KEYS.values() if key.live])
 async def test_an_edit_of_the_file_counts(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(store, "GATHER_SECONDS", 0.01)
+    monkeypatch.setattr(store, "LOOK_SECONDS", 0.05)
     async with standing(tmp_path, accounts=4) as stand:
         await CHECKS[key](stand, Edits(stand))
 
