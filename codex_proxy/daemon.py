@@ -198,6 +198,8 @@ class Daemon:
         self._successor: Successor | None = None
         """Set once it serves."""
         self._afterwards: Afterwards | None = None
+        self._following: asyncio.Task[None] | None = None
+        """Ends with the process before this one, which may have something to tell until then."""
         self._watcher: Watcher | None = None
         self._supervisor = Supervisor(self._environ)
         self._ending, self._hurry = asyncio.Event(), asyncio.Event()
@@ -284,6 +286,7 @@ class Daemon:
         control = build_app(access, owner, _RENDERERS, self._control_routes(owner))
         self._open_control = functools.partial(self._serve_control, control)
         await self._take_control()
+        await self.alerts.load()
 
         self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
         self.live.subscribe(lambda _, new: logs.set_format(new.log_format))
@@ -309,7 +312,7 @@ class Daemon:
         self._phase = "ready"
         if self._predecessor is not None:
             self._predecessor.ready()
-            _ = self.background.spawn(self._follow(self._predecessor), name="predecessor")
+            self._following = self.background.spawn(self._follow(self._predecessor), name="predecessor")
         else:
             self._supervisor.ready(self._status)
         logger.info("listening url=%s accounts=%d version=%s", self.url, len(self.pool), __version__)
@@ -526,10 +529,12 @@ class Daemon:
     async def _give_up(self) -> None:
         """Take in no newcomers, write what is known, and give up what only one process may have."""
         await self._listener.pause()
+        # First, so that what is learned while it is written is told.
+        self._afterwards = Afterwards(self.pool, self.clock)
         await self.memory.save()
+        self._afterwards.written(self.memory.totals())
         await self.sessions.give_up()
         self.memory.may_write = False
-        self._afterwards = Afterwards(self.pool, self.clock)
         await self.records.hand_over()
 
     async def _tell_news(self) -> None:
@@ -542,11 +547,12 @@ class Daemon:
         """Go on as if nothing had been given up."""
         self.memory.may_write = True
         self.sessions.take_back()
-        await self.records.take_back()
+        # Callers first, whatever becomes of the rest.
         await self._listener.resume()
         for name, (job, task) in list(self._jobs.items()):
             if task.cancelled() or task.cancelling():
                 self._jobs[name] = job, self.background.start(job)
+        await self.records.take_back()
 
     async def _reload(self) -> None:
         """Read the configuration again, now."""
@@ -609,6 +615,9 @@ class Daemon:
         async def all_out() -> None:
             if self._successor is not None:
                 await self._listener.wait_left(_IDLE_SECONDS)
+                if self._following is not None:
+                    # What the process before this one has to tell comes this way to the next.
+                    await asyncio.wait({self._following})
             await self._listener.wait_idle()
             await self._listener.flush()
 

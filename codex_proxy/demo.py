@@ -145,6 +145,8 @@ async def _ask_plainly(
 
 def _explain(url: str, simulator: str) -> None:
     print(f"""
+Look at the page: {url}/ui
+
 Go on with:
   curl -N {url}/v1/responses -H 'Content-Type: application/json' \\
        -d '{{"model":"{MODEL}","input":"sim:long 40","stream":true}}'

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from codex_proxy import cli
-from codex_proxy.config import GO_KEYS, KEYS, Settings, load, render_docs
+from codex_proxy.config import ALERTS, GO_KEYS, KEYS, Settings, load, render_docs
 from codex_proxy.server.app import ACCOUNT_ROUTES, ROUTES, UI_ROUTES
 
 ROOT = Path(__file__).parent.parent
@@ -65,12 +65,47 @@ def test_a_table_of_keys_in_the_readme_names_only_keys_that_exist_and_their_defa
 
 
 def test_examples_in_the_documents_are_valid(tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", CONFIGURATION.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert blocks
-    for number, block in enumerate(blocks):
+    blocks = re.findall(r"```yaml\n(.*?)```", told_in(GUIDE), flags=re.DOTALL)
+    # What Prometheus is told is not for us.
+    ours = [block for block in blocks if "scrape_configs:" not in block]
+    assert len(ours) > 5
+    for number, block in enumerate(ours):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")
         assert load(path, {}).origins
+
+
+def test_settings_in_the_run_of_a_sentence_are_valid() -> None:
+    found = [
+        (name, value)
+        for name, value in re.findall(r"`([a-z-]+): ([^`\n]+)`", told_in(GUIDE))
+        if name in KEYS and "..." not in value
+    ]
+    assert len(found) > 10
+    for name, value in found:
+        # YAML reads on and off as truth; the keys know that.
+        KEYS[name].parse(yaml.safe_load(value))
+
+
+def test_variables_of_the_environment_are_those_of_keys() -> None:
+    known = {key.variable for key in KEYS.values()} | {"CODEX_PROXY_CONFIG"}
+    text = told_in([*GUIDE, *(path for path in (ROOT / "deploy").rglob("*") if path.is_file())])
+    named = set(re.findall(r"CODEX_PROXY_[A-Z_]*[A-Z]\b", text))
+    assert len(named) > 5
+    assert {name for name in named if name.removesuffix("_FILE") not in known} == set()
+
+
+def test_the_guide_tells_of_every_alert() -> None:
+    table = told_in([ROOT / "docs" / "operations.md"]).partition("| alert | it begins when |")[2]
+    rows = re.findall(r"^\| `([a-z-]+)` \|", table.partition("\n\n")[0], flags=re.MULTILINE)
+    assert rows == list(ALERTS)
+
+
+def test_addresses_of_this_machine_have_the_ports_that_are_ours() -> None:
+    # The daemon's, the simulator's, a login's; then those of a webhook, a collector and a SOCKS proxy.
+    ports = {str(KEYS["listen"].default).lstrip(":"), "8899", "1455", "9000", "4318", "1080"}
+    named = re.findall(r"(?:127\.0\.0\.1|localhost|host):(\d{4,5})", told_in(GUIDE))
+    assert set(named) <= ports
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
@@ -176,6 +211,29 @@ def test_links_between_the_documents_lead_somewhere() -> None:
             if place and found.suffix == ".md":
                 heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
                 assert place in {slug(head) for head in heads}, f"{path.name}: {target}"
+
+
+def test_files_that_the_documents_name_exist() -> None:
+    tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    for path in GUIDE:
+        text = path.read_text(encoding="utf-8")
+        # A test may be named without its folder, behind another one.
+        for name in re.findall(r"`([\w/]*test_\w+\.py)`", text):
+            assert any(one.endswith(f"/{name}") or one == name for one in tests), f"{path.name}: {name}"
+        for name in re.findall(r"`((?:tests|deploy|codex_proxy|docs|bench)/[\w./-]+)`", text):
+            assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_what_is_to_be_typed_is_the_same_in_both_languages() -> None:
+    def lines(name: str) -> set[str]:
+        blocks = re.findall(r"```\w*\n(.*?)```", told_in([ROOT / name]), flags=re.DOTALL)
+        text = "\n".join(blocks).replace("你好", "Hello")
+        # What stands behind it, for people, is in their language.
+        return {re.split(r" {2,}|^# ", line.strip())[0] for line in text.splitlines()}
+
+    english, chinese = lines("README.md"), lines("README.zh-CN.md")
+    assert len(chinese) > 25
+    assert chinese <= english
 
 
 def slug(head: str) -> str:

@@ -264,6 +264,14 @@ class Memory:
                 del self._known[key]
         return len(self._known) != count
 
+    def totals(self) -> dict[str, list[int]]:
+        """Return what each account had counted when it was written down last."""
+        return {
+            account.key: _totals_said(loads(known[1]))
+            for account in self._pool
+            if (known := self._known.get(account.key)) is not None
+        }
+
     def _flush_soon(self) -> None:
         """Have a new owner on disk at once: a kill a moment later must not lose it."""
         if self._owners is not None and (self._flushing is None or self._flushing.done()):
@@ -285,6 +293,10 @@ class Afterwards:
         self._told = {account.key: _totals(account) for account in pool}
         self._told_at = clock.now()
         self._told_changes = pool.affinity.changes
+
+    def written(self, totals: Mapping[str, list[int]]) -> None:
+        """Take it for told what was written down; turns ended meanwhile too."""
+        self._told.update(totals)
 
     def news(self) -> JsonObject | None:
         """Return what is new since the last time, None for nothing."""
@@ -339,6 +351,11 @@ def _totals(account: Account) -> list[int]:
         usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens,
         usage.output_tokens, usage.reasoning_tokens,
     ]  # fmt: skip
+
+
+def _totals_said(said: JsonObject) -> list[int]:
+    """Return the same, of what `dump_account` said."""
+    return [said["requests"], said["errors"], said["completions"], *said["usage"]]
 
 
 def _add_totals(account: Account, told: list[int]) -> None:

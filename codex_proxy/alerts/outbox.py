@@ -28,6 +28,9 @@ MAX_WAITING = 50
 _FIRST_PAUSE = 5.0
 _LONGEST_PAUSE = 600.0
 
+# A service may want to be left alone for so long; by the end of a longer time the message would be too old.
+_LONGEST_ASKED_FOR = 3_600.0
+
 # What happened a day ago is no alert any more.
 _MAX_AGE = 86_400.0
 
@@ -122,7 +125,9 @@ class Outbox:
                     if reason:
                         failures += 1
                         self._failed(hook, reason, failures)
-                        await self._clock.sleep(pause if pause is not None else self._pause(failures))
+                        await self._clock.sleep(
+                            self._pause(failures) if pause is None else min(pause, _LONGEST_ASKED_FOR)
+                        )
                         continue
                 failures = 0
                 self.results[name, "expired" if reason else "sent"] += 1

@@ -91,8 +91,7 @@ class Alerts:
             # Who acts meanwhile writes the file; it is read again when that is us.
             self._is_loaded = False
             return
-        if not self._is_loaded:
-            await self._load()
+        await self.load()
         rules, now = self._live.current.alerts, self._clock.now()
         found = findings(rules, self._facts(), self._episodes.begun)
         news = self._episodes.update(found, {name: options["for"] for name, options in rules.items()}, now)
@@ -114,7 +113,10 @@ class Alerts:
     def _path(self) -> Path:
         return self._live.current.data_dir / FILE
 
-    async def _load(self) -> None:
+    async def load(self) -> None:
+        """Read what went on before, if that is not done yet: it is shown from the first moment on."""
+        if self._is_loaded or not self._may_act():
+            return
         self._episodes = Episodes()
         document = await asyncio.to_thread(_read, self._path)
         self._episodes.restore(document, self._clock.now())

@@ -181,7 +181,10 @@ async def _config(patient: Patient) -> AsyncIterator[Finding]:
 async def _folders(patient: Patient) -> AsyncIterator[Finding]:
     settings = patient.settings
     for key, folder in (("auth-dir", settings.auth_dir), ("data-dir", settings.data_dir)):
-        yield await _aside(functools.partial(_folder, key, folder))
+        try:
+            yield await _aside(functools.partial(_folder, key, folder))
+        except OSError as exc:
+            yield _out_of_sight("folders", key, folder, exc)
     path = str(settings.data_dir / CONTROL_SOCKET)
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
         yield Finding(
@@ -190,8 +193,20 @@ async def _folders(patient: Patient) -> AsyncIterator[Finding]:
         )  # fmt: skip
 
 
+def _out_of_sight(check: str, key: str, folder: Path, exc: OSError) -> Finding:
+    return Finding(
+        check, "problem", f"{key} {folder}: cannot be looked at: {files.why(exc)}",
+        f"run this as the user that runs the daemon, or set {key} to another folder",
+    )  # fmt: skip
+
+
 def _folder(key: str, folder: Path) -> Finding:
     if not folder.exists():
+        if folder.is_symlink():
+            return Finding(
+                "folders", "problem", f"{key} {folder}: leads to a folder that is not there",
+                "make that folder, or mount what it lies on",
+            )  # fmt: skip
         above = next((parent for parent in folder.absolute().parents if parent.exists()), Path("/"))
         if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
             return Finding("folders", "ok", f"{key} {folder}: not there yet, made at the first start")
@@ -236,7 +251,10 @@ def _disks(settings: Settings) -> list[Finding]:
     found: list[Finding] = []
     seen: set[int] = set()
     for key, folder in (("data-dir", settings.data_dir), ("auth-dir", settings.auth_dir)):
-        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        # What may not be looked at is not there, for this.
+        there = next(
+            place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place)
+        )
         device = there.stat().st_dev
         if device in seen:
             continue
@@ -447,7 +465,11 @@ async def _clock(patient: Patient) -> AsyncIterator[Finding]:
 
 async def _accounts(patient: Patient) -> AsyncIterator[Finding]:
     settings = patient.settings
-    scan, modes = await _aside(functools.partial(_scan, settings.auth_dir))
+    try:
+        scan, modes = await _aside(functools.partial(_scan, settings.auth_dir))
+    except OSError as exc:
+        yield _out_of_sight("accounts", "auth-dir", settings.auth_dir, exc)
+        return
     patient.credentials = scan.credentials
     for problem in scan.problems:
         yield Finding(

@@ -33,8 +33,8 @@ from codex_proxy.tasks import Background
 
 Round = Literal["refresh", "check"]
 
-# An exchange has half a minute, and may have to wait for another process's.
-_ANSWER_SECONDS = 120.0
+# An exchange has half a minute, and may have to wait for another process's; a restart a minute and a half beside that.
+_ANSWER_SECONDS = 150.0
 _CONNECT_SECONDS = 5.0
 
 

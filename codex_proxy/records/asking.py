@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.wire import JsonObject
@@ -36,6 +36,9 @@ class Filter:
     min_seconds: float | None = None
 
 
+_NAMES = frozenset({"limit", "before", *(one.name for one in fields(Filter))})
+
+
 @dataclass(slots=True, frozen=True)
 class Found:
     """One turn, whole."""
@@ -60,6 +63,13 @@ class Page:
         Raises:
             RequestError: If something in it does not fit; names it.
         """
+        for name in query:
+            if name not in _NAMES:
+                # Without it the answer would be another one than was asked for.
+                raise RequestError(
+                    f"there is no filter {name[:100]!r}: there are {', '.join(sorted(_NAMES))}",
+                    param=name[:100],
+                )
         outcome = _word(query, "outcome")
         if outcome is not None and outcome not in OUTCOMES:
             raise RequestError(f"outcome must be one of {', '.join(OUTCOMES)}", param="outcome")

@@ -58,6 +58,8 @@ class WindowView:
     source: str | None = None
     age: float | None = None
     """Seconds since this was learned."""
+    limit_name: str | None = None
+    """What the backend calls that limit, if it has a name for people."""
 
 
 @dataclass(slots=True)
@@ -560,6 +562,7 @@ def _quota_json(quota: QuotaView) -> JsonObject:
             {
                 "window": window.window,
                 "limit": window.limit,
+                "limit_name": window.limit_name,
                 "minutes": window.minutes,
                 "used_percent": window.used_percent,
                 "resets_at": rfc3339(window.resets_at),

@@ -1,8 +1,6 @@
 """What became of requests, for the owner: from the records, or from memory where none are kept."""
 
-import asyncio
-import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from aiohttp import web
 
@@ -14,6 +12,7 @@ from codex_proxy.records.records import Records
 from codex_proxy.records.story import detail_json, story
 from codex_proxy.server.dashboard.recent import Recent, Tail
 from codex_proxy.server.front import Handler, Incoming
+from codex_proxy.server.onlooker import Pause, tell
 
 MAX_HOURS = 24 * 3650.0
 
@@ -88,47 +87,25 @@ def requests_handlers(requests: Requests) -> dict[str, Handler]:
             )
         return _json(found)
 
-    async def live(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream",
-                # nginx would hold the frames back.
-                "X-Accel-Buffering": "no",
-                **_NO_STORE,
-            }
-        )
-        if request.method == "HEAD":
-            return response
-        assert isinstance(request, Incoming)
-        in_work, ending = request.in_work, asyncio.Event()
-        await response.prepare(request)
-        tail = requests.feed()
-        # A daemon that ends does not wait for who looks on.
-        in_work.on_closing(ending.set)
-        if in_work.is_closing:
-            # It came over a connection from before that.
-            ending.set()
-        silence = 0.0
+    async def follow(pause: Pause) -> AsyncGenerator[bytes, None]:
+        tail, silence = requests.feed(), 0.0
         try:
-            while not ending.is_set():
+            while True:
                 told, dropped = tail.take()
                 silence = 0.0 if told else silence + _TELL_SECONDS
                 if told:
-                    data = dumps({"requests": list(told), "dropped": dropped})
-                    await response.write(frame("requests", data))
+                    yield frame("requests", dumps({"requests": list(told), "dropped": dropped}))
                 elif silence >= _SILENCE_SECONDS:
                     silence = 0.0
-                    await response.write(b": keep-alive\n\n")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_TELL_SECONDS):
-                        await ending.wait()
-            await response.write_eof()
-        except ConnectionError:
-            pass
+                    yield b": keep-alive\n\n"
+                if not await pause(_TELL_SECONDS):
+                    return
         finally:
-            in_work.forget(ending.set)
             tail.close()
-        return response
+
+    async def live(request: web.Request) -> web.StreamResponse:
+        assert isinstance(request, Incoming)
+        return await tell(request, {}, follow)
 
     return {"requests": listed, "request": one, "requests_live": live}
 

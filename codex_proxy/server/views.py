@@ -232,7 +232,7 @@ def _quota_view(quota: Quota, now: float) -> QuotaView | None:
     if quota.seen_at is None and quota.usage_at is None and bought is None and spend is None:
         return None
     windows = tuple([
-        _window_view(family.id, place, window, now)
+        _window_view(family.id, family.name, place, window, now)
         for family in quota.families.values()
         for place, window in family.windows()
     ])
@@ -271,11 +271,12 @@ def _spend_view(quota: Quota, now: float) -> SpendView | None:
     )
 
 
-def _window_view(limit: str, place: str, window: Window, now: float) -> WindowView:
+def _window_view(limit: str, name: str | None, place: str, window: Window, now: float) -> WindowView:
     is_over = window.is_over(now)
     return WindowView(
         window=window_name(window.minutes) or place,
         limit=limit,
+        limit_name=name,
         minutes=window.minutes,
         used_percent=None if is_over else window.used_percent,
         resets_at=None if is_over else window.resets_at,

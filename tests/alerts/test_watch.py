@@ -180,6 +180,9 @@ async def test_a_refused_message_is_tried_again_later_and_later(tmp_path: Path) 
             pauses.append(seconds)
             if len(pauses) == 3:
                 hook.headers = {"Retry-After": "77"}
+            if len(pauses) == 11:
+                # In a day nobody would want to hear of it any more.
+                hook.headers = {"Retry-After": "99999"}
             if len(pauses) == 12:
                 hook.status = 200
             await real(seconds)
@@ -189,7 +192,7 @@ async def test_a_refused_message_is_tried_again_later_and_later(tmp_path: Path) 
         await it.sent()
     assert len(hook.got) == 13
     assert pauses[0] <= 5.0 < pauses[2] <= 20.0
-    assert pauses[3:] == [77.0] * 9
+    assert pauses[3:] == [77.0] * 8 + [3600.0]
     assert it.alerts.outbox.results == {("h", "failed"): 12, ("h", "sent"): 1}
 
 

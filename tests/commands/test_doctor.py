@@ -149,6 +149,29 @@ async def test_folders_that_are_none(tmp_path: Path) -> None:
     assert "control socket" in bad(findings)[0].text
 
 
+async def test_folders_that_cannot_be_looked_at_are_named(tmp_path: Path) -> None:
+    """As those of another user cannot; a name that is too long fails in the same way, for root too."""
+    auths, data = tmp_path / ("x" * 300), tmp_path / ("y" * 300) / "data"
+    findings = await examine(write_config(tmp_path, auth_dir=auths, data_dir=data), is_offline=True)
+    one, other = of(findings, "folders")[:2]
+    assert one.text == f"auth-dir {auths}: cannot be looked at: file name too long"
+    assert other.text.startswith(f"data-dir {data}: cannot be looked at")
+    assert "as the user that runs the daemon" in one.advice
+    # What can be said of the disk is said all the same.
+    assert [finding.text.split(":")[0] for finding in of(findings, "disk")] == ["data-dir"]
+    (finding,) = of(findings, "accounts")
+    assert finding.text == f"auth-dir {auths}: cannot be looked at: file name too long"
+    assert finding.advice
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+async def test_a_link_that_leads_nowhere_is_no_folder_that_will_be_made(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link").symlink_to(target)
+    file = write_config(tmp_path, data_dir=tmp_path / "link")
+    finding = of(await examine(file, is_offline=True), "folders")[1]
+    assert (finding.level, "leads to a folder that is not there" in finding.text) == ("problem", True)
+
+
 async def test_a_folder_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "auths").mkdir()
 

@@ -65,6 +65,17 @@ async def test_a_login_that_the_issuer_ended_is_told_of_once_over_restarts(tmp_p
     assert hook.texts[0].startswith(f"{alias} needs a login: ")
 
 
+async def test_what_goes_on_is_shown_from_the_first_moment_after_a_restart(tmp_path: Path) -> None:
+    """Or a scrape would see it end and begin again."""
+    hook = Hook()
+    async with told(tmp_path, hook) as stand:
+        stand.known(stand.accounts[0]).login_lost = "invalid_grant"
+        await look(stand)
+    async with told(tmp_path, hook) as stand:
+        assert [one["name"] for one in stand.daemon.alerts.firing()] == ["account-needs-login"]
+    assert len(hook.got) == 1
+
+
 async def test_failing_turns_and_an_empty_pool_are_told_of(tmp_path: Path) -> None:
     hook = Hook()
     async with told(tmp_path, hook) as stand:

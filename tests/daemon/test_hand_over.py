@@ -19,6 +19,7 @@ import pytest
 from codex_proxy import config as configuration
 from codex_proxy import daemon as daemon_module
 from codex_proxy import handover
+from codex_proxy.accounts import files
 from codex_proxy.commands.control import daemon as control_of
 from codex_proxy.config import Settings
 from codex_proxy.daemon import Daemon
@@ -210,6 +211,33 @@ async def test_what_is_known_goes_over_and_another_address_is_opened_in_time(tmp
                     await asyncio.sleep(0.1)
             assert len(set(recorded)) == 8
         assert not list((tmp_path / "data").glob("*.spool*"))
+
+
+async def test_a_stream_over_two_restarts_is_counted_and_recorded(tmp_path: Path) -> None:
+    """Who has nothing left to do stays to pass on what the process before it has to tell."""
+    async with Simulator(1) as sim, serving(tmp_path, sim, records="on", drain_timeout=60) as service:
+        sim.script(Script.long_text(100, "word ", delay=0.05))
+        async with (
+            client(service.url) as session,
+            session.post("/v1/responses", json={**TURN, "stream": True}) as long,
+        ):
+            assert await long.content.readany()
+            for _ in range(2):
+                assert (await service.restart())["success"]
+            # Longer than an idle connection may still have a request on its way.
+            await long.read()
+            request_id = long.headers["x-request-id"]
+        async with client(service.url) as session, asyncio.timeout(15):
+            while True:
+                async with session.get("/stats") as answer:
+                    (account,) = (await answer.json())["accounts"]
+                async with session.get("/requests") as answer:
+                    recorded = [one["id"] for one in (await answer.json())["requests"]]
+                if account["usage"]["total_completions"] and recorded:
+                    break
+                await asyncio.sleep(0.1)
+        assert (account["total_requests"], account["usage"]["total_completions"]) == (1, 1)
+        assert recorded == [request_id]
 
 
 async def test_a_new_process_that_cannot_start_changes_nothing_and_of_two_commands_one_counts(
@@ -409,6 +437,53 @@ async def test_a_new_process_that_comes_to_nothing_leaves_everything_as_it_was(
         # And it can be tried again.
         again = await daemon.restart()
         assert words in again["message"]
+
+
+async def test_a_turn_that_ends_while_it_is_written_down_what_is_known_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has it no more, and only what came since the file is told."""
+    real = files.write_atomic
+    async with with_odd(tmp_path, "hangs late") as (_, daemon):
+        account = next(iter(daemon.pool))
+        account.total_requests = 5
+        ended: list[str] = []
+
+        def write(path: Path, data: bytes, **more: Any) -> bool:
+            done = real(path, data, **more)
+            if path.name == "state.json":
+                account.total_requests += 1
+                account.usage.input_tokens += 70
+                daemon.pool.affinity.bind("late", account.key, daemon.clock.now())
+                ended.append(path.name)
+            return done
+
+        monkeypatch.setattr(files, "write_atomic", write)
+        await daemon._give_up()
+        assert ended == ["state.json"]
+        assert daemon._afterwards is not None
+        news = daemon._afterwards.news()
+        assert news is not None
+        assert news["totals"] == {account.key: [1, 0, 0, 70, 0, 0, 0, 0]}
+        assert [session for session, *_ in news["conversations"]] == ["late"]
+        assert daemon._afterwards.news() is None
+        await daemon._take_back()
+
+
+async def test_whatever_cannot_be_taken_back_newcomers_are_taken_in_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with with_odd(tmp_path, "fails late") as (_, daemon):
+
+        async def fail() -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(daemon.records, "take_back", fail)
+        with pytest.raises(OSError, match="No space"):
+            await daemon.restart()
+        async with client(daemon.url) as session, asyncio.timeout(10):
+            assert await ask(session, stream=False) == ""
+        assert not any(task.done() for _, task in daemon._jobs.values())
 
 
 async def test_a_command_that_is_not_there_any_more_is_named(tmp_path: Path) -> None:

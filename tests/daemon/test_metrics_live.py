@@ -151,6 +151,32 @@ async def test_a_turn_that_waits_for_an_account_is_queued(tmp_path: Path) -> Non
     assert "codex_proxy_requests_in_flight 2.0" in text
 
 
+# --- the guide
+
+
+def metrics_of_the_guide() -> dict[str, set[str]]:
+    """Return the labels that the guide names with each metric; those of one row are of all its metrics."""
+    table = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("| metric | labels |")[2]
+    found: dict[str, set[str]] = {}
+    for row in table.partition("\n\n")[0].splitlines()[2:]:
+        names, labels = row.split("|")[1:3]
+        found |= {name: set(re.findall(r"`(\w+)`", labels)) for name in re.findall(r"`(\w+)`", names)}
+    return found
+
+
+def test_the_guide_names_every_metric_with_labels_that_it_has(scraped: Scraped) -> None:
+    told = {f"codex_proxy_{name}": labels for name, labels in metrics_of_the_guide().items()}
+    families = {
+        f"{family.name}_total" if family.type == "counter" else family.name: family.samples
+        for family in parse(scraped.text)
+        if family.name.startswith("codex_proxy_")
+    }
+    assert told.keys() == families.keys()
+    for name, samples in families.items():
+        # A bucket's bound is the format's own label.
+        assert {label for sample in samples for label in sample.labels} - {"le"} <= told[name], name
+
+
 # --- dashboard and rules
 
 

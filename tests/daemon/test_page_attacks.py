@@ -14,8 +14,9 @@ import pytest
 
 from codex_proxy.accounts import importing
 from codex_proxy.accounts.login import device_login
-from codex_proxy.server import keyfile
-from codex_proxy.server.dashboard import live, logins
+from codex_proxy.server import keyfile, onlooker
+from codex_proxy.server.dashboard import logins
+from codex_proxy.server.dashboard.recent import Tail
 from codex_proxy.server.dashboard.shell import HEADERS
 from codex_proxy.server.pulse import Pulse
 from codex_proxy.simulator import Simulator
@@ -96,12 +97,15 @@ async def test_behind_a_relay_that_hides_the_host_the_refusal_says_what_to_do(tm
 
 
 @contextlib.contextmanager
-def who_never_reads(stand: Stand, browser: Browser, topic: str = "now") -> Any:
+def who_never_reads(stand: Stand, browser: Browser, path: str) -> Any:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         sock.connect(("127.0.0.1", stand.daemon.port))
-        sock.sendall(head_of(stand, browser, f"GET /ui/api/live?topic={topic}"))
+        sock.sendall(head_of(stand, browser, f"GET {path}"))
         yield sock
+
+
+STREAMS = ["/ui/api/live?topic=now", "/requests/live"]
 
 
 @contextlib.asynccontextmanager
@@ -109,7 +113,10 @@ async def much_to_tell(folder: Path, **settings: Any) -> AsyncIterator[tuple[Sta
     real = Pulse.now
     # More than the kernel takes in for who does not read.
     pad = "x" * 12_000_000
-    with mock.patch.object(Pulse, "now", lambda self, since=None: {**real(self, since), "pad": pad}):
+    with (
+        mock.patch.object(Pulse, "now", lambda self, since=None: {**real(self, since), "pad": pad}),
+        mock.patch.object(Tail, "take", return_value=([{"pad": pad}], 0)),
+    ):
         async with page(folder, accounts=1, **settings) as (stand, browser):
             await browser.look()
             yield stand, browser
@@ -121,18 +128,20 @@ def is_stuck(stand: Stand) -> bool:
     )
 
 
-async def test_a_page_that_reads_nothing_is_cut_off(tmp_path: Path) -> None:
-    with mock.patch.object(live, "_STALL_SECONDS", 0.2):
+@pytest.mark.parametrize("path", STREAMS)
+async def test_who_reads_nothing_is_cut_off(tmp_path: Path, path: str) -> None:
+    with mock.patch.object(onlooker, "_STALL_SECONDS", 0.2):
         async with much_to_tell(tmp_path) as (stand, browser):
-            with who_never_reads(stand, browser):
+            with who_never_reads(stand, browser, path):
                 await stand.until(lambda: is_stuck(stand))
                 await stand.until(lambda: not is_stuck(stand))
                 assert stand.daemon._listener.in_work == 0
 
 
-async def test_a_page_that_reads_nothing_does_not_hold_the_end_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", STREAMS)
+async def test_who_reads_nothing_does_not_hold_the_end_up(tmp_path: Path, path: str) -> None:
     async with much_to_tell(tmp_path, drain_timeout=60) as (stand, browser):
-        with who_never_reads(stand, browser):
+        with who_never_reads(stand, browser, path):
             await stand.until(lambda: is_stuck(stand))
             async with asyncio.timeout(3.0):
                 await stand.daemon.stop()

@@ -17,7 +17,7 @@ def test_everything_that_can_be_asked() -> None:
     page = Page.of({
         "limit": "7", "before": "1795672498555000123", "caller": " laptop ", "account": "work", "model": "gpt-5.5",
         "outcome": "failed", "route": "chat", "client": "codex", "q": "abc", "since": "1.5", "until": "2e9",
-        "min_seconds": "0", "unknown": "x",
+        "min_seconds": "0",
     })  # fmt: skip
     wanted = Filter("laptop", "work", "gpt-5.5", "failed", "chat", "codex", "abc", 1.5, 2e9, 0.0)
     assert page == Page(wanted, 7, 1795672498555000123)
@@ -30,6 +30,7 @@ def test_everything_that_can_be_asked() -> None:
         ("before", "x"), ("before", "-1"), ("before", "9" * 19), ("before", "1" * 20), ("before", "1.5"),
         ("outcome", "open"), ("outcome", "good"),
         ("since", "x"), ("since", "-1"), ("until", "nan"), ("until", "inf"), ("min_seconds", "1e30"),
+        ("outcom", "failed"), ("offset", ""),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(name: str, value: str) -> None:

@@ -325,6 +325,7 @@ async def test_an_account_is_shown_in_full() -> None:
                     {
                         "window": "5h",
                         "limit": "codex",
+                        "limit_name": None,
                         "minutes": 300,
                         "used_percent": 99.5,
                         "resets_at": "2027-01-15T08:00:06Z",
@@ -334,6 +335,7 @@ async def test_an_account_is_shown_in_full() -> None:
                     {
                         "window": "secondary",
                         "limit": "codex_spark",
+                        "limit_name": None,
                         "minutes": None,
                         "used_percent": None,
                         "resets_at": None,

@@ -218,7 +218,7 @@ class Page:
     async def live(self, request: web.Request) -> web.StreamResponse:
         """Stream what the visible screen shows."""
         assert isinstance(request, Incoming)
-        return await self._live.serve(request, request.in_work, lambda: self._sessions.is_valid(request))
+        return await self._live.serve(request, lambda: self._sessions.is_valid(request))
 
     async def _accounts(self) -> AsyncIterator[tuple[str, JsonObject]]:
         now = self._clock.now()

@@ -5,9 +5,8 @@ closes its stream, so nothing is told to nobody.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from aiohttp import web
@@ -17,7 +16,8 @@ from codex_proxy.errors import RequestError
 from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.server.dashboard.shell import HEADERS
-from codex_proxy.server.front import InWork
+from codex_proxy.server.front import Incoming
+from codex_proxy.server.onlooker import Pause, tell
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ _TICK_SECONDS = 0.5
 _NOW_SECONDS = 1.0
 _ACCOUNTS_SECONDS = 2.0
 _HORIZON_SECONDS = 10.0
-# A page that takes nothing for so long is gone, or asleep: it comes back by itself.
-_STALL_SECONDS = 30.0
 _MOST_REQUESTS = 50
 
 
@@ -145,9 +143,7 @@ class Live:
         self._alerts = alerts
         self._pages = 0
 
-    async def serve(
-        self, request: web.Request, in_work: InWork, is_valid: Callable[[], bool]
-    ) -> web.StreamResponse:
+    async def serve(self, request: Incoming, is_valid: Callable[[], bool]) -> web.StreamResponse:
         """Tell a page what its screen shows, until it leaves, its session is over or the daemon ends.
 
         Raises:
@@ -158,46 +154,15 @@ class Live:
             raise RequestError(f"topic must be one of {', '.join(TOPICS)}", param="topic")
         if self._pages >= MAX_PAGES:
             raise RequestError("too many pages are open already", status=429, code="too_many_pages")
-        response = web.StreamResponse(
-            headers={
-                **HEADERS,
-                "Content-Type": "text/event-stream",
-                "Cache-Control": "no-store",
-                "X-Accel-Buffering": "no",
-            }
-        )
-        if request.method == "HEAD":
-            return response
-        ending = asyncio.Event()
-
-        def end() -> None:
-            ending.set()
-            if request.protocol.writing_paused:
-                # It takes nothing, so it would not take its end either.
-                _abort(request)
-
-        in_work.on_closing(end)
-        if in_work.is_closing:
-            # It came over a connection from before that.
-            ending.set()
         self._pages += 1
         try:
-            await response.prepare(request)
-            with contextlib.suppress(ConnectionError):
-                async for data in self._events(topic, ending, is_valid):
-                    async with asyncio.timeout(_STALL_SECONDS):
-                        await response.write(data)
-                await response.write(frame("end", b"{}"))
-        except TimeoutError:
-            _abort(request)
+            return await tell(request, HEADERS, lambda pause: self._events(topic, pause, is_valid))
         finally:
             self._pages -= 1
-            in_work.forget(end)
-        return response
 
     async def _events(
-        self, topic: str, ending: asyncio.Event, is_valid: Callable[[], bool]
-    ) -> AsyncIterator[bytes]:
+        self, topic: str, pause: Pause, is_valid: Callable[[], bool]
+    ) -> AsyncGenerator[bytes, None]:
         """Yield what is to be written; something at least every second, so that a page that is gone is noticed."""
         last_point: float | None = None
         version = -1
@@ -234,18 +199,12 @@ class Live:
                     requests, dropped = feed.take()
                     if requests:
                         yield frame("requests", dumps({"requests": requests, "dropped": dropped}))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ending.wait(), _TICK_SECONDS)
-                if ending.is_set():
-                    return
+                if not await pause(_TICK_SECONDS):
+                    break
+            yield frame("end", b"{}")
         finally:
             if feed is not None:
                 feed.close()
-
-
-def _abort(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
 
 
 def _accounts(

@@ -392,13 +392,13 @@ function accountDetails(act, now) {
     put(
       windows,
       (account.quota?.windows ?? []).map((one) => {
-        const bar = meter(`${one.limit} ${windowName(one.window)}`);
+        const bar = meter(`${one.limit_name ?? one.limit} ${windowName(one.window)}`);
         bar.update(one.used_percent);
         const end = seconds(one.resets_at);
         return h(
           "div",
           { class: "window-line" },
-          h("span", {}, raw("span", {}, one.limit), " ", windowName(one.window)),
+          h("span", {}, raw("span", {}, one.limit_name ?? one.limit), " ", windowName(one.window)),
           bar.element,
           h("span", { class: "under" }, end === null ? t("unknown") : t("window.resets.at", { time: moment(end, at) })),
           h("span", { class: "under" }, one.age === null ? "" : t("window.age", { span: coarse(one.age), source: one.source ?? "" })),
