@@ -51,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, metavar="N", help="how often each is measured")
     made.add_argument("--accounts", type=int, default=3, metavar="N", help="accounts of the daemon (3)")
     made.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the daemon"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the daemon, not of the other checkout's",
     )
     made.add_argument(
         "--against", type=Path, metavar="CHECKOUT", help="another checkout, measured beside this one"

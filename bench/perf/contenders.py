@@ -185,21 +185,22 @@ def _that_tells_its_port(place: Place, name: str, command: list[str]) -> Server:
 
 
 def _ours(place: Place) -> Server:
-    return _daemon(place, "ours", ROOT)
+    return _daemon(place, "ours", ROOT, place.settings)
 
 
 def _other(place: Place) -> Server | None:
-    return None if place.against is None else _daemon(place, "other", place.against)
+    # It may not know a setting of today.
+    return None if place.against is None else _daemon(place, "other", place.against, {})
 
 
-def _daemon(place: Place, name: str, checkout: Path) -> Server:
+def _daemon(place: Place, name: str, checkout: Path, more: Mapping[str, str]) -> Server:
     """Start the whole daemon: accounts from files, a key, and the log as it is by default, into a file."""
     folder = place.own_folder(name)
     place.simulator.write_auth_files(folder / "auths")
     settings = {
         "listen": "127.0.0.1:0", "auth-dir": str(folder / "auths"), "data-dir": str(folder / "data"),
         "base-url": place.backend, "oauth-issuer": f"http://127.0.0.1:{place.backend_port}",
-        "api-keys": f"[{KEY}]", **place.settings,
+        "api-keys": f"[{KEY}]", **more,
     }  # fmt: skip
     config = folder / "config.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()), encoding="utf-8")
