@@ -46,7 +46,7 @@ class Requests:
         """
         page = Page.of(query)
         if not self._records.is_on:
-            return await self._recent.page(query)
+            return await self._recent.page(page)
         return await self._records.page(page)
 
     async def find(self, request_id: str) -> JsonObject | None:

@@ -602,3 +602,17 @@ async def test_what_is_done_on_the_page_is_told_in_the_audit_log(
         lines[2],
     )
     assert not [line for line in lines if KEY in line or "wrong-key" in line]
+
+
+async def test_the_pages_of_a_list_join_although_more_turns_come_meanwhile(tmp_path: Path) -> None:
+    async with page(tmp_path, accounts=1) as (stand, browser):
+        await browser.look()
+        ids = [(await stand.ask("hello")).headers["x-request-id"] for _ in range(5)]
+        first = await browser.get("/requests?limit=2")
+        await stand.ask("in between")
+        second = await browser.get(f"/requests?limit=2&before={first['next']}")
+        third = await browser.get(f"/requests?limit=2&before={second['next']}")
+        told = [one["id"] for part in (first, second, third) for one in part["requests"]]
+        assert told == ids[::-1]
+        assert third["next"] is None
+        assert (await browser.ask("GET", "/requests?acount=nobody"))[0] == 400

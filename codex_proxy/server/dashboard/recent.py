@@ -1,14 +1,13 @@
 """What the page shows of finished turns when none are kept on disk: the last ones, from memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from codex_proxy.errors import RequestError
 from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.records.asking import Filter, Page
 from codex_proxy.records.story import detail_json, request_json, rule_of
 from codex_proxy.trace import Trace
 
-MAX_PAGE = 500
 _MOST_TOLD = 50
 
 Traces = Callable[[], Iterable[Trace]]
@@ -70,16 +69,18 @@ class Recent:
         """Return what tells of turns as they finish."""
         return self._tails.open()
 
-    async def page(self, query: Mapping[str, str]) -> JsonObject:
+    async def page(self, page: Page) -> JsonObject:
         """Return some turns, the newest first."""
-        limit = _whole(query, "limit", 100, MAX_PAGE)
-        before = _whole(query, "before", 0, 10**9)
-        found = [trace for trace in self._traces() if _fits(trace, query)]
-        shown = found[before : before + limit]
-        known = list(self._traces())
+        known = sorted(self._traces(), key=_key, reverse=True)
+        found = [
+            trace
+            for trace in known
+            if (page.before is None or _key(trace) < page.before) and _fits(trace, page.wanted)
+        ]
+        shown = found[: page.limit]
         return {
             "requests": [request_json(trace) for trace in shown],
-            "next": str(before + limit) if before + limit < len(found) else None,
+            "next": str(_key(shown[-1])) if len(found) > page.limit else None,
             "since": known[-1].started_wall if known else None,
             "callers": sorted({trace.caller.name for trace in known}),
             "accounts": sorted({trace.alias for trace in known if trace.alias}),
@@ -145,50 +146,28 @@ def _series(turns: Sequence[Trace]) -> list[list[float]]:
     return [[round(first + place * step, 3), sent, cached] for place, (sent, cached) in sorted(sums.items())]
 
 
-_EQUAL: Mapping[str, Callable[[Trace], str]] = {
-    "caller": lambda trace: trace.caller.name,
-    "account": lambda trace: trace.alias,
-    "model": lambda trace: trace.model,
-    "outcome": lambda trace: trace.end.value,
-    "route": lambda trace: trace.route,
-    "client": lambda trace: trace.client,
-}
+def _key(trace: Trace) -> int:
+    """Return the place of a turn among all others: when it came, in microseconds."""
+    return int(trace.started_wall * 1_000_000)
 
 
-def _fits(trace: Trace, query: Mapping[str, str]) -> bool:
-    for name, value_of in _EQUAL.items():
-        wanted = query.get(name, "")
-        if wanted and value_of(trace) != wanted:
+def _fits(trace: Trace, wanted: Filter) -> bool:
+    equal = (
+        (wanted.caller, trace.caller.name),
+        (wanted.account, trace.alias),
+        (wanted.model, trace.model),
+        (wanted.outcome, trace.end.value),
+        (wanted.route, trace.route),
+        (wanted.client, trace.client),
+    )
+    if any(value is not None and value != own for value, own in equal):
+        return False
+    if wanted.q is not None:
+        part = wanted.q.lower()
+        if part not in trace.id.lower() and part not in trace.error.lower():
             return False
-    part = query.get("q", "").strip().lower()
-    if part and part not in trace.id.lower() and part not in trace.error.lower():
+    if wanted.since is not None and trace.started_wall < wanted.since:
         return False
-    since, until = _number(query, "since"), _number(query, "until")
-    if since is not None and trace.started_wall < since:
+    if wanted.until is not None and trace.started_wall >= wanted.until:
         return False
-    if until is not None and trace.started_wall >= until:
-        return False
-    least = _number(query, "min_seconds")
-    return least is None or trace.seconds >= least
-
-
-def _number(query: Mapping[str, str], name: str) -> float | None:
-    text = query.get(name, "")
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value < 1e12:
-        raise RequestError(f"{name} must be a number of seconds", param=name)
-    return value
-
-
-def _whole(query: Mapping[str, str], name: str, default: int, most: int) -> int:
-    text = query.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= most):
-        raise RequestError(f"{name} must be a whole number up to {most}", param=name)
-    return int(text)
+    return wanted.min_seconds is None or trace.seconds >= wanted.min_seconds
