@@ -76,11 +76,13 @@ PURE_MODULES = (
     "accounts.crowd",
     "accounts.dues",
     "accounts.leftout",
+    "accounts.outlook",
     "accounts.shelves",
     "accounts.telling",
     "alerts.rules",
     "alerts.episodes",
     "alerts.shapes",
+    "records.story",
 )
 IMPURE = {"asyncio", "time", "random", "secrets", "socket", "threading", "subprocess", "aiohttp"}
 
