@@ -201,10 +201,13 @@ def test_one_that_breaks_while_it_is_in_use_is_set_aside(
 def test_one_of_a_later_version_is_set_aside(
     one: Store[Any], queue: Queue[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = new_database(file(tmp_path))
+    elsewhere = tmp_path / "of-tomorrow"
+    engine = new_database(elsewhere)
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     engine.dispose()
+    # There at one stroke: the store looks again and again.
+    elsewhere.replace(file(tmp_path))
     queue.put(turn(1))
     writes(one, 1)
     assert listed(one) == ["req_1"]
