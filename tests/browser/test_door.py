@@ -81,6 +81,8 @@ async def test_a_first_run_leads_from_nothing_to_an_answer(browser: Browser, tmp
         await expect(steps.nth(0)).to_have_attribute("aria-current", "step")
         # A login by code, as a person does it elsewhere.
         await at.press("Get a code")
+        # It is empty until the issuer has given one.
+        await expect(at.page.locator(".code")).not_to_be_empty()
         code = await at.page.locator(".code").inner_text()
         await expect(at.page.get_by_role("link", name="Open the page")).to_have_attribute(
             "href", f"{stand.sim.url}/codex/device"

@@ -30,7 +30,7 @@ OWN_TEXTS = """() => {
 
 # Names, units and words that Chinese pages write the same way.
 SAME = re.compile(
-    r"^([\d.,:%+\-\u2013·/ ]|ms|kB|B|s|p95|h|d|K|M|API|Token|YOUR_KEY|codex(_\w+)?|5h|week|claude|pong|English)*$"
+    r"^([\d.,:%+\-\u2013·/ ]|ms|kB|B|s|p95|h|d|K|M|API|Token|YOUR_KEY|codex(_\w+)?|GPT-[\w.-]+|5h|week|claude|pong|English)*$"
 )
 
 
