@@ -358,7 +358,7 @@ def admin_handlers(
     async def health(request: web.Request) -> web.Response:
         now = admin.health()
         status = "ok" if now.active else "degraded" if now.accounts else "unavailable"
-        return _json({
+        return json_answer({
             "status": status,
             "accounts": now.accounts,
             "active": now.active,
@@ -366,12 +366,12 @@ def admin_handlers(
         })
 
     async def livez(request: web.Request) -> web.Response:
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     async def readyz(request: web.Request) -> web.Response:
         now = admin.health()
         status: str = now.phase if now.phase != "ready" or now.accounts else "no_accounts"
-        return _json({"status": status}, 200 if status == "ready" else 503)
+        return json_answer({"status": status}, 200 if status == "ready" else 503)
 
     async def stats(request: web.Request) -> web.Response:
         views = admin.accounts()
@@ -403,7 +403,7 @@ def admin_handlers(
                 status=404,
                 code="unknown_request",
             )
-        return _json(told)
+        return json_answer(told)
 
     async def refresh(request: web.Request) -> web.StreamResponse:
         return await _tell(request, admin.refresh_all(), admin, "refresh", monotonic)
@@ -429,7 +429,7 @@ def control_handlers(admin: Admin) -> dict[str, Handler]:
 
     def handler(action: Action) -> Handler:
         async def act(request: web.Request) -> web.Response:
-            return _json(await act_json(admin, request.match_info["alias"], action))
+            return json_answer(await act_json(admin, request.match_info["alias"], action))
 
         return act
 
@@ -666,7 +666,8 @@ def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int
     return int(text)
 
 
-def _json(value: JsonObject, status: int = 200) -> web.Response:
+def json_answer(value: JsonObject, status: int = 200) -> web.Response:
+    """Return an answer for the owner, which nobody between may keep."""
     return _body(dumps(value), status)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from aiohttp import web
 
 from codex_proxy.errors import RequestError
-from codex_proxy.protocol.wire import JsonObject, dumps
+from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.server.access import Level
+from codex_proxy.server.admin import json_answer
 from codex_proxy.server.app import Route
 from codex_proxy.server.front import Handler
 
@@ -33,11 +34,11 @@ def local_handlers(
     """
 
     async def handle_now(request: web.Request) -> web.Response:
-        return _json(now(_since(request.query.get("since"))))
+        return json_answer(now(_since(request.query.get("since"))))
 
     async def handle_restart(_: web.Request) -> web.Response:
         # Whoever asked may leave; what was begun is ended.
-        return _json(await asyncio.shield(restart()))
+        return json_answer(await asyncio.shield(restart()))
 
     return {"now": handle_now, "restart": handle_restart}
 
@@ -49,9 +50,3 @@ def _since(text: str | None) -> float | None:
         if math.isfinite(at := float(text)):
             return at
     raise RequestError("since must be a time in seconds since 1970", param="since")
-
-
-def _json(document: JsonObject) -> web.Response:
-    return web.Response(
-        body=dumps(document), content_type="application/json", headers={"Cache-Control": "no-store"}
-    )

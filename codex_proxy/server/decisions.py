@@ -12,8 +12,6 @@ from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.records.story import short, story
 from codex_proxy.trace import Trace
 
-__all__ = ["Decisions", "story"]
-
 MAX_TURNS = 1_000
 MAX_BYTES = 16 * 1024 * 1024
 

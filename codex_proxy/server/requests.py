@@ -10,13 +10,12 @@ from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.records.asking import Page
 from codex_proxy.records.records import Records
 from codex_proxy.records.story import detail_json, story
+from codex_proxy.server.admin import json_answer
 from codex_proxy.server.dashboard.recent import Recent, Tail
 from codex_proxy.server.front import Handler, Incoming
 from codex_proxy.server.onlooker import Pause, tell
 
 MAX_HOURS = 24 * 3650.0
-
-_NO_STORE = {"Cache-Control": "no-store"}
 
 # How often who follows is told, and how long a silence may last.
 _TELL_SECONDS = 0.5
@@ -74,7 +73,7 @@ def requests_handlers(requests: Requests) -> dict[str, Handler]:
     """Return the handlers by the names in `app.ROUTES`."""
 
     async def listed(request: web.Request) -> web.StreamResponse:
-        return _json(await requests.page(request.query))
+        return json_answer(await requests.page(request.query))
 
     async def one(request: web.Request) -> web.StreamResponse:
         request_id = request.match_info["request_id"]
@@ -85,7 +84,7 @@ def requests_handlers(requests: Requests) -> dict[str, Handler]:
                 status=404,
                 code="unknown_request",
             )
-        return _json(found)
+        return json_answer(found)
 
     async def follow(pause: Pause) -> AsyncGenerator[bytes, None]:
         tail, silence = requests.feed(), 0.0
@@ -108,7 +107,3 @@ def requests_handlers(requests: Requests) -> dict[str, Handler]:
         return await tell(request, {}, follow)
 
     return {"requests": listed, "request": one, "requests_live": live}
-
-
-def _json(value: JsonObject) -> web.Response:
-    return web.Response(body=dumps(value), content_type="application/json", headers=_NO_STORE)

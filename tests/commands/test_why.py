@@ -3,7 +3,7 @@
 import pytest
 
 from codex_proxy.commands.why import render
-from codex_proxy.server.decisions import story
+from codex_proxy.records.story import story
 from codex_proxy.trace import Attempt, Caller, Candidate, Decision, End, Exclusion, Trace, Usage, UsageSource
 from tests.accounts.making import NOW
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from codex_proxy.server.decisions import Decisions, story
+from codex_proxy.records.story import story
+from codex_proxy.server.decisions import Decisions
 from codex_proxy.trace import (
     LOCAL,
     Attempt,

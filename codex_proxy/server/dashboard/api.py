@@ -17,8 +17,9 @@ from aiohttp import web
 from codex_proxy.accounts import importing
 from codex_proxy.accounts.account import Account
 from codex_proxy.accounts.actions import ACTIONS, Action
-from codex_proxy.accounts.outlook import Forecast, Outlook
+from codex_proxy.accounts.outlook import AHEAD_SECONDS, LOOK_SECONDS, Forecast, Outlook
 from codex_proxy.accounts.pool import Pool
+from codex_proxy.accounts.quota import SHORT_MINUTES
 from codex_proxy.accounts.telling import OF_STATE, evidence_of
 from codex_proxy.accounts.upkeep import Keeper
 from codex_proxy.clock import Clock
@@ -161,17 +162,13 @@ class Page:
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         """Serve the page."""
-        self._refuse_when_off()
+        self._sessions.refuse_when_off()
         return self._shell.serve(request, "index.html")
 
     async def static(self, request: web.Request) -> web.StreamResponse:
         """Serve one of its files."""
-        self._refuse_when_off()
+        self._sessions.refuse_when_off()
         return self._shell.serve(request, request.match_info["file"])
-
-    def _refuse_when_off(self) -> None:
-        if self._settings.current.ui == "off":
-            raise RequestError("the page is switched off (ui: off)", status=404, code="not_found")
 
     # -- sessions -------------------------------------------------------------------------
 
@@ -255,7 +252,7 @@ class Page:
     # -- what is to come ------------------------------------------------------------------
 
     def _outlook_seconds(self) -> float:
-        return 60.0 if self._settings.current.ui == "on" else 0.0
+        return LOOK_SECONDS if self._settings.current.ui == "on" else 0.0
 
     async def _watch(self) -> None:
         self._outlook.note(self._pool.accounts(), self._clock.now())
@@ -495,7 +492,7 @@ def _horizon_json(statuses: Mapping[str, Status], forecast: Forecast) -> JsonObj
                 if ahead.unused_percent is None
                 else round(ahead.unused_percent, 1),
             })
-            is_long = window.minutes is not None and window.minutes > 24 * 60
+            is_long = window.minutes is not None and window.minutes > SHORT_MINUTES
             if is_long and ahead.unused_percent is not None and ahead.unused_percent >= 1.0:
                 expiring.append({
                     "alias": alias,
@@ -507,7 +504,7 @@ def _horizon_json(statuses: Mapping[str, Status], forecast: Forecast) -> JsonObj
     expiring.sort(key=lambda one: one["resets_at"] or 0.0)
     return {
         "at": now,
-        "until": now + 7 * 86_400.0,
+        "until": now + AHEAD_SECONDS,
         "accounts": rows,
         "pool": {
             "is_known": forecast.is_known,

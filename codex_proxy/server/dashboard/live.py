@@ -5,7 +5,6 @@ closes its stream, so nothing is told to nobody.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -19,8 +18,6 @@ from codex_proxy.server.dashboard.shell import HEADERS
 from codex_proxy.server.front import Incoming
 from codex_proxy.server.onlooker import Pause, tell
 
-logger = logging.getLogger(__name__)
-
 TOPICS = ("now", "accounts", "horizon", "requests", "cache", "setup")
 
 MAX_PAGES = 64
@@ -29,7 +26,6 @@ _TICK_SECONDS = 0.5
 _NOW_SECONDS = 1.0
 _ACCOUNTS_SECONDS = 2.0
 _HORIZON_SECONDS = 10.0
-_MOST_REQUESTS = 50
 
 
 class Feed(Protocol):

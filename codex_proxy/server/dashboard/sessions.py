@@ -105,7 +105,7 @@ class Sessions:
             KeyRefused: If no session came with it, or one that is over.
             RequestError: 403 if it changes something and our page cannot have sent it.
         """
-        self._refuse_when_off()
+        self.refuse_when_off()
         refuse_other_origins(request)
         token = _cookie(request)
         session = self._find(token)
@@ -142,7 +142,7 @@ class Sessions:
 
         The cookie is None when the browser has it already; both are when it has to log in.
         """
-        self._refuse_when_off()
+        self.refuse_when_off()
         refuse_other_origins(request)
         token = _cookie(request)
         if self._find(token) is not None:
@@ -166,7 +166,7 @@ class Sessions:
             KeyRefused: If it is neither.
             RequestError: 403 for a page of another site, 429 after too many wrong ones.
         """
-        self._refuse_when_off()
+        self.refuse_when_off()
         self._refuse_when_given_up()
         refuse_other_origins(request)
         assert self.access is not None
@@ -240,7 +240,12 @@ class Sessions:
             case digest:
                 return any(digest == key.digest.hex() for key in self.access.owner_keys())
 
-    def _refuse_when_off(self) -> None:
+    def refuse_when_off(self) -> None:
+        """Raise if there is no page.
+
+        Raises:
+            RequestError: 404.
+        """
         if self._live.current.ui == "off":
             raise RequestError("the page is switched off (ui: off)", status=404, code="not_found")
 

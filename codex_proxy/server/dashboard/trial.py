@@ -26,15 +26,10 @@ DIALECTS: dict[str, Dialect] = {"chat": CHAT, "messages": MESSAGES, "responses":
 
 def body_of(dialect: str, model: str) -> bytes:
     """Return the request as a client of that dialect would send it."""
-    match dialect:
-        case "responses":
-            return dumps({"model": model, "input": _QUESTION})
-        case "messages":
-            said = [{"role": "user", "content": _QUESTION}]
-            return dumps({"model": model, "max_tokens": _MAX_TOKENS, "messages": said})
-        case _:
-            said = [{"role": "user", "content": _QUESTION}]
-            return dumps({"model": model, "max_tokens": _MAX_TOKENS, "messages": said})
+    if dialect == "responses":
+        return dumps({"model": model, "input": _QUESTION})
+    said = [{"role": "user", "content": _QUESTION}]
+    return dumps({"model": model, "max_tokens": _MAX_TOKENS, "messages": said})
 
 
 async def steps(
