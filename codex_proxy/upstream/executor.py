@@ -28,6 +28,7 @@ from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import (
     BackendFault,
+    OutOfFunds,
     PoolBusy,
     PoolError,
     PoolShortage,
@@ -153,6 +154,7 @@ class Exchange:
         self._request = request
         self._sink = sink
         self._trace = trace
+        self._passage = executor.gate.enter(trace, request)
         self._caller_gone = False
         self._cut: ProxyError | None = None
         self._committed = False
@@ -220,10 +222,9 @@ class Exchange:
 
     async def run(self) -> None:
         """Serve the turn to its end; every way out settles it exactly once."""
-        executor, trace = self._executor, self._trace
-        end = End.FAILED
+        trace, end = self._trace, End.FAILED
         try:
-            await executor.gate.admit(trace, self._request)
+            await self._passage.admit()
             await self._serve()
             end = self._sink.end_state()
         except ProxyError as exc:
@@ -243,7 +244,7 @@ class Exchange:
             await self._fail(ProxyError("internal error"))
         finally:
             self._finish(end)
-            await executor.gate.settle(trace)
+            self._passage.settle()
 
     def _left(self) -> End:
         """Return how a turn ended whose caller has left; many leave at once after the last event."""
@@ -551,9 +552,11 @@ class Exchange:
         if failure is not None:
             self._trace.error = failure.fault.code or failure.verdict.value
             lease.failed(failure)
-        if more and not await self._executor.gate.top_up(self._trace, self._sink.delivered_bytes):
+        if more and not await self._passage.top_up(self._sink.delivered_bytes):
             self._ended_by_us = True
-            await self._sink.fail(ProxyError("the budget for this turn is used up"))
+            error = OutOfFunds("the money for this turn is used up, so its answer ends here")
+            self._trace.error = error.code
+            await self._sink.fail(error)
             return False
         return more
 

@@ -6,31 +6,46 @@ from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.trace import Trace
 
 
-class Gate(Protocol):
-    """Whether a turn may begin, go on, and what it has cost in the end."""
+class Passage(Protocol):
+    """One turn's way through the gate."""
 
-    async def admit(self, trace: Trace, request: BackendRequest) -> None:
+    async def admit(self) -> None:
         """Let the turn begin, or raise a ProxyError in the caller's words."""
         ...
 
-    async def top_up(self, trace: Trace, delivered_bytes: int) -> bool:
+    async def top_up(self, delivered_bytes: int) -> bool:
         """Let the stream go on; asked once per upstream read, never per delta."""
         ...
 
-    async def settle(self, trace: Trace) -> None:
-        """Account for a finished turn; called exactly once, whatever happened."""
+    def settle(self) -> None:
+        """Account for the turn, whose story is finished; called exactly once, also when it was not admitted.
+
+        Never waits: the caller's answer is not held up, and whoever is told to end still settles.
+        """
+        ...
+
+
+class Gate(Protocol):
+    """Whether turns may begin, go on, and what they have cost in the end."""
+
+    def enter(self, trace: Trace, request: BackendRequest) -> Passage:
+        """Return the turn's passage; nothing has happened yet."""
         ...
 
 
 class OpenGate:
-    """Lets everything pass."""
+    """Lets everything pass: a gate, and the one passage through it."""
 
-    async def admit(self, trace: Trace, request: BackendRequest) -> None:
+    def enter(self, trace: Trace, request: BackendRequest) -> "OpenGate":
+        """Return itself."""
+        return self
+
+    async def admit(self) -> None:
         """Let the turn begin."""
 
-    async def top_up(self, trace: Trace, delivered_bytes: int) -> bool:
+    async def top_up(self, delivered_bytes: int) -> bool:
         """Let the stream go on."""
         return True
 
-    async def settle(self, trace: Trace) -> None:
+    def settle(self) -> None:
         """Do nothing."""

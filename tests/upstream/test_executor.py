@@ -189,17 +189,23 @@ class Purse:
         self.refusal: ProxyError | None = None
         self.top_ups = 0
         self.enough = True
+        self._trace: Trace | None = None
 
-    async def admit(self, trace: Trace, request: BackendRequest) -> None:
+    def enter(self, trace: Trace, request: BackendRequest) -> "Purse":
+        self._trace = trace
+        return self
+
+    async def admit(self) -> None:
         if self.refusal is not None:
             raise self.refusal
 
-    async def top_up(self, trace: Trace, delivered_bytes: int) -> bool:
+    async def top_up(self, delivered_bytes: int) -> bool:
         self.top_ups += 1
         return self.enough
 
-    async def settle(self, trace: Trace) -> None:
-        self.settled.append(trace.end)
+    def settle(self) -> None:
+        assert self._trace is not None
+        self.settled.append(self._trace.end)
 
 
 class Stage:
