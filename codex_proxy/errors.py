@@ -5,6 +5,11 @@
     ├── RequestError            the caller's request cannot be served as it is; names the field
     ├── KeyRefused              no client key, or one we do not know
     ├── TooManyGuesses          too many keys were tried on the page
+    ├── NotAllowed              this key may not use this model, or ask here
+    ├── OutOfFunds              there is no money for it
+    │   └── BudgetUsedUp        a budget is used up until its window ends
+    ├── RateLimited             more than a key, a user or all of them may ask; knows when there is room
+    ├── LedgerAway              what a turn costs could not be written down now
     ├── PoolError               no account can serve this now
     │   ├── PoolExhausted       every account's quota is used up; knows the earliest reset
     │   ├── PoolShortage        passing trouble everywhere; try again in a moment
@@ -38,6 +43,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -93,6 +99,8 @@ class ProxyError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+    """What else an answer with it says in its head, in the words of its dialect."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -149,6 +157,67 @@ class TooManyGuesses(ProxyError):
     code = "too_many_guesses"
 
     def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotAllowed(ProxyError):
+    """The caller's key may not do this: a model, or an endpoint, that is not among its own.
+
+    A 400 where OpenAI's clients ask: the Codex CLI repeats a 402, 403 or 404 six times.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code: str = code
+        self.param = param
+
+
+class OutOfFunds(ProxyError):
+    """The caller's money does not reach for it; another try will not either."""
+
+    status = 429
+    type = "insufficient_quota"
+    code: str = "insufficient_quota"
+
+
+class BudgetUsedUp(OutOfFunds):
+    """A budget has no room left; `resets_at` is when its window ends."""
+
+    type = "usage_limit_reached"
+    code = "usage_limit_reached"
+
+    def __init__(self, message: str, *, resets_at: float, retry_after: float) -> None:
+        super().__init__(message)
+        self.resets_at = resets_at
+        """Wall clock, seconds since the epoch."""
+        self.retry_after = retry_after
+        """Seconds from now."""
+
+
+class RateLimited(ProxyError):
+    """A limit of requests, tokens or turns at a time is reached; there is room in `retry_after` seconds."""
+
+    status = 429
+    type = "rate_limit_exceeded"
+    code: str = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class LedgerAway(ProxyError):
+    """The ledger cannot be written now, so nothing that costs may begin."""
+
+    status = 503
+    type = "server_error"
+    code: str = "ledger_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float = 5.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

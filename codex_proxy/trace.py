@@ -145,6 +145,24 @@ class Capture:
             self.answer.append(data)
 
 
+@dataclass(slots=True, frozen=True)
+class Room:
+    """What is left under one limit."""
+
+    limit: int
+    remaining: int
+    resets_in: float
+    """Seconds until all of it is there again."""
+
+
+@dataclass(slots=True, frozen=True)
+class Allowance:
+    """What a caller may still ask, by the tighter one of its own limits and its user's; None where there is none."""
+
+    requests: Room | None = None
+    tokens: Room | None = None
+
+
 class End(enum.Enum):
     """How a turn ended, seen from the caller."""
 
@@ -172,7 +190,11 @@ class Trace:
     """The kind of client: "codex" or "other"."""
     attempts: list[Attempt] = field(default_factory=list)
     alias: str = ""
-    """The account that served, if one did."""
+    """The account, or the upstream, that served, if one did."""
+    upstream: str = ""
+    """The name of the HTTP upstream that served; empty when it was an account."""
+    allowance: Allowance | None = None
+    """What the caller may still ask, where there are limits."""
     decision: str = ""
     """Why this account: the rule that picked it."""
     decisions: list[Decision] = field(default_factory=list)

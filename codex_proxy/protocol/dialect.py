@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from codex_proxy.errors import ProxyError, UpstreamError
+from codex_proxy.protocol.allowance import openai_headers
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.sse import Batch
 from codex_proxy.protocol.wire import JsonObject
-from codex_proxy.trace import End, Usage
+from codex_proxy.trace import Allowance, End, Usage
 
 
 class Encoder(Protocol):
@@ -122,5 +123,7 @@ class Dialect:
     render_error: RenderError
     keeps_alive_early: bool = False
     """Whether a stream may open with a sign of life while no account has answered yet."""
+    allowance_headers: Callable[[Allowance, float], dict[str, str]] = openai_headers
+    """Says what the caller may still ask; the second argument is the wall clock."""
     reword: Callable[[ProxyError, BackendRequest], ProxyError] = as_it_is
     """Says an error with what only the request knows, such as its size."""

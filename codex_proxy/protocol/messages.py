@@ -24,24 +24,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from codex_proxy.errors import (
+    BudgetUsedUp,
     ConfigError,
     KeyRefused,
+    LedgerAway,
+    NotAllowed,
+    OutOfFunds,
     PoolEmpty,
     PoolError,
     PoolExhausted,
     PoolShortage,
     ProxyError,
+    RateLimited,
     RequestError,
     UpstreamError,
     Verdict,
 )
+from codex_proxy.protocol.allowance import anthropic_headers
 from codex_proxy.protocol.answer import BYTES_PER_TOKEN, CALL_KINDS, STOP_SEQUENCE, AnswerEncoder, Slot
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
 from codex_proxy.protocol.messages_request import NO_THREADS, Thinking, decode
 from codex_proxy.protocol.names import ToolNames, fit_call_id, shorten
 from codex_proxy.protocol.request import BackendRequest
-from codex_proxy.protocol.responses import set_retry
+from codex_proxy.protocol.responses import set_exact_retry, set_retry
 from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import BadJson, JsonObject, Pieces, dumps, loads_lenient
 from codex_proxy.trace import UsageSource
@@ -445,12 +451,21 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
             headers["www-authenticate"] = "Bearer"
             # Claude Code would try ten times, for minutes.
             headers["x-should-retry"] = "false"
-        case PoolExhausted():
+        case NotAllowed():
+            status = 403
+        case PoolExhausted() | BudgetUsedUp():
             # An SDK obeys any wait, and would sleep until the limit ends.
             set_retry(headers, error.retry_after)
             headers["x-should-retry"] = "false"
         case PoolShortage():
             status = 529
+            set_retry(headers, error.retry_after)
+        case OutOfFunds():
+            status = 402
+            headers["x-should-retry"] = "false"
+        case RateLimited():
+            set_exact_retry(headers, error.retry_after)
+        case LedgerAway():
             set_retry(headers, error.retry_after)
         case PoolEmpty():
             headers["x-should-retry"] = "false"
@@ -466,7 +481,11 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
     said: JsonObject = {"type": _type_of(status), "message": message}
     if isinstance(error, RequestError) and error.code == NO_THREADS:
         said["details"] = {"error_code": NO_THREADS}
-    return status, headers, dumps({"type": "error", "error": said, "request_id": request_id})
+    return (
+        status,
+        {**headers, **error.headers},
+        dumps({"type": "error", "error": said, "request_id": request_id}),
+    )
 
 
 def _type_of(status: int) -> str:
@@ -504,8 +523,12 @@ def _stream_words(error: ProxyError) -> tuple[str, str]:
                     return "overloaded_error", _BUSY
         case RequestError():
             return _type_of(error.status), _with_path(error)
-        case PoolExhausted() | PoolEmpty():
+        case PoolExhausted() | PoolEmpty() | BudgetUsedUp() | RateLimited():
             return "rate_limit_error", error.message
+        case NotAllowed():
+            return "permission_error", error.message
+        case OutOfFunds():
+            return "billing_error", error.message
         case PoolError():
             return "overloaded_error", error.message
         case ConfigError():
@@ -525,4 +548,11 @@ def _decode(raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller:
     return Decoded(asked.request, make_encoder)
 
 
-MESSAGES = Dialect("anthropic", _decode, render_error, keeps_alive_early=True, reword=reword)
+MESSAGES = Dialect(
+    "anthropic",
+    _decode,
+    render_error,
+    keeps_alive_early=True,
+    allowance_headers=anthropic_headers,
+    reword=reword,
+)

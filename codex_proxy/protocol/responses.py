@@ -26,13 +26,18 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from codex_proxy.errors import (
+    BudgetUsedUp,
     ConfigError,
     KeyRefused,
+    LedgerAway,
+    NotAllowed,
+    OutOfFunds,
     PoolEmpty,
     PoolError,
     PoolExhausted,
     PoolShortage,
     ProxyError,
+    RateLimited,
     RequestError,
     TooManyGuesses,
     UpstreamError,
@@ -62,6 +67,7 @@ __all__ = [
     "read_reset",
     "read_usage",
     "render_error",
+    "set_exact_retry",
     "set_retry",
     "stream_error",
     "visible_headers",
@@ -948,6 +954,12 @@ def _terminal_words(error: ProxyError) -> tuple[str, str]:
         return "rate_limit_exceeded", f"no account is free just now, please try again in {wait}s"
     if isinstance(error, PoolError):
         return "rate_limit_exceeded", _RETRY_SOON
+    if isinstance(error, RateLimited):
+        wait = max(math.ceil(error.retry_after), 1)
+        return "rate_limit_exceeded", f"{error.message}; please try again in {wait}s"
+    if isinstance(error, OutOfFunds):
+        # Also a budget with an end: this is the code that the CLI knows and does not repeat.
+        return "insufficient_quota", error.message
     if isinstance(error, RequestError):
         return error.code or "invalid_prompt", error.message
     return error.code or "server_error", error.message
@@ -978,20 +990,24 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
             headers["allow"] = error.allow
     elif isinstance(error, KeyRefused):
         headers["www-authenticate"] = "Bearer"
-    elif isinstance(error, PoolExhausted):
+    elif isinstance(error, NotAllowed):
+        body["param"] = error.param
+    elif isinstance(error, PoolExhausted | BudgetUsedUp):
         wait = max(math.ceil(error.retry_after), 1)
         body |= {"resets_at": math.ceil(error.resets_at), "resets_in_seconds": wait}
         set_retry(headers, wait)
-    elif isinstance(error, PoolShortage | TooManyGuesses):
+    elif isinstance(error, RateLimited):
+        set_exact_retry(headers, error.retry_after)
+    elif isinstance(error, PoolShortage | TooManyGuesses | LedgerAway):
         set_retry(headers, error.retry_after)
-    elif isinstance(error, PoolEmpty):
+    elif isinstance(error, PoolEmpty | OutOfFunds):
         headers["x-should-retry"] = "false"
     elif isinstance(error, UpstreamError):
         status = _render_upstream(error, headers, body)
     elif isinstance(error, ConfigError):
         # It quotes the configuration, which is its owner's business.
         body["message"] = "the proxy has a wrong setting; its log says which"
-    return status, headers, dumps({"error": body})
+    return status, {**headers, **error.headers}, dumps({"error": body})
 
 
 def _render_upstream(error: UpstreamError, headers: dict[str, str], body: JsonObject) -> int:
@@ -1016,6 +1032,12 @@ def set_retry(headers: dict[str, str], seconds: float) -> None:
     headers["retry-after"] = str(wait)
     if wait > _LONGEST_RETRY:
         headers["x-should-retry"] = "false"
+
+
+def set_exact_retry(headers: dict[str, str], seconds: float) -> None:
+    """Say it in milliseconds too, which the SDKs prefer where it is there."""
+    set_retry(headers, seconds)
+    headers["retry-after-ms"] = str(max(math.ceil(seconds * 1000), 1))
 
 
 # The dialect ------------------------------------------------------------------------------

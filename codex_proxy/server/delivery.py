@@ -66,6 +66,7 @@ class Sink:
         """Keep *error*, in the dialect's words, for whoever makes a status of it."""
         dialect = self._terms.dialect
         self._error = dialect.reword(error, self._request)
+        self._error.headers = self._allowance()
         self._trace.status = dialect.render_error(self._error, request_id=self._trace.id)[0]
         return self._error
 
@@ -79,7 +80,14 @@ class Sink:
         )
         if self._request.is_codex:
             headers.update(limit_headers(self._terms.limits()))
-        return {name: str(value) for name, value in headers.items()}
+        return {name: str(value) for name, value in headers.items()} | self._allowance()
+
+    def _allowance(self) -> dict[str, str]:
+        """Return what the caller may still ask, where it has limits."""
+        allowance = self._trace.allowance
+        if allowance is None:
+            return {}
+        return self._terms.dialect.allowance_headers(allowance, self._terms.now())
 
 
 class EncodedSink(Sink):
