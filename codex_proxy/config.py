@@ -330,6 +330,21 @@ def _hosts(value: object) -> tuple[str, ...]:
     return tuple(hosts)
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _networks(value: object) -> tuple[Network, ...]:
+    if not isinstance(value, list):
+        raise _Unfit("not a list")
+    networks: list[Network] = []
+    for position, item in enumerate(value, 1):
+        try:
+            networks.append(ipaddress.ip_network(_string(item), strict=False))
+        except (_Unfit, ValueError) as exc:
+            raise _Unfit(f"item {position} ({item!r}) is not an address or a network") from exc
+    return tuple(networks)
+
+
 def _names(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise _Unfit("not a list")
@@ -493,6 +508,21 @@ def _webhook(entry: str, position: int, said: Mapping[str, object]) -> Webhook:
     if not isinstance(secret, str) or (secret and shape not in ("feishu", "dingtalk")):
         raise _Unfit(f"{entry}: feishu and dingtalk may have a secret, a text")
     return Webhook(name, shape, url.strip(), chat_id, secret)
+
+
+def _database_url(value: object) -> str:
+    url = _string(value)
+    if not url:
+        return ""
+    try:
+        parts, _ = _split_url(url)
+    except _Unfit as exc:
+        raise _Unfit("not a URL") from exc
+    if parts.scheme not in {"postgresql", "postgres"}:
+        raise _Unfit("neither empty nor a postgresql URL")
+    if not parts.path.strip("/") or parts.fragment:
+        raise _Unfit("names no database" if not parts.fragment else "has a fragment")
+    return url
 
 
 def _unfit_for_secrets(url: str) -> str:
@@ -745,6 +775,11 @@ KEYS: dict[str, Key] = {
             "a list of host names or addresses, without scheme, port and path", _hosts, kind="list",
         ),
         Key(
+            "trusted-proxies", [], True,
+            "Relays in front of the proxy whose `X-Forwarded-For` is believed, where it matters from which address a request comes.",
+            "a list of addresses or networks such as 10.0.0.0/8", _networks, kind="list",
+        ),
+        Key(
             "connect-timeout", 10, True,
             "How long a connection to the backend may take; raise it behind a slow proxy.",
             _POSITIVE, _seconds(zero=False),
@@ -885,6 +920,16 @@ KEYS: dict[str, Key] = {
             "How long prompts and answers are stored.",
             f"{_POSITIVE}, up to 3650d", _long_seconds,
         ),
+        Key(
+            "ledger", "off", False,
+            "Client keys with owners, limits and usage in `ledger.db` in data-dir: `personal` counts what each uses, `billing` also takes what it costs from its user's balance.",
+            "off, personal or billing", _off_or("personal", "billing"),
+        ),
+        Key(
+            "database-url", "", False,
+            "A PostgreSQL database for the ledger, in the place of `ledger.db`; needs `pip install 'codex-proxy[postgres]'`.",
+            "empty, or a URL such as postgresql://user:password@host/name", _database_url, secret=True,
+        ),
     )
 }  # fmt: skip
 
@@ -934,6 +979,7 @@ class Settings:
     """`keys` or `none`."""
     allowed_hosts: tuple[str, ...] = _default("allowed-hosts")
     """Lower case, without brackets and port."""
+    trusted_proxies: tuple[Network, ...] = _default("trusted-proxies")
     connect_timeout: float = _default("connect-timeout")
     first_byte_timeout: float = _default("first-byte-timeout")
     compact_timeout: float = _default("compact-timeout")
@@ -968,6 +1014,10 @@ class Settings:
     """Names of callers."""
     capture_limit: int = _default("capture-limit")
     capture_max_age: float = _default("capture-max-age")
+    ledger: str = _default("ledger")
+    """`off`, `personal` or `billing`."""
+    database_url: str = field(default=_default("database-url"), repr=False)
+    """May hold a password."""
 
     @property
     def listen_host(self) -> str | None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,9 @@ def test_where_we_listen(listen: str, host: str | None, port: int, is_loopback: 
         ("allowed-hosts", "['http://proxy.test']", "item 1"),
         ("allowed-hosts", "[a.test, 'b.test:80']", "item 2"),
         ("allowed-hosts", "[1]", "item 1"),
+        ("trusted-proxies", "10.0.0.1", "not a list"),
+        ("trusted-proxies", "[10.0.0.1, relay.test]", "item 2"),
+        ("trusted-proxies", "[10.0.0.0/99]", "item 1"),
         ("originator", "'a\\nb'", "not fit for a header"),
         ("originator", "''", "not fit for a header"),
         ("user-agent", "tööl", "not fit for a header"),
@@ -517,6 +521,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "ui": ("off", "off"),
     "auth": ("none", "none"),
     "allowed-hosts": ("a.test, b.test,", ("a.test", "b.test")),
+    "trusted-proxies": ("10.0.0.0/8, ::1", (ip_network("10.0.0.0/8"), ip_network("::1"))),
     "connect-timeout": ("1.5", 1.5),
     "first-byte-timeout": ("2", 2.0),
     "compact-timeout": ("3", 3.0),
@@ -546,6 +551,8 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "capture": ("laptop, phone", ("laptop", "phone")),
     "capture-limit": ("1MiB", 2**20),
     "capture-max-age": ("2h", 7_200.0),
+    "ledger": ("billing", "billing"),
+    "database-url": ("postgresql://u:p@127.0.0.1:5432/db", "postgresql://u:p@127.0.0.1:5432/db"),
 }
 
 

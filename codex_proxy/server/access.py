@@ -60,6 +60,8 @@ class Access:
         self._live = live
         self._generated = generated
         self._sessions = sessions
+        self.holders: Holders | None = None
+        """The keys of the ledger, where there is one."""
 
     def admit(self, request: web.Request, level: Level) -> Caller:
         """Return who is asking for what *level* is needed for.
@@ -70,6 +72,9 @@ class Access:
         """
         if level is Level.KEYED:
             return self.resolve(request)
+        return self._admit_owner(request, level)
+
+    def _admit_owner(self, request: web.Request, level: Level) -> Caller:
         if level is Level.SESSION:
             if self._sessions is None:
                 raise KeyRefused("there are no sessions here")
@@ -86,7 +91,7 @@ class Access:
                     status=403,
                     code="admin_key_needed",
                 )
-            return self.resolve(request)
+            return self._resolve_owner(request, settings)
         caller = _find(request, (settings.admin_key,))
         if caller is None:
             what = "this key is not the admin-key" if _presented(request) else "the admin-key is needed"
@@ -103,9 +108,34 @@ class Access:
         settings = self._live.current
         keys = self._client_keys(settings)
         caller = _find(request, keys) if keys else None
+        if caller is None and self.holders is not None:
+            caller = self._find_holder(request, self.holders, settings)
+        if caller is not None:
+            return caller
+        needs_key = bool(settings.api_keys) or (self.holders is not None and self.holders.are_there)
+        if settings.auth == "none" or (not needs_key and settings.is_loopback):
+            _refuse_forged(request, settings)
+            return LOCAL
+        raise KeyRefused(self._advice(request, settings))
+
+    def _find_holder(self, request: web.Request, holders: "Holders", settings: Settings) -> Caller | None:
+        """Return the holder of a key of the ledger; of several keys that came, the first that is one."""
+        address = address_of(request, settings)
+        for presented in _presented(request):
+            caller = holders.find(presented, address)
+            if caller is not None:
+                return caller
+        return None
+
+    def _resolve_owner(self, request: web.Request, settings: Settings) -> Caller:
+        """Return the owner, who has no key of its own: holders of the ledger's keys are none."""
+        keys = self._client_keys(settings)
+        caller = _find(request, keys) if keys else None
         if caller is not None:
             return caller
         if settings.auth == "none" or (not settings.api_keys and settings.is_loopback):
+            if self.holders is not None and _presented(request):
+                raise KeyRefused("this key does not open what belongs to the owner; set admin-key, and send that")
             _refuse_forged(request, settings)
             return LOCAL
         raise KeyRefused(self._advice(request, settings))
@@ -137,6 +167,8 @@ class Access:
     def _advice(self, request: web.Request, settings: Settings) -> str:
         what = "this client key is not known" if _presented(request) else "a client key is needed"
         how = f"{what}: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
+        if self.holders is not None and self.holders.are_there:
+            return f"{how}; `codex-proxy keys create` makes one"
         if settings.api_keys:
             return f"{how}; the keys are set by api-keys"
         if self._generated is not None:
@@ -168,6 +200,15 @@ def holder(key: ApiKey) -> Caller:
     return Caller(f"key-{key.digest.hex()[:8]}", key.name)
 
 
+class Holders(Protocol):
+    """What is needed of `holders` here."""
+
+    @property
+    def are_there(self) -> bool: ...
+
+    def find(self, text: str, address: str | None) -> Caller | None: ...
+
+
 class Sessions(Protocol):
     """What is needed of `dashboard.sessions` here."""
 
@@ -182,6 +223,29 @@ def key_of(text: str, keys: tuple[ApiKey, ...]) -> ApiKey | None:
         if hmac.compare_digest(digest, key.digest):
             found = key
     return found
+
+
+def address_of(request: web.Request, settings: Settings) -> str | None:
+    """Return the address that a request came from; None when there is none, as on a Unix socket.
+
+    What a relay says of who asked it is believed only of those in `trusted-proxies`, from the last one on.
+    """
+    address = request.remote
+    if not settings.trusted_proxies:
+        return address
+    passed = [one.strip() for line in request.headers.getall("X-Forwarded-For", []) for one in line.split(",")]
+    while passed and address is not None and _is_trusted(address, settings):
+        address = passed.pop()
+    return address
+
+
+def _is_trusted(address: str, settings: Settings) -> bool:
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return any((mapped or found) in network for network in settings.trusted_proxies)
 
 
 def refuse_other_origins(request: web.Request) -> None:

@@ -441,6 +441,19 @@ async def _(stand: Stand, edits: Edits) -> None:
     assert await status(stand, Host="other.lan") == 403
 
 
+@checks("trusted-proxies")
+async def _(stand: Stand, edits: Edits) -> None:
+    async def guess(address: str) -> int:
+        body = {"key": "no key of anybody"}
+        answer = await stand.post("/ui/api/session", body, headers={"X-Forwarded-For": address})
+        return answer.status
+
+    # Whoever says so is not believed, so all of them come from one address.
+    assert 429 in [await guess(f"198.51.{number}.1") for number in range(30)]
+    await edits.edit(trusted_proxies="[127.0.0.0/8]")
+    assert await guess("203.0.113.1") == 401
+
+
 async def deadlines_of(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> list[net.Deadlines]:
     seen: list[net.Deadlines] = []
     real = net.Outbound.open

@@ -385,7 +385,7 @@ class Page:
         caller = request[CALLER]
         audit.info(
             "page action=%s target=%s success=%s by=%s session=%s from=%s",
-            action, target[:100], is_good, caller.name, caller.id, request.remote or "-",
+            action, target[:100], is_good, caller.name, caller.id, self._sessions.address_of(request) or "-",
         )  # fmt: skip
 
     async def _body(self, request: web.Request, limit: int = MAX_BODY_BYTES) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ from codex_proxy.config import Live
 from codex_proxy.errors import KeyRefused, ProxyError, RequestError, TooManyGuesses
 from codex_proxy.protocol.wire import BadJson, dumps, loads
 from codex_proxy.server import keyfile
-from codex_proxy.server.access import Access, holder, key_of, refuse_other_origins
+from codex_proxy.server.access import Access, address_of, holder, key_of, refuse_other_origins
 from codex_proxy.server.body import is_json
 from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import LOCAL, Caller
@@ -170,7 +170,7 @@ class Sessions:
         self._refuse_when_given_up()
         refuse_other_origins(request)
         assert self.access is not None
-        address = request.remote or ""
+        address = self.address_of(request)
         wait = self._throttle.wait(address)
         if wait > 0:
             audit.warning("login refused reason=throttled from=%s", _shown(address))
@@ -192,6 +192,10 @@ class Sessions:
         audit.info("login by=%s from=%s", caller.name, _shown(address))
         await self.save()
         return csrf, cookie
+
+    def address_of(self, request: web.Request) -> str:
+        """Return where a request comes from; empty when that has no address."""
+        return address_of(request, self._live.current) or ""
 
     async def log_out(self, request: web.Request) -> None:
         """End the session of a request."""
