@@ -158,15 +158,20 @@ class Daemon:
         self.tally = Tally(lambda: self.models.catalog)
         self.loop_lag.listen(self.tally.lag.add)
         self.records = Records(loaded.settings.data_dir, live=self.live, clock=self.clock)
-        self.listeners: list[TraceSink] = [log_turn, self.pulse.note, self.tally.note, self.records.note]
+        self.tails = Tails()
+        self.listeners: list[TraceSink] = [
+            log_turn,
+            self.pulse.note,
+            self.tally.note,
+            self.records.note,
+            self.tails.note,
+        ]
         """Who hears of every turn, also of one that was refused before any account was looked at."""
         self.telemetry = _telemetry(loaded.settings)
         if self.telemetry is not None:
             self.listeners.append(self.telemetry.note)
         for listener in self.listeners:
             self.executor.listen(listener)
-        self.tails = Tails()
-        self.executor.listen(self.tails.note)
         self.requests = Requests(self.records, Recent(self.decisions.traces, self.tails))
         self.sessions = Sessions(
             loaded.settings.data_dir / SESSIONS_FILE,

@@ -239,8 +239,12 @@ async def test_who_follows_hears_of_each_that_ends(stand: Stand) -> None:
     following = asyncio.get_running_loop().create_task(follow(stand, seen))
     await stand.until(lambda: bool(stand.daemon.tails._tails))
     answer = await stand.ask("hi")
-    await stand.until(lambda: bool(seen))
-    assert [one["id"] for one in seen[0]["requests"]] == [answer.headers["x-request-id"]]
+    # Nor is one left out that no account ever saw.
+    refused = await stand.post("/v1/responses", {"model": 7, "input": "hi"})
+    assert refused.status == 400
+    await stand.until(lambda: sum(len(one["requests"]) for one in seen) == 2)
+    told = {one["id"] for batch in seen for one in batch["requests"]}
+    assert told == {one.headers["x-request-id"] for one in (answer, refused)}
     assert seen[0]["dropped"] == 0
     # A daemon that ends does not wait for who looks on.
     began = time.monotonic()
