@@ -62,6 +62,11 @@ class Sink:
         """How many bytes of an answer went to the caller."""
         return self._delivered
 
+    @property
+    def text_bytes(self) -> int:
+        """How much text there is; of an answer that we do not look into, all of it."""
+        return self._delivered
+
     def _refuse(self, error: ProxyError) -> ProxyError:
         """Keep *error*, in the dialect's words, for whoever makes a status of it."""
         dialect = self._terms.dialect
@@ -113,6 +118,11 @@ class EncodedSink(Sink):
     def ended_early(self) -> bool:  # type: ignore[override]  # derived here, constant elsewhere
         """Whether the caller's own limit ended the answer, so that the backend is still writing."""
         return self._encoder.ended_early
+
+    @property
+    def text_bytes(self) -> int:
+        """How much text there is."""
+        return self._encoder.delivered
 
     async def body(self, data: bytes) -> None:
         """Take no body: the answer is made of events."""

@@ -145,6 +145,11 @@ class Sink(Protocol):
         """How many bytes of an answer went to the caller."""
         ...
 
+    @property
+    def text_bytes(self) -> int:
+        """About how many bytes of text there are so far, without what a dialect puts around each word."""
+        ...
+
 
 class Exchange:
     """One turn under way: a task of its own, so that it can outlive its caller's connection."""
@@ -552,7 +557,7 @@ class Exchange:
         if failure is not None:
             self._trace.error = failure.fault.code or failure.verdict.value
             lease.failed(failure)
-        if more and not await self._passage.top_up(self._sink.delivered_bytes):
+        if more and not await self._passage.top_up(self._sink.text_bytes):
             self._ended_by_us = True
             error = OutOfFunds("the money for this turn is used up, so its answer ends here")
             self._trace.error = error.code

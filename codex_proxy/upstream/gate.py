@@ -13,8 +13,8 @@ class Passage(Protocol):
         """Let the turn begin, or raise a ProxyError in the caller's words."""
         ...
 
-    async def top_up(self, delivered_bytes: int) -> bool:
-        """Let the stream go on; asked once per upstream read, never per delta."""
+    async def top_up(self, text_bytes: int) -> bool:
+        """Let the stream go on, of which there is so much text; asked once per upstream read, never per delta."""
         ...
 
     def settle(self) -> None:
@@ -43,7 +43,7 @@ class OpenGate:
     async def admit(self) -> None:
         """Let the turn begin."""
 
-    async def top_up(self, delivered_bytes: int) -> bool:
+    async def top_up(self, text_bytes: int) -> bool:
         """Let the stream go on."""
         return True
 

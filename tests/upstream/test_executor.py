@@ -143,6 +143,7 @@ class Caller:
     ended_early = False
     wants_failure_events = False
     delivered_bytes = 0
+    text_bytes = 0
 
     def __init__(self) -> None:
         self.failure: UpstreamError | None = None
@@ -199,7 +200,7 @@ class Purse:
         if self.refusal is not None:
             raise self.refusal
 
-    async def top_up(self, delivered_bytes: int) -> bool:
+    async def top_up(self, text_bytes: int) -> bool:
         self.top_ups += 1
         return self.enough
 
