@@ -53,14 +53,17 @@ class Records:
     """The records of one daemon.
 
     `may_write` follows whether the daemon is the one of its data-dir that writes.
+
+    Args:
+        lock: That of the data-dir, where other stores share it.
     """
 
-    def __init__(self, folder: Path, *, live: Live, clock: Clock) -> None:
+    def __init__(self, folder: Path, *, live: Live, clock: Clock, lock: StoreLock | None = None) -> None:
         self._folder = folder
         self._live = live
         self._clock = clock
         self._queue: Queue[Trace | Captured] = Queue(MAX_WAITING)
-        self._lock = StoreLock(folder)
+        self._lock = StoreLock(folder) if lock is None else lock
         self._store: Store[Trace | Captured] | None = None
         self._may_write = False
         self._changing = asyncio.Lock()

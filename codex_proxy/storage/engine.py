@@ -24,6 +24,8 @@ _CACHE_KIB = 8 * 1024
 _JOURNAL_PAGES = 4_000
 _JOURNAL_BYTES = 16 * 1024 * 1024
 _READERS = 3
+# Statements over many rows have a text for each of several numbers of rows (`storage.bulk`).
+_PREPARED = 256
 
 _MOUNTS = Path("/proc/self/mountinfo")
 # The log of changes is shared memory, and their locks are not to be relied on.
@@ -65,7 +67,12 @@ def _engine(path: Path, mode: str, connections: int, begin: str, pragmas: tuple[
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
-            uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            uri,
+            uri=True,
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_PREPARED,
         )
         try:
             for pragma in pragmas:

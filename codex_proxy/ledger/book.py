@@ -1,0 +1,386 @@
+"""Decides what turns may set aside and what they pay: no database, no clock.
+
+A book holds the rows that some operations are about. They are decided in the order in which they came, and
+what has to be written is gathered in `changes`; whether it could be written is not known here. What holds
+before and after each: a balance covers what is held, which is what open holds hold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from codex_proxy.errors import BudgetUsedUp, KeyRefused, OutOfFunds
+from codex_proxy.ledger.model import Budget, Hold, Mode, Settlement, Window
+from codex_proxy.ledger.money import format_money
+from codex_proxy.ledger.windows import DAY
+from codex_proxy.trace import UsageSource
+
+MOST_COST = 1_000_000 * 1_000_000_000
+"""What one turn may cost. Beyond it something is wrong, and ten thousand of them could still be added up."""
+
+LOST = "lost"
+"""How a turn has ended whose process has died, or that nobody has settled in time."""
+
+_WORDS = {
+    Window.HOURS_5: "five hours",
+    Window.DAY: "a day",
+    Window.WEEK: "a week",
+    Window.MONTH: "a month",
+    Window.TOTAL: "in all",
+}
+
+
+@dataclass(slots=True)
+class Account:
+    """What is looked at of a user."""
+
+    id: str
+    status: str
+    is_billed: bool
+    balance: int
+    held: int
+    is_past_due: bool
+
+
+@dataclass(slots=True, frozen=True)
+class KeyFacts:
+    """What is looked at of a key."""
+
+    status: str
+    expires: int | None
+
+
+@dataclass(slots=True)
+class Reserved:
+    """An open hold."""
+
+    request_id: str
+    user_id: str
+    key_id: str
+    nanos: int
+    is_billed: bool
+    """Whether it is part of what its user holds."""
+    at: int
+    model: str
+    process: str
+
+
+@dataclass(slots=True)
+class Counter:
+    """What was spent in one window of an owner's budget."""
+
+    owner: str
+    window: Window
+    start: int
+    until: int
+    spent: int
+
+
+@dataclass(slots=True, frozen=True)
+class Settled:
+    """A turn that has its usage row already; its fields say where it was added up."""
+
+    request_id: str
+    end: str
+    at: int
+    user_id: str
+    key_id: str
+    model: str
+
+
+@dataclass(slots=True, frozen=True)
+class Charge:
+    """A usage row to be written."""
+
+    settlement: Settlement
+    cost: int | None
+    is_billed: bool
+    debit: int
+    shortfall: int
+
+
+@dataclass(slots=True, frozen=True)
+class Debit:
+    """A ledger entry to be written."""
+
+    user_id: str
+    nanos: int
+    balance_after: int
+    at: int
+    request_id: str
+
+
+@dataclass(slots=True)
+class Changes:
+    """What differs from what was loaded."""
+
+    accounts: dict[str, Account] = field(default_factory=dict)
+    granted: dict[str, Reserved] = field(default_factory=dict)
+    """Holds that were not there."""
+    grown: dict[str, Reserved] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)
+    """Holds that were there."""
+    undone: list[str] = field(default_factory=list)
+    """Usage rows of turns that were taken for lost and were not."""
+    charges: list[Charge] = field(default_factory=list)
+    debits: list[Debit] = field(default_factory=list)
+    counters: dict[tuple[str, Window, int], Counter] = field(default_factory=dict)
+    days: dict[tuple[int, str, str, str], list[int]] = field(default_factory=dict)
+    """What is added to the sums of a day, in the order of `tables.SUMS`."""
+
+
+class Book:
+    """The rows that operations are about, and the operations."""
+
+    def __init__(self, mode: Mode, process: str) -> None:
+        self.mode = mode
+        self.process = process
+        self.accounts: dict[str, Account] = {}
+        self.keys: dict[str, KeyFacts] = {}
+        self.holds: dict[str, Reserved] = {}
+        self.held: dict[str, int] = {}
+        """What the open holds of a user, or a key, hold in all."""
+        self.counters: dict[str, list[Counter]] = {}
+        self.settled: dict[str, Settled] = {}
+        self.changes = Changes()
+
+    # -- what is loaded --------------------------------------------------------------------
+
+    def add_hold(self, hold: Reserved) -> None:
+        """Take in a hold that is open."""
+        self.holds[hold.request_id] = hold
+        self._add_held(hold, hold.nanos)
+
+    def counter(self, owner: str, window: Window, at: int) -> Counter | None:
+        """Return the counter of the window that *at* is in, the fullest if there are several; None if it is not known.
+
+        There are several windows of five hours when a clock was set back.
+        """
+        found: Counter | None = None
+        for one in self.counters.get(owner, ()):
+            if (
+                one.window is window
+                and one.start <= at < one.until
+                and (found is None or one.spent > found.spent)
+            ):
+                found = one
+        return found
+
+    def add_counter(self, counter: Counter, *, is_new: bool) -> None:
+        """Take in a counter; *is_new* says that it has to be written."""
+        self.counters.setdefault(counter.owner, []).append(counter)
+        if is_new:
+            self._changed(counter)
+
+    def written(self) -> None:
+        """Know that the changes are written; what is loaded stays."""
+        self.changes = Changes()
+        # Turns that are over are asked for again by nobody, and would never end.
+        self.settled.clear()
+
+    # -- operations ------------------------------------------------------------------------
+
+    def authorize(self, hold: Hold) -> None:
+        """Set aside what *hold* says.
+
+        Raises:
+            KeyRefused: If its user or key may not be used any more.
+            OutOfFunds: If there is not so much.
+            BudgetUsedUp: If a budget has no room for it.
+        """
+        if hold.request_id in self.holds:
+            return
+        account = self.accounts.get(hold.user_id)
+        if account is None or account.status != "active":
+            raise KeyRefused("the owner of this key is suspended", code="user_suspended")
+        key = self.keys.get(hold.key_id)
+        if key is not None:
+            # One of the configuration is not there, and not ours to end.
+            if key.status != "active":
+                raise KeyRefused("this key was revoked", code="key_revoked")
+            if key.expires is not None and key.expires <= hold.at:
+                raise KeyRefused("this key has expired", code="key_expired")
+        nanos = max(0, hold.nanos)
+        is_billed = account.is_billed and self.mode == "billing"
+        if is_billed and account.balance - account.held < nanos:
+            raise OutOfFunds(
+                f"the balance does not reach: this request may cost {format_money(nanos)} dollars"
+            )
+        self._check_budgets(hold.budgets, hold.at, nanos)
+        reserved = Reserved(
+            hold.request_id, hold.user_id, hold.key_id, nanos, is_billed, hold.at, hold.model, self.process
+        )
+        self.holds[hold.request_id] = reserved
+        self._hold(reserved, nanos)
+        self.changes.granted[hold.request_id] = reserved
+
+    def top_up(
+        self, request_id: str, nanos: int, budgets: Sequence[tuple[str, Budget]] = (), at: int = 0
+    ) -> bool:
+        """Let a hold grow by *nanos*; False when there is no room for it, or no such hold."""
+        hold = self.holds.get(request_id)
+        account = None if hold is None else self.accounts.get(hold.user_id)
+        if hold is None or account is None or nanos < 0:
+            return False
+        if hold.is_billed and account.balance - account.held < nanos:
+            return False
+        try:
+            self._check_budgets(budgets, at, nanos)
+        except OutOfFunds:
+            return False
+        hold.nanos += nanos
+        self._hold(hold, nanos)
+        if request_id not in self.changes.granted:
+            self.changes.grown[request_id] = hold
+        return True
+
+    def settle(self, settlement: Settlement) -> bool:
+        """Release the hold of a turn and take what it cost; False when that was done before.
+
+        What other holds have set aside stays: what is not covered then is a shortfall.
+        """
+        before = self.settled.get(settlement.request_id)
+        self._release(settlement.request_id)
+        if before is not None:
+            if before.end != LOST or settlement.end == LOST:
+                return False
+            self.changes.undone.append(before.request_id)
+            self._day(before.at, before.user_id, before.key_id, before.model)[0] -= 1
+        cost = None if settlement.cost is None else min(max(0, settlement.cost), MOST_COST)
+        account = self.accounts.get(settlement.user_id)
+        is_billed = settlement.is_billed and account is not None
+        debit = shortfall = 0
+        if account is not None and is_billed and cost is not None:
+            debit = min(cost, account.balance - account.held)
+            shortfall = cost - debit
+            if debit:
+                account.balance -= debit
+                self.changes.debits.append(
+                    Debit(account.id, -debit, account.balance, settlement.at, settlement.request_id)
+                )
+            if shortfall:
+                account.is_past_due = True
+            if cost:
+                self.changes.accounts[account.id] = account
+        self.changes.charges.append(Charge(settlement, cost, is_billed, debit, shortfall))
+        self._add_up(settlement, cost, debit, shortfall)
+        self.settled[settlement.request_id] = Settled(
+            settlement.request_id,
+            settlement.end,
+            settlement.at,
+            settlement.user_id,
+            settlement.key_id,
+            settlement.model,
+        )
+        return True
+
+    def drop(self, request_id: str) -> None:
+        """Release a hold of a turn that never began."""
+        self._release(request_id)
+
+    def reap(self, request_id: str, at: int) -> bool:
+        """Release a hold that nobody will settle, and say so in a usage row; False when there is none."""
+        hold = self.holds.get(request_id)
+        if hold is None:
+            return False
+        return self.settle(lost(hold, at))
+
+    # -- parts -----------------------------------------------------------------------------
+
+    def _check_budgets(self, budgets: Sequence[tuple[str, Budget]], at: int, nanos: int) -> None:
+        for owner, budget in budgets:
+            counter = self.counter(owner, budget.window, at)
+            spent = 0 if counter is None else counter.spent
+            # Nothing is left of one that is used up to the last, whatever a turn is expected to cost.
+            if spent + self.held.get(owner, 0) + max(1, nanos) <= budget.nanos:
+                continue
+            words = f"the budget of {format_money(budget.nanos)} dollars ({_WORDS[budget.window]}) is used up"
+            if budget.window is Window.TOTAL or counter is None:
+                raise OutOfFunds(words)
+            raise BudgetUsedUp(
+                words,
+                resets_at=counter.until / 1_000.0,
+                retry_after=max(1.0, (counter.until - at) / 1_000.0),
+            )
+
+    def _hold(self, hold: Reserved, nanos: int) -> None:
+        """Count *nanos* more, or less, as held."""
+        self._add_held(hold, nanos)
+        if hold.is_billed and nanos:
+            account = self.accounts[hold.user_id]
+            account.held += nanos
+            self.changes.accounts[account.id] = account
+
+    def _add_held(self, hold: Reserved, nanos: int) -> None:
+        if nanos:
+            held = self.held
+            for owner in (hold.user_id, hold.key_id):
+                held[owner] = held.get(owner, 0) + nanos
+
+    def _release(self, request_id: str) -> None:
+        hold = self.holds.pop(request_id, None)
+        if hold is None:
+            return
+        self._hold(hold, -hold.nanos)
+        self.changes.grown.pop(request_id, None)
+        if self.changes.granted.pop(request_id, None) is None:
+            self.changes.released.append(request_id)
+
+    def _add_up(self, settlement: Settlement, cost: int | None, debit: int, shortfall: int) -> None:
+        sums = self._day(settlement.at, settlement.user_id, settlement.key_id, settlement.model)
+        sums[0] += 1
+        sums[2] += settlement.input_tokens
+        sums[3] += settlement.cached_tokens
+        sums[4] += settlement.cache_write_tokens
+        sums[5] += settlement.output_tokens
+        sums[6] += settlement.reasoning_tokens
+        if cost is None:
+            return
+        sums[1] += 1
+        sums[7] += cost
+        sums[8] += debit
+        sums[9] += shortfall
+        if not cost:
+            return
+        for owner in {settlement.user_id, settlement.key_id}:
+            for counter in self.counters.get(owner, ()):
+                if counter.start <= settlement.at < counter.until:
+                    counter.spent += cost
+                    self._changed(counter)
+
+    def _day(self, at: int, user_id: str, key_id: str, model: str) -> list[int]:
+        return self.changes.days.setdefault((at // DAY, user_id, key_id, model), [0] * 10)
+
+    def _changed(self, counter: Counter) -> None:
+        self.changes.counters[counter.owner, counter.window, counter.start] = counter
+
+
+def lost(hold: Reserved, at: int) -> Settlement:
+    """Return what is written down of a turn that nobody will settle."""
+    return Settlement(
+        hold.request_id,
+        hold.user_id,
+        hold.key_id,
+        at,
+        route="",
+        asked_model=hold.model,
+        model=hold.model,
+        tier="",
+        target="",
+        upstream="",
+        client="",
+        end=LOST,
+        status=0,
+        error="",
+        input_tokens=0,
+        cached_tokens=0,
+        cache_write_tokens=0,
+        output_tokens=0,
+        reasoning_tokens=0,
+        source=UsageSource.NONE,
+        flags=(),
+        cost=None,
+        is_billed=hold.is_billed,
+        prices={},
+        price_id="",
+        milliseconds=max(0, at - hold.at),
+    )

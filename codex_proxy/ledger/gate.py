@@ -1,0 +1,418 @@
+"""The gate of turns: may it begin, may it go on, and what has it cost.
+
+A turn is looked at in this order, and what was taken is given back when a later look refuses it:
+
+| step       | what is asked                                         | refused with                          |
+|------------|-------------------------------------------------------|---------------------------------------|
+| permission | key and user still good; endpoint; model              | KeyRefused, NotAllowed                |
+| place      | turns at a time, of the key, its user, of all         | RateLimited, after a wait in the queue|
+| rates      | requests and tokens a minute, of the key and its user | RateLimited                           |
+| price      | whether the model has one, where money is taken       | RequestError `model_price_missing`    |
+| hold       | balance and budgets                                   | OutOfFunds, BudgetUsedUp, LedgerAway  |
+
+Whoever has no key of the ledger (keys of the configuration, callers on this machine) is the owner: no limits but the
+ceiling for all, nothing to pay, usage is kept.
+"""
+
+import itertools
+import logging
+import secrets
+from collections.abc import Callable
+
+from codex_proxy.clock import Clock
+from codex_proxy.config import Live
+from codex_proxy.errors import KeyRefused, NotAllowed, ProxyError, RateLimited, RequestError
+from codex_proxy.ledger.fairness import Ceilings, Crowded, Places
+from codex_proxy.ledger.ledger import Ledger
+from codex_proxy.ledger.model import (
+    NO_LIMITS,
+    OWNER_ID,
+    AttemptRow,
+    Budget,
+    Hold,
+    Key,
+    Limits,
+    Settlement,
+    User,
+)
+from codex_proxy.ledger.prices import MILLION, Cost, Price, clamped, cost, estimate
+from codex_proxy.ledger.pricing import Pricing
+from codex_proxy.ledger.rates import Meters
+from codex_proxy.patterns import fits
+from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.tasks import Job
+from codex_proxy.trace import End, Trace, Usage, UsageSource
+
+logger = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN = 4
+"""The rule of thumb by which texts that nobody has counted are estimated."""
+
+SEPARATOR = "~"
+"""Between the id of a request, which a caller may choose, and what makes it ours alone."""
+
+# A turn that lives so long is taken for left behind, unless it asks for more meanwhile.
+_HOLD_MILLISECONDS = 6 * 3_600_000
+# How much of a hold may be used up before it grows.
+_TOP_UP_AT = 0.8
+_LOOK_SECONDS = 1.0
+# Nobody knows when a turn of another ends.
+_CROWDED_SECONDS = 2.0
+
+ENDPOINTS = {
+    "responses/compact": "compact",
+    "alpha/search": "search",
+    "images/generations": "images",
+    "images/edits": "images",
+}
+"""How limits call a route where that is not its name."""
+
+
+def may_use(limits: Limits, names: tuple[str, ...]) -> bool:
+    """Tell whether one of the *names* of a model is among those that *limits* allow."""
+    return not limits.models or any(fits(pattern, name) for pattern in limits.models for name in names)
+
+
+class TurnGate:
+    """Lets turns begin as far as keys, users and money allow."""
+
+    def __init__(self, ledger: Ledger, pricing: Pricing, *, live: Live, clock: Clock) -> None:
+        self.ledger = ledger
+        self.pricing = pricing
+        self.live = live
+        self.clock = clock
+        self.meters = Meters()
+        self.places = Places(self._ceilings)
+        # What a caller calls its requests is its own business; twice the same must not be one turn.
+        self._own = f"{SEPARATOR}{secrets.token_hex(6)}"
+        self._numbers = itertools.count(1)
+
+    def enter(self, trace: Trace, request: BackendRequest) -> "TurnPassage":
+        """Return the turn's passage."""
+        return TurnPassage(self, trace, request)
+
+    def jobs(self) -> list[Job]:
+        """Return what runs by itself: a look whether a changed limit lets somebody in."""
+        return [Job("gate", lambda: _LOOK_SECONDS, self._look)]
+
+    async def _look(self) -> None:
+        if self.places.waiting:
+            self.places.look()
+
+    def models_of(self, caller_id: str) -> Callable[[str], bool] | None:
+        """Return which names of models a caller may use; None when all."""
+        key, user = self._who(caller_id)
+        limits = [one for one in (NO_LIMITS if key is None else key.limits, user.limits) if one.models]
+        if not limits:
+            return None
+        return lambda name: all(may_use(one, (name,)) for one in limits)
+
+    def request_id(self, trace: Trace) -> str:
+        """Return a name for a turn that nothing else in the ledger has."""
+        return f"{trace.id}{self._own}{next(self._numbers):x}"
+
+    def _ceilings(self, key_id: str, user_id: str) -> Ceilings:
+        directory = self.ledger.directory
+        key, user = directory.key(key_id), directory.user(user_id)
+        return Ceilings(
+            None if key is None else key.limits.concurrency,
+            None if user is None else user.limits.concurrency,
+            self.live.current.max_turns or None,
+        )
+
+    def _who(self, caller_id: str) -> tuple[Key | None, User]:
+        directory = self.ledger.directory
+        key = directory.key(caller_id)
+        user = directory.user(OWNER_ID if key is None else key.user_id)
+        if user is None:
+            raise KeyRefused("the owner of this key is not there any more", code="user_suspended")
+        return key, user
+
+
+class TurnPassage:
+    """One turn's way through the gate."""
+
+    __slots__ = (
+        "_budgets", "_covered", "_gate", "_has_place", "_is_billed", "_is_cut", "_key_id", "_model", "_owners",
+        "_price", "_request", "_reserve", "_step", "_threshold", "_tier", "_tokens", "_trace", "_user_id", "request_id",
+    )  # fmt: skip
+
+    def __init__(self, gate: TurnGate, trace: Trace, request: BackendRequest) -> None:
+        self._gate = gate
+        self._trace = trace
+        self._request: BackendRequest | None = request
+        self.request_id = ""
+        """What the ledger calls the turn; empty until it holds something."""
+        self._key_id = self._user_id = ""
+        self._owners: tuple[tuple[str, Limits], ...] = ()
+        self._budgets: tuple[tuple[str, Budget], ...] = ()
+        self._has_place = False
+        self._tokens: int | None = None
+        """What was counted under the limits of tokens; None when nothing was."""
+        self._price: Price | None = None
+        self._model = request.model
+        self._tier = request.service_tier or ""
+        self._is_billed = False
+        self._is_cut = False
+        """There was no money for it to go on."""
+        self._reserve = 0
+        """How many tokens of output are set aside at a time."""
+        self._covered = 0
+        """How many of them the hold covers."""
+        self._threshold: float = float("inf")
+        """At how many bytes of text it is time for more."""
+        self._step = 0
+        """What they cost."""
+
+    # -- in --------------------------------------------------------------------------------
+
+    async def admit(self) -> None:
+        """Let the turn begin.
+
+        Raises:
+            KeyRefused: If its key, or the owner of it, may not be used any more.
+            NotAllowed: If its model or endpoint is not for this key.
+            RateLimited: If a limit is reached, and the wait for a place was in vain.
+            RequestError: If it has to be paid and has no price.
+            OutOfFunds: If balance or budgets do not reach.
+            LedgerAway: If that cannot be found out.
+        """
+        try:
+            key, user = self._permit()
+            await self._take_place()
+            if key is not None:
+                # It may have been changed while we waited.
+                key, user = self._permit()
+            await self._hold_money(user)
+        except ProxyError:
+            self._give_back()
+            raise
+        # The body is not needed, and may be large.
+        self._request = None
+
+    def _permit(self) -> tuple[Key | None, User]:
+        gate, trace, request = self._gate, self._trace, self._request
+        assert request is not None
+        key, user = gate._who(trace.caller.id)
+        if key is not None:
+            if key.status != "active":
+                raise KeyRefused("this key was revoked", code="key_revoked")
+            if key.expires is not None and key.expires <= gate.clock.now() * 1000:
+                raise KeyRefused("this key has expired", code="key_expired")
+            self._key_id, limits = key.id, key.limits
+        else:
+            self._key_id, limits = trace.caller.id, NO_LIMITS
+        if user.status != "active":
+            raise KeyRefused("the owner of this key is suspended", code="user_suspended")
+        self._user_id = user.id
+        endpoint = ENDPOINTS.get(trace.route, trace.route)
+        for one in (limits, user.limits):
+            if one.endpoints and endpoint not in one.endpoints:
+                raise NotAllowed(
+                    f"this key may not ask for {endpoint}: it may for {', '.join(one.endpoints)}",
+                    code="endpoint_not_allowed",
+                )
+            # A search names no model.
+            if request.model and not may_use(one, (request.model, request.asked_model)):
+                raise NotAllowed(
+                    f"this key may not use the model {request.asked_model!r}: it may use {', '.join(one.models)}",
+                    code="model_not_allowed",
+                    param="model",
+                )
+        both = ((self._key_id, limits), (user.id, user.limits))
+        self._owners = tuple([one for one in both if one[1].has_rates])
+        self._budgets = tuple([(owner, budget) for owner, one in both for budget in one.budgets])
+        return key, user
+
+    async def _take_place(self) -> None:
+        places = self._gate.places
+        if not places.try_enter(self._key_id, self._user_id):
+            seconds = self._gate.live.current.queue_timeout
+            try:
+                await places.enter(self._key_id, self._user_id, seconds)
+            except Crowded as exc:
+                raise RateLimited(_crowded_words(exc), retry_after=_CROWDED_SECONDS) from exc
+        self._has_place = True
+
+    async def _hold_money(self, user: User) -> None:
+        gate, request = self._gate, self._request
+        assert request is not None
+        read = input_tokens(request)
+        self._reserve = reserve = gate.live.current.reserve_tokens
+        most = request.max_output_tokens
+        written = reserve if most is None else min(most, reserve)
+        self._take_rates(read + written)
+        at = int(gate.clock.now() * 1000)
+        price = gate.pricing.book.find(request.model, at, request.service_tier)
+        self._price = price
+        self._is_billed = user.is_billed and gate.ledger.mode == "billing"
+        if price is None and self._is_billed:
+            raise _unpriced(request)
+        if price is not None and (most is None or most > reserve) and (self._is_billed or self._budgets):
+            self._covered = written
+            self._threshold = written * BYTES_PER_TOKEN * _TOP_UP_AT
+            self._step = -(-reserve * price.rates(read).output // MILLION)
+        hold = Hold(
+            gate.request_id(self._trace),
+            self._user_id,
+            self._key_id,
+            0 if price is None else estimate(price, read, written),
+            at,
+            at + _HOLD_MILLISECONDS,
+            request.model,
+            self._budgets,
+        )
+        # Also when this is cancelled: it has to be released then.
+        self.request_id = hold.request_id
+        try:
+            await gate.ledger.authorize(hold)
+        except ProxyError:
+            self.request_id = ""
+            raise
+
+    def _take_rates(self, tokens: int) -> None:
+        if not self._owners:
+            return
+        gate, now = self._gate, self._gate.clock.monotonic()
+        refusal = gate.meters.take(self._owners, tokens, now)
+        self._trace.allowance = gate.meters.allowance(self._owners, now)
+        if refusal is not None:
+            whose = "this key" if refusal.owner == self._key_id else "all keys of this user together"
+            raise RateLimited(
+                f"{whose} may send {refusal.limit} {refusal.what} a minute", retry_after=refusal.seconds
+            )
+        self._tokens = tokens
+
+    # -- on the way ------------------------------------------------------------------------
+
+    async def top_up(self, text_bytes: int) -> bool:
+        """Let the stream go on; asked once per upstream read."""
+        if text_bytes < self._threshold:
+            return True
+        while text_bytes >= self._threshold:
+            if await self._gate.ledger.top_up(self.request_id, self._step):
+                self._covered += self._reserve
+                self._threshold = self._covered * BYTES_PER_TOKEN * _TOP_UP_AT
+            elif text_bytes >= (end := self._covered * BYTES_PER_TOKEN):
+                self._is_cut = True
+                return False
+            else:
+                # What is set aside may be used up; then it is asked once more.
+                self._threshold = end
+        return True
+
+    # -- out -------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Account for the turn, and give back its place."""
+        request_id, self.request_id = self.request_id, ""
+        try:
+            if request_id:
+                self._settle(request_id)
+        except Exception:
+            logger.exception("turn was not settled id=%s", self._trace.id)
+        finally:
+            self._give_back()
+
+    def _settle(self, request_id: str) -> None:
+        gate, trace = self._gate, self._trace
+        usage, price = _delivered(trace, is_cut=self._is_cut), self._price
+        counted: Cost | None = None
+        if price is None:
+            usage, flags = clamped(usage)
+        else:
+            counted = cost(price, usage)
+            usage, flags = counted.usage, counted.flags
+        if self._tokens is not None:
+            gate.meters.correct(self._owners, 0, usage.total_tokens - self._tokens, gate.clock.monotonic())
+            self._tokens = None
+        gate.ledger.settle(
+            Settlement(
+                request_id=request_id,
+                user_id=self._user_id,
+                key_id=self._key_id,
+                at=int(gate.clock.now() * 1000),
+                route=trace.route,
+                asked_model=trace.model,
+                model=self._model,
+                tier=self._tier,
+                target=trace.alias,
+                upstream=trace.upstream,
+                client=trace.client,
+                end=trace.end.value,
+                status=trace.status,
+                error=trace.error,
+                input_tokens=usage.input_tokens,
+                cached_tokens=usage.cached_tokens,
+                cache_write_tokens=usage.cache_write_tokens,
+                output_tokens=usage.output_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
+                source=usage.source,
+                flags=flags,
+                cost=None if counted is None else counted.nanos,
+                is_billed=self._is_billed,
+                prices={} if counted is None else counted.prices,
+                price_id="" if counted is None else counted.price_id,
+                milliseconds=int(trace.seconds * 1000),
+                budgets=self._budgets,
+                attempts=tuple([
+                    AttemptRow(one.alias, one.outcome, one.status, int(one.seconds * 1000))
+                    for one in trace.attempts
+                ]),
+            )
+        )
+
+    def _give_back(self) -> None:
+        """Give back what the turn has taken and not used."""
+        if self._tokens is not None:
+            self._gate.meters.correct(self._owners, -1, -self._tokens, self._gate.clock.monotonic())
+            self._tokens = None
+        if self._has_place:
+            self._has_place = False
+            self._gate.places.leave(self._key_id, self._user_id)
+
+
+def input_tokens(request: BackendRequest) -> int:
+    """Return about how many tokens a request has: text by its bytes, compacted history by what it is made of."""
+    tokens = -(-request.input_bytes // BYTES_PER_TOKEN)
+    if request.compacted:
+        # Base64 of bytes that only the backend can read.
+        tokens += sum(map(len, request.compacted)) * 3 // (4 * BYTES_PER_TOKEN)
+    return min(tokens, request.context_window) if request.context_window else tokens
+
+
+def _delivered(trace: Trace, *, is_cut: bool) -> Usage:
+    """Return what is to be paid of a turn: nothing of one that failed before anything of an answer was there.
+
+    Whoever leaves, or whose money is used up, has used what was read and written until then.
+    """
+    usage = trace.usage
+    if trace.end is not End.FAILED or is_cut:
+        return usage
+    is_something = bool(usage.output_tokens) or usage.source is UsageSource.BACKEND
+    return usage if trace.answer_bytes and is_something else Usage()
+
+
+def _unpriced(request: BackendRequest) -> RequestError:
+    if not request.model:
+        words = "this request names no model, so nobody knows what it costs"
+    elif request.service_tier:
+        words = f"there is no price for {request.asked_model!r} in the service tier {request.service_tier!r}"
+    else:
+        words = f"there is no price for the model {request.asked_model!r}"
+    return RequestError(
+        f"{words}; the owner of this proxy can set one", code="model_price_missing", param="model"
+    )
+
+
+def _crowded_words(crowded: Crowded) -> str:
+    match crowded.whose:
+        case "key":
+            whose = "this key has"
+        case "user":
+            whose = "all keys of this user together have"
+        case _:
+            return "the proxy has as many requests under way as it may have, and others wait too"
+    return (
+        f"{whose} {crowded.limit} requests under way, which is the limit, and none of them has ended in time"
+    )

@@ -1,0 +1,114 @@
+"""What the writer of a ledger is asked to do; it does it in the order in which it was asked."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from codex_proxy.ledger.model import Budget, Hold, Key, Settlement, User
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+Promise = asyncio.Future[Any] | None
+"""Who waits for what comes of it."""
+
+
+@dataclass(slots=True)
+class Authorize:
+    """Set something aside."""
+
+    hold: Hold
+    is_billed: bool
+    """As far as this process knows; what the database says decides."""
+    promise: Promise
+
+
+@dataclass(slots=True)
+class TopUp:
+    """Set aside more."""
+
+    request_id: str
+    user_id: str
+    key_id: str
+    nanos: int
+    at: int
+    is_billed: bool
+    budgets: tuple[tuple[str, Budget], ...]
+    promise: Promise
+
+
+@dataclass(slots=True)
+class Settle:
+    """Release what was set aside, and take what it cost."""
+
+    settlement: Settlement
+    promise: Promise = None
+
+
+@dataclass(slots=True)
+class Reap:
+    """Release what nobody will settle."""
+
+    request_id: str
+    user_id: str
+    key_id: str
+    at: int
+    promise: Promise = None
+
+
+@dataclass(slots=True)
+class Drop:
+    """Release what may have been set aside for a turn that was refused, because that was not known."""
+
+    request_id: str
+    user_id: str
+    key_id: str
+    at: int
+    promise: Promise = None
+
+
+@dataclass(slots=True)
+class Work:
+    """Change something else, in a transaction of its own.
+
+    What it may change of users and keys is read again after it: those named, or all.
+    """
+
+    work: "Callable[[Connection], Any]"
+    promise: Promise
+    users: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    is_quiet: bool = False
+    """It changes nothing that anybody remembers."""
+
+
+@dataclass(slots=True)
+class Errand:
+    """Have the writer do something of its own: hand over, take back, end."""
+
+    name: str
+    promise: Promise
+
+
+Decided = Authorize | TopUp | Settle | Reap | Drop
+Operation = Decided | Work | Errand
+
+
+@dataclass(slots=True, frozen=True)
+class Everybody:
+    """All users and keys; a key with the digest of the text it had before, and until when that counts."""
+
+    users: list[User]
+    keys: list[tuple[Key, bytes | None, int | None]]
+
+
+@dataclass(slots=True)
+class News:
+    """What has come of a batch, for the loop."""
+
+    answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]]
+    balances: list[tuple[str, int, int, bool]]
+    users: list[User]
+    keys: list[tuple[Key, bytes | None, int | None]]
+    everybody: Everybody | None = None

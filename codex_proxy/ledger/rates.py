@@ -1,0 +1,137 @@
+"""How much may be asked in a minute: GCRA, in its form as a bucket that leaks evenly. Pure.
+
+A limit of 60 a minute is a bucket that holds 60 and empties by one a second. So whoever was quiet may ask for a
+minute's worth at once, and in any span of time never more than that and what has leaked meanwhile. Levels are whole
+numbers (units times nanoseconds a minute), so nothing is lost or won by rounding, however long it runs.
+
+They are kept in memory, by each process for itself: a restart forgets them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from codex_proxy.ledger.model import Limits
+from codex_proxy.trace import Allowance, Room
+
+MINUTE = 60_000_000_000
+"""In nanoseconds."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What one limit has let through of late. Times are seconds of a clock of which only differences count."""
+
+    level: int = 0
+    """Units times `MINUTE`."""
+    at: int = 0
+    """Nanoseconds; when `level` was right."""
+
+    def wait(self, units: int, limit: int, now: float) -> float:
+        """Return after how many seconds *units* fit; 0 when they do now.
+
+        What is larger than a whole minute's worth fits an empty bucket: it could never be asked otherwise, and
+        what follows waits the longer.
+        """
+        if limit <= 0:
+            return 60.0
+        self._leak(limit, now)
+        over = self.level + (min(units, limit) - limit) * MINUTE
+        # Up to the next nanosecond, so that it does fit then.
+        return -(-over // limit) / 1e9 if over > 0 else 0.0
+
+    def take(self, units: int, limit: int, now: float) -> None:
+        """Count *units*, whether or not they fit; negative ones are given back."""
+        self._leak(limit, now)
+        self.level = max(0, self.level + units * MINUTE)
+
+    def room(self, limit: int, now: float) -> Room:
+        """Return what is left."""
+        self._leak(limit, now)
+        remaining = max(0, limit * MINUTE - self.level) // MINUTE
+        return Room(limit, remaining, -(-self.level // limit) / 1e9 if limit > 0 else 60.0)
+
+    def _leak(self, limit: int, now: float) -> None:
+        moment = int(now * 1e9)
+        # A clock that goes back has nothing leak, and what leaked stays so.
+        if moment > self.at:
+            self.level = max(0, self.level - (moment - self.at) * limit)
+        self.at = moment
+
+
+@dataclass(slots=True)
+class _Meter:
+    """The buckets of one key, or of one user with all its keys."""
+
+    requests: Bucket = field(default_factory=Bucket)
+    tokens: Bucket = field(default_factory=Bucket)
+
+
+Owners = Sequence[tuple[str, Limits]]
+"""Whose limits count for a turn: its key's and its user's, by their ids."""
+
+
+@dataclass(slots=True, frozen=True)
+class Refusal:
+    """Which limit has no room, and when it has."""
+
+    owner: str
+    what: str
+    """"requests" or "tokens"."""
+    limit: int
+    seconds: float
+
+
+class Meters:
+    """The buckets of all keys and users that have limits."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, _Meter] = {}
+
+    def take(self, owners: Owners, tokens: int, now: float) -> Refusal | None:
+        """Count one request of so many tokens for all *owners*, or for none: then return the longest wait."""
+        worst: Refusal | None = None
+        for owner, limits in owners:
+            meter = self._meter(owner)
+            for what, bucket, units, limit in (
+                ("requests", meter.requests, 1, limits.requests_per_minute),
+                ("tokens", meter.tokens, tokens, limits.tokens_per_minute),
+            ):
+                if limit is None:
+                    continue
+                seconds = bucket.wait(units, limit, now)
+                if seconds > 0 and (worst is None or seconds > worst.seconds):
+                    worst = Refusal(owner, what, limit, seconds)
+        if worst is None:
+            self.correct(owners, 1, tokens, now)
+        return worst
+
+    def correct(self, owners: Owners, requests: int, tokens: int, now: float) -> None:
+        """Count so many more; negative numbers are given back."""
+        for owner, limits in owners:
+            meter = self._meter(owner)
+            if requests and limits.requests_per_minute is not None:
+                meter.requests.take(requests, limits.requests_per_minute, now)
+            if tokens and limits.tokens_per_minute is not None:
+                meter.tokens.take(tokens, limits.tokens_per_minute, now)
+
+    def allowance(self, owners: Owners, now: float) -> Allowance | None:
+        """Return what may still be asked, by the limit of each kind that leaves the least; None without limits."""
+        requests: Room | None = None
+        tokens: Room | None = None
+        for owner, limits in owners:
+            meter = self._meter(owner)
+            if limits.requests_per_minute is not None:
+                requests = _tighter(requests, meter.requests.room(limits.requests_per_minute, now))
+            if limits.tokens_per_minute is not None:
+                tokens = _tighter(tokens, meter.tokens.room(limits.tokens_per_minute, now))
+        return None if requests is None and tokens is None else Allowance(requests, tokens)
+
+    def _meter(self, owner: str) -> _Meter:
+        meter = self._meters.get(owner)
+        if meter is None:
+            meter = self._meters[owner] = _Meter()
+        return meter
+
+
+def _tighter(one: Room | None, other: Room) -> Room:
+    return other if one is None or other.remaining < one.remaining else one

@@ -1,0 +1,135 @@
+"""Settlements that cannot be written now: in a file of this process's own, until they can.
+
+Bounded in bytes and rows, and on disk before anybody is told that they are kept. When not even that is possible
+they stay in memory, and the spool is full: nothing that costs may begin.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from codex_proxy.ledger.model import AttemptRow, Budget, Settlement, Window
+from codex_proxy.storage.spool import SUFFIX, Row, SpoolWriter
+from codex_proxy.trace import UsageSource
+
+PREFIX = "ledger-"
+
+MOST_BYTES = 64 * 1024 * 1024
+MOST_ROWS = 100_000
+
+_FIELDS = tuple(one.name for one in fields(Settlement))
+
+
+def row_of(settlement: Settlement) -> Row:
+    """Return *settlement* as JSON can hold it."""
+    row: Row = {name: getattr(settlement, name) for name in _FIELDS}
+    row["source"] = settlement.source.value
+    row["prices"] = dict(settlement.prices)
+    row["budgets"] = [(owner, one.window.value, one.nanos) for owner, one in settlement.budgets]
+    row["attempts"] = [(one.target, one.outcome, one.status, one.milliseconds) for one in settlement.attempts]
+    return row
+
+
+def settlement_of(row: Row) -> Settlement:
+    """Return the settlement in a row.
+
+    Raises:
+        ValueError: If there is none in it.
+    """
+    try:
+        values: dict[str, Any] = {name: row[name] for name in _FIELDS}
+        values["source"] = UsageSource(row["source"])
+        values["flags"] = tuple(row["flags"])
+        values["budgets"] = tuple(
+            (owner, Budget(Window(window), nanos)) for owner, window, nanos in row["budgets"]
+        )
+        values["attempts"] = tuple(AttemptRow(*one) for one in row["attempts"])
+        return Settlement(**values)
+    except (KeyError, TypeError) as exc:
+        raise ValueError(f"not a settlement: {type(exc).__name__}") from exc
+
+
+class Spool:
+    """What one process could not write.
+
+    Args:
+        process: Its id, by which whoever reads the file knows whose holds they were.
+    """
+
+    def __init__(
+        self, folder: Path, process: str, *, most_bytes: int = MOST_BYTES, most_rows: int = MOST_ROWS
+    ) -> None:
+        self._folder = folder
+        self._process = process
+        self._most_bytes = most_bytes
+        self._most_rows = most_rows
+        self._writer: SpoolWriter | None = None
+        self.rows = 0
+        """How many were put into it since it was empty."""
+        self.bytes = 0
+        self.kept: list[Settlement] = []
+        """Those that are not even on disk."""
+        self.trouble = ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should come to be settled."""
+        return bool(self.kept) or self.rows >= self._most_rows or self.bytes >= self._most_bytes
+
+    def open(self) -> bool:
+        """Have the file; False when it cannot be had."""
+        if self._writer is None:
+            name = f"{PREFIX}{self._process}-{time.time_ns():x}{SUFFIX}"
+            try:
+                self._writer = SpoolWriter(self._folder / name)
+            except OSError as exc:
+                self.trouble = exc.strerror or type(exc).__name__
+                return False
+        return True
+
+    def put(self, settlements: Sequence[Settlement]) -> bool:
+        """Take in *settlements*; whether they are on disk.
+
+        Beyond its bounds too: what was served is settled, only nothing new begins.
+        """
+        self.kept += settlements
+        if not self.open():
+            return False
+        assert self._writer is not None
+        try:
+            self._writer.append([row_of(one) for one in self.kept])
+        except OSError as exc:
+            self.trouble = exc.strerror or type(exc).__name__
+            return False
+        self.rows += len(self.kept)
+        self.kept.clear()
+        self.trouble = ""
+        self.bytes = os.stat(self._writer.path).st_size
+        return True
+
+    def close(self) -> Path | None:
+        """End the file; it is read and removed like any other. Returns which it is."""
+        if self._writer is None:
+            return None
+        path = self._writer.path
+        self._writer.close()
+        self._writer = None
+        return path
+
+    def emptied(self) -> None:
+        """Know that all of it was written where it belongs."""
+        self.rows = self.bytes = 0
+
+
+def process_of(path: Path) -> str:
+    """Return whose spool a file is."""
+    return path.name.removeprefix(PREFIX).partition("-")[0]
+
+
+def spools_in(folder: Path) -> list[Path]:
+    """Return all spools of ledgers in *folder*, the oldest of a process first."""
+    names = [name for name in os.listdir(folder) if name.startswith(PREFIX) and name.endswith(SUFFIX)]
+    return [folder / name for name in sorted(names)]

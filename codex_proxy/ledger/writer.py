@@ -1,0 +1,591 @@
+"""The one thread that writes a ledger.
+
+It takes what has gathered and decides and writes it in one transaction, so that all of it is on disk at the price of
+one wait; whoever waits hears of it after that. Nothing is waited for but the database, and that for so long.
+
+While the database is away, or belongs to the process that takes over from this one, settlements go to a spool.
+What begins then, where money is taken, is refused: another process may be spending the same money. Turns under
+way get a little more when they ask for it, and a mark for it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from codex_proxy.errors import LedgerAway, ProxyError
+from codex_proxy.ledger import changes, rows
+from codex_proxy.ledger.bases import Again, Away, Base, NotOpened
+from codex_proxy.ledger.book import Book
+from codex_proxy.ledger.model import Mode, Settlement
+from codex_proxy.ledger.operations import (
+    Authorize,
+    Decided,
+    Drop,
+    Errand,
+    Everybody,
+    News,
+    Operation,
+    Reap,
+    Settle,
+    TopUp,
+    Work,
+)
+from codex_proxy.ledger.spooling import Spool, process_of, settlement_of, spools_in
+from codex_proxy.ledger.tables import client_keys, holds, users
+from codex_proxy.storage.spool import SpoolReader
+
+logger = logging.getLogger(__name__)
+
+# How many operations go into one transaction: beyond it a batch takes longer than anybody likes to wait.
+_MOST_TOGETHER = 512
+
+_LOOK_SECONDS = 0.5
+"""How often it is looked whether a spool has grown, another process has changed a key, the database is back."""
+_FIRST_RETRY_SECONDS = 0.5
+_LAST_RETRY_SECONDS = 8.0
+_TRIES = 5
+"""Of a transaction that gets into another's way."""
+
+BLIND_TOP_UPS = 4
+"""How often a turn gets more while it cannot be looked whether there is more."""
+BLIND = "blind_top_up"
+"""The mark of a turn that got it."""
+
+Answer = tuple[asyncio.Future[Any], Any, BaseException | None]
+
+
+@dataclass(slots=True, frozen=True)
+class WriterStatistics:
+    """How the writing goes."""
+
+    waiting: int
+    settled: int
+    """Turns written since the start."""
+    reaped: int
+    """Holds released that nobody has settled."""
+    shortfalls: int
+    """Turns that have cost more than there was."""
+    refused: int
+    """Settlements that the database will not have; they are in the log, by id."""
+    spooled: int
+    """Settlements that wait in a file, or in memory, for the database."""
+    is_spool_full: bool
+    trouble: str
+    """What keeps it from writing; empty when nothing does."""
+
+
+class Writer:
+    """The thread.
+
+    Args:
+        tell: Is given what has come of a batch, in this thread.
+        now: The wall clock.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        folder: Path,
+        *,
+        mode: Mode,
+        process: str,
+        tell: Callable[[News], None],
+        now: Callable[[], float],
+        spool: Spool,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._base = base
+        self._folder = folder
+        self._mode = mode
+        self._process = process
+        self._tell = tell
+        self._now = now
+        self._monotonic = monotonic
+        self._spool = spool
+        self._spools: dict[Path, SpoolReader] = {}
+        self._waiting: deque[Operation] = deque()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._book: Book | None = None
+        self._is_open = False
+        self._has_handed_over = False
+        self._trouble = ""
+        self._retry_at = 0.0
+        self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._look_at = 0.0
+        self._blind: dict[str, int] = {}
+        self._unsure: list[Decided] = []
+        """Holds that were refused when it was not known whether they had been written."""
+        self._settled = self._reaped = self._shortfalls = self._refused = 0
+
+    # -- from the loop ---------------------------------------------------------------------
+
+    def put(self, operation: Operation) -> None:
+        """Have *operation* done."""
+        self._waiting.append(operation)
+        if len(self._waiting) == 1:
+            # The others are taken with the first.
+            self._wake.set()
+
+    def start(self, promise: asyncio.Future[Any]) -> None:
+        """Open the database; *promise* hears how that went."""
+        self._thread = threading.Thread(target=self._run, args=(promise,), name="ledger", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end of the thread; whether it has come."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+            return not self._thread.is_alive()
+        return True
+
+    @property
+    def is_away(self) -> bool:
+        """Whether settlements go to the spool."""
+        return bool(self._trouble) or self._has_handed_over
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing should begin, because its end could not be written down."""
+        return self._spool.is_full
+
+    def statistics(self) -> WriterStatistics:
+        """Return how it goes."""
+        return WriterStatistics(
+            waiting=len(self._waiting),
+            settled=self._settled,
+            reaped=self._reaped,
+            shortfalls=self._shortfalls,
+            refused=self._refused,
+            spooled=self._spool.rows + len(self._spool.kept),
+            is_spool_full=self._spool.is_full,
+            trouble=self._trouble,
+        )
+
+    # -- the thread ------------------------------------------------------------------------
+
+    def _run(self, promise: asyncio.Future[Any]) -> None:
+        try:
+            self._open()
+        except BaseException as exc:
+            self._base.give_up()
+            self._answer([(promise, None, exc)])
+            return
+        self._answer([(promise, None, None)])
+        while True:
+            self._wake.wait(_LOOK_SECONDS)
+            self._wake.clear()
+            try:
+                if self._round():
+                    return
+            except Exception:
+                # Whatever it is, the next round may do better; a thread that is gone never would.
+                logger.exception("the ledger's writer failed")
+
+    def _round(self) -> bool:
+        """Do what waits; True at the end of the thread."""
+        self._look()
+        while batch := self._take():
+            if isinstance(batch, Errand):
+                if self._run_errand(batch):
+                    return True
+            elif isinstance(batch, Work):
+                self._do_work(batch)
+            else:
+                self._do(batch)
+        return False
+
+    def _take(self) -> list[Decided] | Work | Errand | None:
+        """Take what is done together: turns as far as there are any, or one other thing."""
+        waiting = self._waiting
+        batch: list[Decided] = []
+        while waiting and len(batch) < _MOST_TOGETHER:
+            first = waiting[0]
+            if isinstance(first, Work | Errand):
+                if batch:
+                    break
+                waiting.popleft()
+                return first
+            waiting.popleft()
+            batch.append(first)
+        return batch or None
+
+    def _run_errand(self, errand: Errand) -> bool:
+        if errand.name == "hand over":
+            self._hand_over()
+        elif errand.name == "take back":
+            self._has_handed_over = False
+            self._retry_at = 0.0
+            self._look()
+        elif errand.name == "look":
+            self._look_at = 0.0
+            self._look()
+        elif errand.name == "end":
+            self._end()
+        if errand.promise is not None:
+            self._answer([(errand.promise, None, None)])
+        return errand.name == "end"
+
+    def _end(self) -> None:
+        # A last try; what is not on disk then is lost: its hold is released by whoever comes next.
+        if self._spool.kept and not self._spool.put(()):
+            logger.error("%d settlements could not be written anywhere", len(self._spool.kept))
+        self._spool.close()
+        self._close()
+
+    def _hand_over(self) -> None:
+        """Let another process write; from now on what comes goes to a spool, which that one reads."""
+        # It is there before the lock is free: the other one must not think that nobody is left.
+        self._spool.open()
+        self._close()
+        self._has_handed_over = True
+
+    def _close(self) -> None:
+        self._book = None
+        self._is_open = False
+        self._base.give_up()
+
+    # -- the database ----------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._base.open()
+        try:
+            self._transaction(lambda connection: changes.make_owner(connection, self._at()))
+        except BaseException:
+            self._base.give_up()
+            raise
+        self._is_open = True
+        self._release_dead()
+        self._tell(News([], [], [], [], self._transaction(_everybody)))
+
+    def _transaction(self, work: Callable[[Connection], Any]) -> Any:
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(Again):
+                return self._base.transaction(work)
+        try:
+            return self._base.transaction(work)
+        except Again as exc:
+            raise Away(f"it is too busy: {exc}") from exc
+
+    def _look(self) -> None:
+        """Find out whether the database is there, and whether something has come in another way."""
+        now = self._monotonic()
+        if self._has_handed_over or (self._trouble and now < self._retry_at):
+            return
+        if not self._trouble and self._is_open and now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        try:
+            if not self._is_open:
+                self._open()
+            elif self._trouble:
+                self._transaction(lambda connection: connection.execute(text("SELECT 1")).scalar())
+            self._came_back()
+            self._read_spools()
+        except (Away, NotOpened) as exc:
+            self._went_away(str(exc))
+
+    def _went_away(self, reason: str) -> None:
+        self._book = None
+        if not self._trouble:
+            logger.error("the ledger cannot be written: %s; tried again until it works", reason)
+            self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._trouble = reason
+        self._retry_at = self._monotonic() + self._retry_seconds
+        self._retry_seconds = min(self._retry_seconds * 2, _LAST_RETRY_SECONDS)
+
+    def _came_back(self) -> None:
+        if self._trouble:
+            logger.warning("the ledger can be written again")
+        self._trouble = ""
+        self._retry_seconds = _FIRST_RETRY_SECONDS
+        if self._spool.kept:
+            self._spool.put(())
+        kept, self._spool.kept = self._spool.kept, []
+        unsure, self._unsure = self._unsure, []
+        again: list[Decided] = [*unsure, *[Settle(one) for one in kept]]
+        try:
+            if again:
+                self._apply(again)
+        except Away:
+            self._spool.kept += kept
+            self._unsure += unsure
+            raise
+        self._spool.close()
+        self._blind.clear()
+
+    # -- turns -----------------------------------------------------------------------------
+
+    def _do(self, batch: list[Decided]) -> None:
+        if self.is_away:
+            self._do_without(batch)
+            return
+        try:
+            self._apply(batch)
+        except Away as exc:
+            self._went_away(str(exc))
+            at = self._at()
+            for one in batch:
+                if isinstance(one, Authorize) and one.is_billed:
+                    hold = one.hold
+                    self._unsure.append(Drop(hold.request_id, hold.user_id, hold.key_id, at))
+            self._do_without(batch)
+
+    def _apply(self, batch: Sequence[Decided]) -> None:
+        """Decide and write *batch*, and tell what came of it.
+
+        Raises:
+            Away: If it is not known to be written.
+        """
+        try:
+            book, answers = self._transaction(lambda connection: self._decide(connection, batch))
+        except Away:
+            self._book = None
+            raise
+        except Exception as exc:
+            self._book = None
+            self._apply_apart(batch, exc)
+            return
+        done = book.changes
+        self._settled += len(done.charges)
+        self._reaped += sum(1 for one in done.charges if one.settlement.end == "lost")
+        self._shortfalls += sum(1 for one in done.charges if one.shortfall)
+        balances = [(one.id, one.balance, one.held, one.is_past_due) for one in done.accounts.values()]
+        if self._base.is_alone:
+            book.written()
+            self._book = book
+        if balances or answers:
+            self._tell(News(answers, balances, [], []))
+
+    def _apply_apart(self, batch: Sequence[Decided], error: Exception) -> None:
+        """Do one by one what could not be written together, so that one that cannot be written harms no other."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self._apply(batch[:half])
+            self._apply(batch[half:])
+            return
+        (one,) = batch
+        logger.error(
+            "the database will not have an operation kind=%s request=%s error=%s",
+            type(one).__name__, _request_of(one), type(error).__name__,
+        )  # fmt: skip
+        if isinstance(one, Settle):
+            self._refused += 1
+        refusal = LedgerAway("what this request costs cannot be written down")
+        if one.promise is not None:
+            self._answer([(one.promise, None, refusal)])
+
+    def _decide(self, connection: Connection, batch: Sequence[Decided]) -> tuple[Book, list[Answer]]:
+        book, self._book = self._book, None
+        is_new = book is None
+        if book is None:
+            book = Book(self._mode, self._process)
+        loader = rows.Loader(connection, book, is_alone=self._base.is_alone)
+        if is_new and self._base.is_alone:
+            loader.load_all_holds()
+        wanted = rows.Wanted()
+        for one in batch:
+            _want(wanted, one)
+        loader.load(wanted)
+        answers: list[Answer] = []
+        for one in batch:
+            value: Any = None
+            error: BaseException | None = None
+            try:
+                match one:
+                    case Settle():
+                        value = book.settle(one.settlement)
+                    case Authorize():
+                        book.authorize(one.hold)
+                    case TopUp():
+                        value = book.top_up(one.request_id, one.nanos, one.budgets, one.at)
+                    case Reap():
+                        value = book.reap(one.request_id, one.at)
+                    case Drop():
+                        book.drop(one.request_id)
+            except ProxyError as exc:
+                error = exc
+            if one.promise is not None:
+                answers.append((one.promise, value, error))
+        rows.write(connection, book.changes)
+        return book, answers
+
+    # -- without the database --------------------------------------------------------------
+
+    def _do_without(self, batch: Sequence[Decided]) -> None:
+        """Do what can be done: settlements are kept, and what would need a look at a balance is refused."""
+        answers: list[Answer] = []
+        settlements: list[Settlement] = []
+        for one in batch:
+            value: Any = None
+            error: ProxyError | None = None
+            match one:
+                case Settle():
+                    settlement = one.settlement
+                    if self._blind.pop(settlement.request_id, 0):
+                        settlement = replace(settlement, flags=(*settlement.flags, BLIND))
+                    settlements.append(settlement)
+                case Authorize():
+                    if one.is_billed or self._spool.is_full:
+                        error = LedgerAway(
+                            "what this request costs cannot be written down now; try again in a moment"
+                        )
+                case TopUp():
+                    given = self._blind.get(one.request_id, 0)
+                    value = not one.is_billed or given < BLIND_TOP_UPS
+                    if one.is_billed and value:
+                        self._blind[one.request_id] = given + 1
+                case Reap():
+                    value = False
+                case Drop():
+                    self._unsure.append(one)
+            if one.promise is not None:
+                answers.append((one.promise, value, error))
+        if settlements:
+            self._spool.put(settlements)
+        self._answer(answers)
+
+    # -- everything else -------------------------------------------------------------------
+
+    def _do_work(self, work: Work) -> None:
+        news = News([], [], [], [])
+        value: Any = None
+        error: BaseException | None = None
+        if self.is_away:
+            error = LedgerAway("the ledger cannot be written now; try again in a moment")
+        else:
+            try:
+                value, news.users, news.keys, news.everybody = self._transaction(
+                    lambda connection: _work(connection, work)
+                )
+            except Away as exc:
+                self._went_away(str(exc))
+                error = LedgerAway("the ledger cannot be written now; try again in a moment")
+            except Exception as exc:
+                error = exc
+            if not work.is_quiet:
+                # It may have changed what the book remembers.
+                self._book = None
+        if work.promise is not None:
+            news.answers.append((work.promise, value, error))
+        self._tell(news)
+
+    def _answer(self, answers: list[Answer]) -> None:
+        if answers:
+            self._tell(News(answers, [], [], []))
+
+    def _at(self) -> int:
+        return round(self._now() * 1_000.0)
+
+    # -- what others have left -------------------------------------------------------------
+
+    def _read_spools(self) -> None:
+        """Write what this process, or another one, could not."""
+        is_any = False
+        for path in spools_in(self._folder):
+            is_any = True
+            reader = self._spools.setdefault(path, SpoolReader(path))
+            # Before it is read to its end.
+            is_over = reader.is_over()
+            try:
+                for found in reader.read():
+                    for part in _parts(found):
+                        self._apply(part)
+                        # Whoever waits does not wait for all of it.
+                        self._serve()
+                if is_over:
+                    path.unlink(missing_ok=True)
+                    del self._spools[path]
+                    is_any = False
+                    self._release_dead()
+            except OSError as exc:
+                logger.warning("a spool cannot be read path=%s: %s", path, exc.strerror or type(exc).__name__)
+        if not is_any:
+            self._spool.emptied()
+
+    def _serve(self) -> None:
+        while self._waiting and not isinstance(self._waiting[0], Work | Errand):
+            batch = self._take()
+            assert isinstance(batch, list)
+            self._do(batch)
+
+    def _release_dead(self) -> None:
+        """Release what processes hold that are no more."""
+        living = {self._process, *[process_of(path) for path in spools_in(self._folder)]}
+        found = self._transaction(
+            lambda connection: connection.execute(
+                select(holds.c.request_id, holds.c.user_id, holds.c.key_id).where(
+                    holds.c.process.not_in(sorted(living))
+                )
+            ).all()
+        )
+        at = self._at()
+        for start in range(0, len(found), _MOST_TOGETHER):
+            self._apply([Reap(row[0], row[1], row[2], at) for row in found[start : start + _MOST_TOGETHER]])
+        if found:
+            logger.warning("turns were lost with the process that served them count=%d", len(found))
+
+
+def _want(wanted: rows.Wanted, one: Decided) -> None:
+    match one:
+        case Settle():
+            of = one.settlement
+            wanted.add(of.request_id, of.user_id, of.key_id, of.budgets, of.at)
+        case Authorize():
+            hold = one.hold
+            wanted.add(hold.request_id, hold.user_id, hold.key_id, hold.budgets, hold.at, begins=True)
+        case TopUp():
+            wanted.add(one.request_id, one.user_id, one.key_id, one.budgets, one.at)
+        case Reap() | Drop():
+            wanted.add(one.request_id, one.user_id, one.key_id, (), one.at)
+
+
+def _request_of(one: Decided) -> str:
+    match one:
+        case Settle():
+            return one.settlement.request_id
+        case Authorize():
+            return one.hold.request_id
+        case TopUp() | Reap() | Drop():
+            return one.request_id
+
+
+def _parts(found: list[dict[str, Any]]) -> Iterator[list[Decided]]:
+    for start in range(0, len(found), _MOST_TOGETHER):
+        part: list[Decided] = []
+        for row in found[start : start + _MOST_TOGETHER]:
+            try:
+                part.append(Settle(settlement_of(row)))
+            except ValueError as exc:
+                logger.error("a line of a spool was left out: %s", exc)
+        yield part
+
+
+def _everybody(connection: Connection) -> Everybody:
+    return Everybody(*changes.everybody(connection))
+
+
+def _work(connection: Connection, work: Work) -> tuple[Any, list[Any], list[Any], Everybody | None]:
+    value = work.work(connection)
+    if work.is_quiet:
+        return value, [], [], None
+    if not work.users and not work.keys:
+        changes.note_change(connection)
+        return value, [], [], _everybody(connection)
+    found_users = [
+        changes.user_of(row) for row in connection.execute(select(users).where(users.c.id.in_(work.users)))
+    ]
+    found_keys = [
+        changes.known_key_of(row)
+        for row in connection.execute(select(client_keys).where(client_keys.c.id.in_(work.keys)))
+    ]
+    return value, found_users, found_keys, None

@@ -1,0 +1,171 @@
+"""Requests and tokens a minute: never more than the limit lets through, and exactly so soon again."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codex_proxy.ledger.model import Limits
+from codex_proxy.ledger.rates import MINUTE, Bucket, Meters, Refusal
+from codex_proxy.trace import Room
+
+NOW = 1000.0
+
+
+def full(limit: int, now: float = NOW) -> Bucket:
+    """A bucket that holds a minute's worth."""
+    bucket = Bucket()
+    assert bucket.wait(limit, limit, now) == 0.0
+    bucket.take(limit, limit, now)
+    return bucket
+
+
+def test_a_minutes_worth_passes_at_once_and_the_next_one_waits_for_its_share() -> None:
+    bucket = full(60)
+    assert bucket.wait(1, 60, NOW) == 1.0
+    assert bucket.wait(30, 60, NOW) == 30.0
+    assert bucket.wait(1, 60, NOW + 0.999) == pytest.approx(0.001)
+    assert bucket.wait(1, 60, NOW + 1.0) == 0.0
+
+
+@given(st.integers(1, 10_000_000), st.integers(1, 10_000_000), st.floats(0, 1e7))
+def test_a_wait_is_exact(limit: int, units: int, now: float) -> None:
+    """So soon it fits, and a moment earlier it does not."""
+    units = min(units, limit)
+    bucket = full(limit, now)
+    seconds = bucket.wait(units, limit, now)
+    assert seconds == pytest.approx(60.0 * units / limit, abs=1e-6)
+    # Nanoseconds are finer than a float of so many seconds.
+    slack = 1e-6 + now * 1e-15
+    assert bucket.wait(units, limit, now + seconds - min(slack, seconds / 2)) > 0
+    assert bucket.wait(units, limit, now + seconds + slack) == 0.0
+
+
+steps = st.lists(st.tuples(st.integers(0, 90_000), st.integers(1, 50)), min_size=1, max_size=60)
+
+
+@given(st.integers(1, 100), steps)
+def test_no_span_of_time_lets_more_through_than_a_minutes_worth_and_what_leaked(
+    limit: int, asked: list[tuple[int, int]]
+) -> None:
+    """Milliseconds between requests, and how large they are; every span between two of them is looked at."""
+    bucket, moment = Bucket(), 0
+    passed: list[tuple[int, int]] = []
+    for pause, units in asked:
+        moment += pause
+        now = moment / 1000
+        if units <= limit and bucket.wait(units, limit, now) == 0.0:
+            bucket.take(units, limit, now)
+            passed.append((moment, units))
+    for first in range(len(passed)):
+        total = 0
+        for last in range(first, len(passed)):
+            total += passed[last][1]
+            span = passed[last][0] - passed[first][0]
+            assert total <= limit + Fraction(limit * span, 60_000)
+
+
+@given(st.integers(1, 1000), st.integers(1, 400))
+def test_as_much_passes_in_the_long_run_as_the_limit_says(limit: int, minutes: int) -> None:
+    """Whoever asks again when told gets all of it, to the last unit."""
+    bucket, now, count = full(limit), NOW, 0
+    for _ in range(min(limit, 50)):
+        now += bucket.wait(1, limit, now)
+        bucket.take(1, limit, now)
+        count += 1
+    assert now - NOW == pytest.approx(60.0 * count / limit, abs=1e-3)
+    bucket.take(0, limit, now + 60.0 * minutes)
+    assert bucket.level == 0
+
+
+def test_more_than_a_minutes_worth_needs_an_empty_bucket_and_is_paid_for_by_those_that_follow() -> None:
+    bucket = Bucket()
+    bucket.take(1, 60, NOW)
+    assert bucket.wait(100, 60, NOW) == 1.0
+    assert bucket.wait(100, 60, NOW + 1) == 0.0
+    bucket.take(100, 60, NOW + 1)
+    assert bucket.wait(1, 60, NOW + 1) == 41.0
+    assert bucket.room(60, NOW + 1) == Room(60, 0, 100.0)
+
+
+def test_what_was_taken_too_much_is_given_back_and_never_more_than_that() -> None:
+    bucket = full(100)
+    bucket.take(-40, 100, NOW)
+    assert bucket.room(100, NOW) == Room(100, 40, 36.0)
+    bucket.take(-1000, 100, NOW)
+    assert bucket.room(100, NOW) == Room(100, 100, 0.0)
+
+
+@given(st.lists(st.floats(-5000, 5000), max_size=30))
+def test_a_clock_that_goes_back_lets_nothing_more_through(jumps: list[float]) -> None:
+    """What leaks is what went forward."""
+    bucket, now, forward = full(60), NOW, 0.0
+    for jump in jumps:
+        now += jump
+        forward += max(jump, 0.0)
+        left = bucket.room(60, now).remaining
+        assert left <= forward + 1e-3
+        if forward < 59:
+            assert bucket.wait(60, 60, now) > 0
+
+
+def test_after_a_clock_went_back_the_wait_is_no_longer_than_before() -> None:
+    bucket = full(60)
+    assert bucket.wait(1, 60, NOW - 900) == 1.0
+    assert bucket.wait(1, 60, NOW - 899) == 0.0
+
+
+def test_another_limit_counts_at_once() -> None:
+    bucket = full(60)
+    assert bucket.room(120, NOW).remaining == 60
+    assert bucket.room(30, NOW).remaining == 0
+    assert bucket.wait(1, 30, NOW) == 62.0
+    assert bucket.wait(1, 0, NOW) == 60.0
+
+
+def test_levels_stay_whole_numbers_for_years() -> None:
+    bucket = Bucket()
+    for number in range(1000):
+        bucket.take(7, 13, number * 86_400.123456)
+    assert bucket.level == 7 * MINUTE
+
+
+# -- keys and users -----------------------------------------------------------------------
+
+KEY = ("key", Limits(requests_per_minute=2, tokens_per_minute=1000))
+USER = ("user", Limits(requests_per_minute=100, tokens_per_minute=1500))
+
+
+def test_a_turn_counts_for_its_key_and_its_user_or_for_neither() -> None:
+    meters = Meters()
+    assert meters.take([KEY, USER], 900, NOW) is None
+    refusal = meters.take([KEY, USER], 700, NOW)
+    # The key has room in 36 s, the user in 4 s.
+    assert refusal == Refusal("key", "tokens", 1000, 36.0)
+    other = ("key-2", KEY[1])
+    assert meters.take([other, USER], 700, NOW) == Refusal("user", "tokens", 1500, 4.0)
+    assert meters.take([other, USER], 600, NOW) is None
+    allowance = meters.allowance([KEY, USER], NOW)
+    assert allowance is not None
+    assert allowance.requests == Room(2, 1, 30.0)
+    assert allowance.tokens == Room(1500, 0, 60.0)
+
+
+def test_requests_have_a_limit_of_their_own() -> None:
+    meters = Meters()
+    assert [meters.take([KEY], 0, NOW) for _ in range(2)] == [None, None]
+    assert meters.take([KEY], 0, NOW) == Refusal("key", "requests", 2, 30.0)
+    meters.correct([KEY], -1, 0, NOW)
+    assert meters.take([KEY], 0, NOW) is None
+
+
+def test_without_limits_nothing_is_counted_and_nothing_told() -> None:
+    meters = Meters()
+    free = [("key", Limits()), ("user", Limits())]
+    for _ in range(1000):
+        assert meters.take(free, 10**9, NOW) is None
+    assert meters.allowance(free, NOW) is None
+    only = meters.allowance([("key", Limits(tokens_per_minute=5))], NOW)
+    assert only is not None
+    assert (only.requests, only.tokens) == (None, Room(5, 5, 0.0))
