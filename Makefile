@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-long test-clients test-install test-browser screenshots lint format types check bench bench-parts bench-soak bench-page bench-schedule docs lock clean
+.PHONY: help install demo run test test-long test-clients test-install test-browser screenshots lint format types check bench bench-parts bench-soak bench-page bench-schedule docs prices lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -83,6 +83,11 @@ bench-schedule: $(STAMP) ## what each strategy serves of what could be served (A
 docs: $(STAMP) ## renew the generated tables
 	$(BIN)/python -m codex_proxy.config docs/configuration.md
 	$(BIN)/python -m tests.cases.render docs/translation.md
+
+prices: $(STAMP) ## renew the table of prices from its two sources; needs a package registry
+	rm -rf build/prices
+	$(BIN)/python -m pip download --quiet --no-deps --dest build/prices litellm
+	$(BIN)/python tools/update_prices.py --litellm build/prices/litellm-*.whl $(ARGS)
 
 lock: $(STAMP) ## renew the lock files (ARGS=--upgrade for newer versions)
 	$(BIN)/python -m pip install --quiet uv

@@ -259,5 +259,10 @@ COMMANDS: list[Command] = [
     Command(
         "demo", "show simulator and daemon at work, without an account", *_from_module("codex_proxy.demo")
     ),
+    Command(
+        "forward",
+        "pass requests on to a far server as they are, without accounts",
+        *_from_module("codex_proxy.commands.forward"),
+    ),
     Command("version", "print the version", _version),
 ]

@@ -30,6 +30,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from codex_proxy import __version__
+from codex_proxy.addresses import why_not
 from codex_proxy.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -510,6 +511,206 @@ def _webhook(entry: str, position: int, said: Mapping[str, object]) -> Webhook:
     return Webhook(name, shape, url.strip(), chat_id, secret)
 
 
+CAPABILITIES = ("responses", "chat", "completions", "engines", "edits", "embeddings", "messages")
+"""What an upstream may speak."""
+
+_DEFAULT_CAPABILITIES = ("responses", "chat", "embeddings")
+
+_MAX_UPSTREAMS = 100
+
+
+@dataclass(slots=True, frozen=True)
+class Upstream:
+    """A provider over HTTP beside the accounts, as its owner describes it."""
+
+    name: str
+    base_url: str
+    """Without a slash or `/v1` at its end."""
+    api_key: str = field(default="", repr=False)
+    """Empty where none is wanted."""
+    priority: int = 10
+    """The small ones are asked first; the accounts have `accounts-priority`."""
+    weight: float = 1.0
+    """Its share of the conversations among those of one priority; the accounts together have 1."""
+    max_retries: int = 3
+    """Further attempts of one turn there, within `max-retry`."""
+    timeout: float = 120.0
+    """How long it may be silent before another one is asked."""
+    enabled: bool = True
+    models: tuple[tuple[str, str], ...] = ()
+    """Names or patterns, each with what the model is called there (empty: the same); none: all."""
+    capabilities: tuple[str, ...] = _DEFAULT_CAPABILITIES
+    """Out of `CAPABILITIES`."""
+    on_client_disconnect: str = "drain"
+    """`cancel`, or `drain`: go on reading, so that what it has cost is known."""
+    api_key_file: str = ""
+    """Where the key was read, if in a file."""
+    api_key_env: str = ""
+    """The same for a variable of the environment."""
+
+
+class BadUpstream(ConfigError):
+    """What is said of an upstream does not fit; `field` is its name as the configuration has it."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def read_upstream(said: Mapping[str, object]) -> Upstream:
+    """Read what an owner says of an upstream, in the configuration or elsewhere.
+
+    Raises:
+        BadUpstream: If it does not fit; the message names the field, its value, and what would do.
+    """
+    for name in said:
+        if name not in _UPSTREAM_FIELDS:
+            known = ", ".join(_UPSTREAM_FIELDS)
+            raise BadUpstream(f"{name[:40]!r} is none of {known}", field=name)
+    for name in ("name", "base-url"):
+        if said.get(name) in (None, ""):
+            raise BadUpstream(f"{name} is missing", field=name)
+    keys = [name for name in _KEY_SOURCES if said.get(name)]
+    if len(keys) > 1:
+        raise BadUpstream(f"{keys[0]} and {keys[1]} are both there; want only one of them", field=keys[1])
+    values: dict[str, Any] = {}
+    for name, (parse, fits) in _UPSTREAM_FIELDS.items():
+        value = said.get(name)
+        if value is None:
+            continue
+        try:
+            values[name.replace("-", "_")] = parse(value)
+        except _Unfit as exc:
+            shown = "***" if name in _KEY_SOURCES else _USER_INFO.sub("://***@", repr(value)[:200])
+            raise BadUpstream(f"{name} = {shown}: {exc}; want {fits}", field=name) from exc
+    return Upstream(**values)
+
+
+def _upstream_name(value: object) -> str:
+    text = _string(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise _Unfit("no name")
+    return text
+
+
+def _upstream_url(value: object) -> str:
+    text = _url(value)
+    problem = why_not(urlsplit(text).hostname or "")
+    if problem:
+        raise _Unfit(f"{problem}, to which nothing is sent")
+    while text.endswith("/v1"):
+        # Paths are put behind it with their own.
+        text = text.removesuffix("/v1").rstrip("/")
+    return text
+
+
+def _key_text(value: object) -> str:
+    text = _string(value)
+    if text and not re.fullmatch(r"[!-~]+", text):
+        raise _Unfit("has a space or a character that no header can carry")
+    return text
+
+
+def _weight(value: object) -> float:
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,4}(\.[0-9]{1,6})?\s*", value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.001 <= value <= 1000:
+        raise _Unfit("no weight")
+    return float(value)
+
+
+def _served_models(value: object) -> tuple[tuple[str, str], ...]:
+    entries = [value] if isinstance(value, str | dict) else value
+    if not isinstance(entries, list):
+        raise _Unfit("neither a list nor a mapping")
+    found: dict[str, str] = {}
+    for entry in entries:
+        pairs = entry.items() if isinstance(entry, dict) else [(entry, None)]
+        for name, theirs in pairs:
+            if not isinstance(name, str) or not _MODEL_NAME.fullmatch(name):
+                raise _Unfit(f"{name!r} is no model name (put it in quotes; no spaces, not empty)")
+            theirs = "" if theirs is None else theirs
+            if not isinstance(theirs, str) or (
+                theirs and ("*" in theirs or not _MODEL_NAME.fullmatch(theirs))
+            ):
+                raise _Unfit(f"{name} has {theirs!r}, which is no model name")
+            if name.lower() in map(str.lower, found):
+                raise _Unfit(f"{name} is there twice")
+            found[name] = theirs
+    return tuple(found.items())
+
+
+def _capabilities(value: object) -> tuple[str, ...]:
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, list) or not entries:
+        raise _Unfit("not a list, or an empty one")
+    for entry in entries:
+        if entry not in CAPABILITIES:
+            raise _Unfit(f"{entry!r} is none")
+    return tuple(one for one in CAPABILITIES if one in entries)
+
+
+def _variable(value: object) -> str:
+    text = _string(value)
+    if text and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
+        raise _Unfit("no name of a variable")
+    return text
+
+
+def _path_text(value: object) -> str:
+    return str(_folder(value)) if value != "" else ""
+
+
+_KEY_SOURCES = ("api-key", "api-key-file", "api-key-env")
+
+_UPSTREAM_FIELDS: Mapping[str, tuple[Callable[[object], Any], str]] = {
+    "name": (_upstream_name, "1 to 64 letters, digits and . _ -"),
+    "base-url": (
+        _upstream_url,
+        "an http or https URL without user, query and fragment, with or without /v1, and not of a "
+        "metadata service",
+    ),
+    "api-key": (_key_text, "a key without spaces, in quotes"),
+    "api-key-file": (_path_text, "the path of a file with the key in it"),
+    "api-key-env": (_variable, "the name of a variable of the environment that holds the key"),
+    "priority": (_whole(-1000, 1000), "a whole number from -1000 to 1000; small ones are asked first"),
+    "weight": (_weight, "a number from 0.001 to 1000"),
+    "max-retries": (_whole(0, 10), "a whole number from 0 to 10"),
+    "timeout": (_seconds(zero=False), "seconds above 0, or a time such as 90s, 5m, 1h"),
+    "enabled": (_switch, "true or false"),
+    "models": (
+        _served_models,
+        "a list of names or patterns (* stands for anything), or a mapping of them to what the model is called there",
+    ),
+    "capabilities": (_capabilities, "a list out of " + ", ".join(CAPABILITIES)),
+    "on-client-disconnect": (_choice("cancel", "drain"), "cancel or drain"),
+}
+"""What may be said of an upstream, and what fits."""
+
+
+def _upstreams(value: object) -> tuple[Upstream, ...]:
+    entries = [value] if isinstance(value, dict) else value
+    if not isinstance(entries, list) or len(entries) > _MAX_UPSTREAMS:
+        raise _Unfit("not a list" if not isinstance(entries, list) else f"more than {_MAX_UPSTREAMS}")
+    found: dict[str, Upstream] = {}
+    for position, entry in enumerate(entries, 1):
+        where = f"entry {position}"
+        if not isinstance(entry, dict) or not all(isinstance(name, str) for name in entry):
+            raise _Unfit(f"{where} is not a mapping")
+        name = entry.get("name")
+        # Names are safe to say, keys are not.
+        if isinstance(name, str) and re.fullmatch(r"[\w.-]{1,64}", name):
+            where = f"{where} ({name})"
+        try:
+            upstream = read_upstream(entry)
+        except BadUpstream as exc:
+            raise _Unfit(f"{where}: {exc.message}") from exc
+        if upstream.name in found:
+            raise _Unfit(f"{where}: the name {upstream.name!r} is there twice")
+        found[upstream.name] = upstream
+    return tuple(found.values())
+
+
 def _database_url(value: object) -> str:
     url = _string(value)
     if not url:
@@ -681,6 +882,18 @@ KEYS: dict[str, Key] = {
             "native or aiohttp", _choice(*TRANSPORTS),
         ),
         Key(
+            "upstreams", [], True,
+            "Providers over HTTP beside the accounts, such as Sub2API, OpenAI or another codex-proxy; see docs/upstreams.md.",
+            "a list of mappings with name, base-url and, if you like, " + ", ".join(list(_UPSTREAM_FIELDS)[2:]),
+            # From the environment or a file it is YAML too, because one entry has several parts.
+            _upstreams, kind="mapping", secret=True,
+        ),
+        Key(
+            "accounts-priority", 0, True,
+            "Where the accounts stand in the order of upstreams, of which those with small priorities are asked first; with the same one they share.",
+            "a whole number from -1000 to 1000", _whole(-1000, 1000),
+        ),
+        Key(
             "log-level", "info", True,
             "How much is logged; debug adds every answer and what failed in the background.",
             "debug, info, warn or error", _choice("debug", "info", "warn", "error", aliases={"warning": "warn"}),
@@ -836,7 +1049,7 @@ KEYS: dict[str, Key] = {
         ),
         Key(
             "queue-timeout", 30, True,
-            "How long a request waits while every account that could serve it carries its `max-concurrency`; 0 refuses at once.",
+            "How long a request waits while every account that could serve it carries its `max-concurrency`, or while its key may have no more under way; 0 refuses at once.",
             "seconds from 0, or a time such as 90s, 5m, 1h", _seconds(zero=True),
         ),
         Key(
@@ -930,6 +1143,16 @@ KEYS: dict[str, Key] = {
             "A PostgreSQL database for the ledger, in the place of `ledger.db`; needs `pip install 'codex-proxy[postgres]'`.",
             "empty, or a URL such as postgresql://user:password@host/name", _database_url, secret=True,
         ),
+        Key(
+            "max-turns", 0, True,
+            "How many requests may be under way at a time with a `ledger`, of all callers together; more wait up to `queue-timeout`, and who has the fewest goes first.",
+            "a whole number from 0 to 100000; 0 is any number", _whole(0, 100_000),
+        ),
+        Key(
+            "reserve-tokens", 8192, True,
+            "How many tokens of an answer are set aside from a balance or a budget before a request begins, and again each time they are nearly used up.",
+            "a whole number from 256 to 1000000", _whole(256, 1_000_000),
+        ),
     )
 }  # fmt: skip
 
@@ -953,6 +1176,8 @@ class Settings:
     """May hold a password: show `mask_url` of it."""
     upstream_transport: str = _default("upstream-transport")
     """One of `TRANSPORTS`."""
+    upstreams: tuple[Upstream, ...] = _default("upstreams")
+    accounts_priority: int = _default("accounts-priority")
     log_level: str = _default("log-level")
     """One of debug, info, warn, error."""
     log_format: str = _default("log-format")
@@ -1018,6 +1243,9 @@ class Settings:
     """`off`, `personal` or `billing`."""
     database_url: str = field(default=_default("database-url"), repr=False)
     """May hold a password."""
+    max_turns: int = _default("max-turns")
+    """0 is any number."""
+    reserve_tokens: int = _default("reserve-tokens")
 
     @property
     def listen_host(self) -> str | None:
@@ -1048,6 +1276,17 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def masked_upstream(upstream: Upstream) -> dict[str, object]:
+    """Return what is said of an upstream as one would write it, without its key."""
+    shown: dict[str, object] = {
+        name: getattr(upstream, name.replace("-", "_")) for name in _UPSTREAM_FIELDS if name != "models"
+    }
+    shown["api-key"] = "***" if upstream.api_key else ""
+    shown["models"] = [name if not theirs else {name: theirs} for name, theirs in upstream.models]
+    shown["capabilities"] = list(upstream.capabilities)
+    return shown
+
+
 def masked(settings: Settings) -> dict[str, object]:
     """Return the settings by key as one would write them, secrets masked."""
     shown: dict[str, object] = {}
@@ -1064,6 +1303,8 @@ def masked(settings: Settings) -> dict[str, object]:
                 {"name": one.name, "shape": one.shape, "url": mask_url(one.url)}
                 for one in settings.alert_webhooks
             ]
+        elif key.name == "upstreams":
+            value = [masked_upstream(one) for one in settings.upstreams]
         elif key.name == "alerts":
             value = {name: settings.alerts.get(name, "off") for name in ALERTS}
         elif isinstance(value, float) and value.is_integer():
@@ -1222,6 +1463,10 @@ class _Reading:
         if self.path is not None:
             self._read_file(self.path)
         self._read_environment(environ)
+        if self.values.get("upstreams"):
+            self.values["upstreams"] = tuple([
+                self._with_key(one, environ) for one in self.values["upstreams"]
+            ])
 
     def finish(self) -> Loaded:
         """Return what was read.
@@ -1360,6 +1605,32 @@ class _Reading:
             self.errors.append(f"{where}: {key.name} from {path}: is empty")
             return
         self._set_text(key, text, f"{where}: {path}", separator="\n")
+
+    def _with_key(self, upstream: Upstream, environ: Mapping[str, str]) -> Upstream:
+        """Read the key of *upstream* where it says that it stands; a changed file counts like a changed setting."""
+        where = f"{self.origins['upstreams']}: upstreams: {upstream.name}"
+        if upstream.api_key_file:
+            source, named = f"api-key-file {upstream.api_key_file}", Path(upstream.api_key_file)
+            self.files.append(named)
+            try:
+                text, digest = _read_text(named, again=self.again)
+            except _Unfit as exc:
+                self.digests.append(_digest_of(exc))
+                self.errors.append(f"{where}: {source}: {exc}; want a file with the key in it")
+                return upstream
+            self.digests.append(digest)
+        elif upstream.api_key_env:
+            source, text = f"api-key-env {upstream.api_key_env}", environ.get(upstream.api_key_env, "")
+        else:
+            return upstream
+        try:
+            key = _key_text(text)
+            if not key:
+                raise _Unfit("is empty or not set")
+        except _Unfit as exc:
+            self.errors.append(f"{where}: {source}: {exc}; want a key without spaces")
+            return upstream
+        return dataclasses.replace(upstream, api_key=key)
 
     def _set_text(self, key: Key, text: str, where: str, *, separator: str) -> None:
         """Take a value that is text: a scalar, a list cut at *separator*, a mapping as YAML."""
@@ -1544,6 +1815,12 @@ def _doubts(settings: Settings) -> list[str]:
         parts = urlsplit(url)
         if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
             doubts.append(f"{name}: {url} is not encrypted: tokens can be read on the way")
+    for upstream in settings.upstreams:
+        if upstream.api_key and _unfit_for_secrets(upstream.base_url):
+            doubts.append(
+                f"upstreams: {upstream.name}: {upstream.base_url} is not encrypted: its key, and what is asked, can be "
+                "read on the way"
+            )
     return doubts
 
 

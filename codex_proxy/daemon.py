@@ -53,6 +53,13 @@ from codex_proxy.server.dashboard.sessions import Sessions
 from codex_proxy.server.decisions import Decisions
 from codex_proxy.server.facts import facts_of
 from codex_proxy.server.front import Front, Handler
+from codex_proxy.server.gateway.desk import Desk
+from codex_proxy.server.gateway.routes import (
+    GATEWAY_ROUTES,
+    GATEWAY_UI_ROUTES,
+    gateway_handlers,
+    gateway_ui_handlers,
+)
 from codex_proxy.server.listener import Listener, open_sockets
 from codex_proxy.server.metrics import Metrics, Sources
 from codex_proxy.server.public import Models, Public, log_turn
@@ -61,6 +68,7 @@ from codex_proxy.server.requests import Requests, requests_handlers
 from codex_proxy.server.tally import Tally
 from codex_proxy.server.usage import PoolUsage
 from codex_proxy.server.views import Phase, PoolAdmin
+from codex_proxy.storage.lock import StoreLock
 from codex_proxy.supervisor import Supervisor, take_sockets
 from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import TraceSink
@@ -68,6 +76,7 @@ from codex_proxy.upstream.backend import AccountRoute
 from codex_proxy.upstream.executor import Executor
 
 if TYPE_CHECKING:
+    from codex_proxy.server.books import Books
     from codex_proxy.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -146,8 +155,16 @@ class Daemon:
             background=self.background,
             outbound=self.outbound,
         )
+        lock = StoreLock(loaded.settings.data_dir)
+        self.books = _books(self.live, self.clock, lock)
         route = AccountRoute(self.pool, self.keeper, live=self.live, clock=self.clock, outbound=self.outbound)
-        self.executor = Executor(route, live=self.live, clock=self.clock, background=self.background)
+        self.executor = Executor(
+            route,
+            live=self.live,
+            clock=self.clock,
+            background=self.background,
+            gate=None if self.books is None else self.books.gate,
+        )
         self.executor.listen(self.pool.count_turn)
         self.decisions = Decisions()
         self.executor.listen(self.decisions.note)
@@ -157,7 +174,7 @@ class Daemon:
         self.models = Models(self.pool, self.live)
         self.tally = Tally(lambda: self.models.catalog)
         self.loop_lag.listen(self.tally.lag.add)
-        self.records = Records(loaded.settings.data_dir, live=self.live, clock=self.clock)
+        self.records = Records(loaded.settings.data_dir, live=self.live, clock=self.clock, lock=lock)
         self.tails = Tails()
         self.listeners: list[TraceSink] = [
             log_turn,
@@ -242,6 +259,8 @@ class Daemon:
         self._watcher = await asyncio.to_thread(
             Watcher, self.live, self._loaded.path, self._environ, self._loaded
         )
+        if self._predecessor is None:
+            await self._open_books(access)
         sockets = self._given or await open_sockets(settings.listen_host, settings.listen_port)
         if self._predecessor is not None:
             await self._predecessor.wait_for_go()
@@ -251,6 +270,7 @@ class Daemon:
             # What it did meanwhile: tokens it got, files that came, who logged in.
             await self.keeper.load()
             await self.sessions.load()
+            await self._open_books(access)
         await self.memory.load()
         if not len(self.pool):
             logger.warning("no account loaded yet: put account files into %s", settings.auth_dir)
@@ -279,11 +299,17 @@ class Daemon:
         owner |= self._metrics(public).handlers()
         page = self._page(admin, public)
         owner |= control_handlers(admin)
+        desk = (
+            Desk(self.live, self.clock)
+            if self.books is None
+            else Desk(self.live, self.clock, self.books.ledger, self.books.pricing)
+        )
+        owner |= gateway_handlers(desk)
         app = build_app(
             access,
-            {**public.handlers(), **usage.handlers(), **owner, **page.handlers()},
+            {**public.handlers(), **usage.handlers(), **owner, **page.handlers(), **gateway_ui_handlers(desk)},
             _RENDERERS,
-            (*ROUTES, *ACCOUNT_ROUTES, *UI_ROUTES),
+            (*ROUTES, *ACCOUNT_ROUTES, *UI_ROUTES, *GATEWAY_ROUTES, *GATEWAY_UI_ROUTES),
         )
         self.port = _port_of(sockets)
         await self._listener.serve(app, sockets)
@@ -306,6 +332,7 @@ class Daemon:
             *self.loop_lag.jobs(),
             *self.alerts.jobs(),
             *page.jobs(),
+            *(() if self.books is None else self.books.jobs()),
             own,
         )
         watchdog = Job(
@@ -321,6 +348,11 @@ class Daemon:
         else:
             self._supervisor.ready(self._status)
         logger.info("listening url=%s accounts=%d version=%s", self.url, len(self.pool), __version__)
+
+    async def _open_books(self, access: Access) -> None:
+        if self.books is not None:
+            await self.books.open()
+            access.holders = self.books.holders
 
     def _page(self, admin: Admin, public: Public) -> Page:
         return Page(
@@ -434,7 +466,7 @@ class Daemon:
         """Return the owner's routes without a key: only the owner can open the control socket."""
         return [
             dataclasses.replace(route, level=Level.PUBLIC)
-            for route in (*ROUTES, *ACCOUNT_ROUTES, *LOCAL_ROUTES)
+            for route in (*ROUTES, *ACCOUNT_ROUTES, *GATEWAY_ROUTES, *LOCAL_ROUTES)
             if route.handler in handlers
         ]
 
@@ -540,6 +572,8 @@ class Daemon:
         self._afterwards.written(self.memory.totals())
         await self.sessions.give_up()
         self.memory.may_write = False
+        if self.books is not None:
+            await self.books.ledger.hand_over()
         await self.records.hand_over()
 
     async def _tell_news(self) -> None:
@@ -557,6 +591,8 @@ class Daemon:
         for name, (job, task) in list(self._jobs.items()):
             if task.cancelled() or task.cancelling():
                 self._jobs[name] = job, self.background.start(job)
+        if self.books is not None:
+            await self.books.ledger.take_back()
         await self.records.take_back()
 
     async def _reload(self) -> None:
@@ -607,6 +643,9 @@ class Daemon:
         await self.memory.save()
         await self._tell_news()
         await self.records.aclose()
+        if self.books is not None:
+            # Last of all turns: each has settled by now.
+            await self.books.ledger.aclose()
         if self._successor is None:
             await self.sessions.save()
         if self.telemetry is not None:
@@ -684,6 +723,20 @@ def _most_open(sockets: Sequence[socket.socket]) -> str | None:
             return listen
         found = found or listen
     return found
+
+
+def _books(live: Live, clock: Clock, lock: StoreLock) -> "Books | None":
+    """Return the ledger and what stands on it, if there is one.
+
+    Raises:
+        ConfigError: If what it needs is not installed.
+    """
+    if live.current.ledger == "off":
+        return None
+    # Only here: most have no use for it.
+    module = importlib.import_module("codex_proxy.server.books")
+    made: Books = module.Books(live, clock, lock)
+    return made
 
 
 def _telemetry(settings: Settings) -> "Telemetry | None":

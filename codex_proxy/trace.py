@@ -59,6 +59,7 @@ class Attempt:
     """One try on one target."""
 
     alias: str
+    """The account's, or the name of the upstream."""
     started: float
     """Monotonic seconds."""
     outcome: str = ""
@@ -69,6 +70,8 @@ class Attempt:
     """When a connection made for it stood; None on one that was kept."""
     headers: float | None = None
     """When the head of its answer was there, if that was a good one."""
+    is_upstream: bool = False
+    """Whether `alias` is the name of an HTTP upstream, and not an account's."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -21,6 +21,7 @@ from codex_proxy.config import (
     Live,
     Loaded,
     Settings,
+    Upstream,
     Watcher,
     Webhook,
     load,
@@ -500,6 +501,11 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "base-url": ("http://127.0.0.1:1/", "http://127.0.0.1:1"),
     "oauth-issuer": ("http://127.0.0.1:2", "http://127.0.0.1:2"),
     "proxy-url": ("socks5://127.0.0.1:3", "socks5://127.0.0.1:3"),
+    "upstreams": (
+        "[{name: a, base-url: 'https://a.test/v1', api-key: sk-1}]",
+        (Upstream("a", "https://a.test", "sk-1"),),
+    ),
+    "accounts-priority": ("-1", -1),
     "log-level": ("error", "error"),
     "log-format": ("json", "json"),
     "metrics": ("open", "open"),
@@ -553,6 +559,8 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "capture-max-age": ("2h", 7_200.0),
     "ledger": ("billing", "billing"),
     "database-url": ("postgresql://u:p@127.0.0.1:5432/db", "postgresql://u:p@127.0.0.1:5432/db"),
+    "max-turns": ("50", 50),
+    "reserve-tokens": ("1000", 1000),
 }
 
 

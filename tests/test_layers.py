@@ -36,23 +36,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "handover": {"errors", "supervisor"},
     "patterns": set(),
     "compression": set(),
-    "config": {"errors"},
+    "addresses": set(),
+    "config": {"errors", "addresses"},
     "telemetry": {"errors", "config", "trace"},
     # JSON is rendered in one place.
     "logs": {"errors", "protocol.wire"},
     # An encoder says how a turn ended and what it used, in the words of the trace.
     "protocol": {"errors", "trace", "patterns"},
     "trace": {"errors"},
-    "net": BASE | {"config", "compression"},
+    "net": BASE | {"config", "compression", "addresses"},
     "storage": BASE | {"config"},
     # JSON is read in one place; the rest of `protocol` is none of the accounts' business.
     "accounts": BASE | {"config", "net", "trace", "patterns", "protocol.wire"},
     "records": BASE | {"config", "trace", "protocol", "storage"},
-    "ledger": BASE | {"config", "trace", "protocol", "storage"},
+    "ledger": BASE | {"config", "trace", "protocol", "storage", "patterns"},
     # A file is written as an account's is, a time told as a refusal tells it.
     "alerts": BASE | {"config", "net", "protocol.wire", "accounts.files", "accounts.telling"},
     "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression"},
-    "forwarder": {"errors", "config", "tasks", "net"},
+    # Its log lines are redacted as the daemon's are.
+    "forwarder": {"errors", "config", "tasks", "net", "logs"},
     "server": SERVER,
     "simulator": {"tasks", "protocol.wire", "protocol.sse"},
     "daemon": DAEMON,
@@ -83,6 +85,11 @@ PURE_MODULES = (
     "alerts.episodes",
     "alerts.shapes",
     "records.story",
+    "net.head",
+    "net.passing",
+    "forwarder.heads",
+    "forwarder.limits",
+    "forwarder.routes",
 )
 IMPURE = {"asyncio", "time", "random", "secrets", "socket", "threading", "subprocess", "aiohttp"}
 

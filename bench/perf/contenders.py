@@ -77,17 +77,20 @@ class Contender:
     title: str
     server: str
     dialect: str
+    path: str = ""
+    """Where it is asked, when not where its dialect is."""
 
     def request(self, script: str, *, size: int = 0) -> bytes:
         """Return a whole request for *script*."""
         headers = {"Authorization": f"Bearer {KEY}"}
-        return request(PATHS[self.dialect], ask(self.dialect, script, size=size), headers)
+        return request(self.path or PATHS[self.dialect], ask(self.dialect, script, size=size), headers)
 
 
 CONTENDERS = (
     Contender("direct", "direct, no proxy", "direct", "backend"),
     Contender("nginx", "nginx, forwards bytes", "nginx", "backend"),
     Contender("go", "Go stand-in, chat", "go", "chat"),
+    Contender("forward", "codex-proxy forward, forwards bytes", "forward", "backend", "/v1/responses"),
     Contender("bare-chat", "bare, chat", "bare", "chat"),
     Contender("ours-responses", "codex-proxy, responses", "ours", "responses"),
     Contender("ours-chat", "codex-proxy, chat", "ours", "chat"),
@@ -184,6 +187,19 @@ def _that_tells_its_port(place: Place, name: str, command: list[str]) -> Server:
         raise
 
 
+def _forward(place: Place) -> Server:
+    """Start the forwarder as anybody does, with its log into a file."""
+    command = ["codex_proxy", "forward", "--upstream", f"http://127.0.0.1:{place.backend_port}", "--port", "0"]
+    process = Process(
+        "forward",
+        place.python("forward", *command),
+        cores=place.cores.proxy,
+        log=place.own_folder("forward") / "log",
+        cwd=ROOT,
+    )
+    return _when_it_says_where("forward", process)
+
+
 def _ours(place: Place) -> Server:
     return _daemon(place, "ours", ROOT, place.settings)
 
@@ -211,6 +227,10 @@ def _daemon(place: Place, name: str, checkout: Path, more: Mapping[str, str]) ->
         log=folder / "log",
         cwd=checkout,
     )
+    return _when_it_says_where(name, process)
+
+
+def _when_it_says_where(name: str, process: Process) -> Server:
     found: list[re.Match[str]] = []
 
     def has_said_where() -> bool:
@@ -235,6 +255,7 @@ STARTERS: Mapping[str, Callable[[Place], Server | None]] = {
     "nginx": _nginx,
     "go": _go,
     "bare": _bare,
+    "forward": _forward,
     "ours": _ours,
     "other": _other,
 }

@@ -29,7 +29,8 @@ JsonObject = dict[str, Any]
 _MARKER = re.compile(rb"bench:([a-z0-9]{1,15})\.")
 _HEAD_END = b"\r\n\r\n"
 _LAST = b"0\r\n\r\n"
-_PATH = "/backend-api/codex/responses"
+# The backend's own, and where a relay asks.
+_PATHS = ("/backend-api/codex/responses", "/v1/responses")
 
 
 # --- HTTP, as little as is needed
@@ -137,7 +138,7 @@ class _Mock:
         script = self._scripts.get(named[1]) if named else None
         if page is not None:
             writer.write(_plain("200 OK", page))
-        elif method != b"POST" or path.decode() != _PATH or script is None:
+        elif method != b"POST" or path.decode() not in _PATHS or script is None:
             self._numbers["refused"] += 1
             writer.write(_plain("404 Not Found", '{"detail":"nothing is played for this"}'))
         else:

@@ -8,7 +8,7 @@ import asyncio
 import io
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ import aiohttp
 import yarl
 from aiohttp_socks import ProxyConnectionError, ProxyConnector, ProxyError, ProxyTimeoutError
 
+from codex_proxy.addresses import why_not
 from codex_proxy.net.answer import (
     LARGE_BODY_SIZE,
     MAX_HEAD_SIZE,
@@ -25,10 +26,12 @@ from codex_proxy.net.answer import (
     Deadlines,
     NetError,
     NetKind,
+    not_allowed,
     not_reached,
 )
 
 if TYPE_CHECKING:
+    from aiohttp.abc import ResolveResult
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
@@ -103,6 +106,7 @@ class AiohttpTransport:
         deadlines: Deadlines,
         proxy: str,
         may_repeat: bool,
+        is_guarded: bool,
     ) -> Answer:
         """See `Outbound.open`."""
         # `connect` is all of it: the name, the proxy, TLS.
@@ -115,6 +119,7 @@ class AiohttpTransport:
                 started = _CONNECTED.set(lambda: _restart(deadline, deadlines.first_byte))
                 made: list[float] = []
                 making = _MADE.set(made)
+                guarding = _GUARDED.set(is_guarded and not proxy)
                 try:
                     response = await session.request(
                         method,
@@ -126,9 +131,15 @@ class AiohttpTransport:
                         proxy=proxy if proxy and not _is_socks(proxy) else None,
                     )
                 finally:
+                    _GUARDED.reset(guarding)
                     _MADE.reset(making)
                     _CONNECTED.reset(started)
         except _NotReached as exc:
+            cause: BaseException | None = exc
+            while cause is not None and not isinstance(cause, _NotAllowed):
+                cause = cause.__cause__
+            if cause is not None:
+                raise not_allowed(host, cause.why) from exc
             raise not_reached(exc.kind, host) from exc
         except TimeoutError as exc:
             raise NetError(NetKind.TIMEOUT, f"no answer from {host} in time") from exc
@@ -199,6 +210,10 @@ _MADE: ContextVar[list[float] | None] = ContextVar("made", default=None)
 """Where it is noted when a connection was made for that call, by the machine's monotonic clock."""
 
 
+_GUARDED: ContextVar[bool] = ContextVar("guarded", default=False)
+"""Whether that call leaves addresses alone that nothing is to be sent to."""
+
+
 def _restart(deadline: asyncio.Timeout, seconds: float) -> None:
     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
@@ -209,6 +224,14 @@ class _NotReached(Exception):
     def __init__(self, kind: NetKind) -> None:
         super().__init__(kind.value)
         self.kind = kind
+
+
+class _NotAllowed(OSError):
+    """A name stands for addresses alone that nothing is to be sent to."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -237,6 +260,17 @@ class _Connector(aiohttp.TCPConnector):
         if connected is not None:
             connected()
         return connection
+
+    async def _resolve_host(
+        self, host: str, port: int, traces: "Sequence[Trace] | None" = None
+    ) -> "list[ResolveResult]":
+        infos = await super()._resolve_host(host, port, traces)
+        if not _GUARDED.get():
+            return infos
+        allowed = [info for info in infos if not why_not(info["host"])]
+        if infos and not allowed:
+            raise _NotAllowed(why_not(infos[0]["host"]))
+        return allowed
 
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: "list[Trace]", timeout: aiohttp.ClientTimeout

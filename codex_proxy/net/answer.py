@@ -46,6 +46,11 @@ class NetError(Exception):
         self.kind = kind
 
 
+def not_allowed(host: str, why: str) -> NetError:
+    """Return the error of a request to an address that nothing is sent to."""
+    return NetError(NetKind.CONNECT, f"{host} is {why}, to which nothing is sent")
+
+
 def not_reached(kind: NetKind, host: str) -> NetError:
     """Return the error of a request that never left."""
     return NetError(kind, f"{kind.value} failed for {host}")
@@ -140,6 +145,7 @@ class Transport(Protocol):
         deadlines: Deadlines,
         proxy: str,
         may_repeat: bool,
+        is_guarded: bool,
     ) -> Answer:
         """Send a request and wait for the head of its answer; see `Outbound.open`."""
         ...

@@ -43,6 +43,7 @@ class Outbound:
         deadlines: Deadlines,
         proxy_url: str | None = None,
         may_repeat: bool = False,
+        is_guarded: bool = False,
     ) -> Answer:
         """Send a request and wait for the head of its answer.
 
@@ -51,6 +52,8 @@ class Outbound:
             may_repeat: Whether the other side may get it twice. A kept connection may be at its end without our
                 knowing, and be lost before a byte of an answer came: then such a request, and one
                 whose method says so, is sent once more on a new connection.
+            is_guarded: Whether addresses are left alone that nothing is to be sent to; see `addresses`. What a proxy
+                looks up itself cannot be known here.
 
         Raises:
             NetError: If there is no head by the first-byte deadline, or no connection at all.
@@ -67,6 +70,7 @@ class Outbound:
             deadlines=deadlines,
             proxy=proxy,
             may_repeat=may_repeat,
+            is_guarded=is_guarded,
         )
 
     async def fetch(
@@ -78,6 +82,7 @@ class Outbound:
         body: bytes | None = None,
         timeout: float = 30.0,
         proxy_url: str | None = None,
+        is_guarded: bool = False,
     ) -> Reply:
         """Send a request and return its whole answer, all within *timeout* seconds.
 
@@ -89,7 +94,13 @@ class Outbound:
         try:
             async with asyncio.timeout(timeout):
                 answer = await self.open(
-                    method, url, headers=headers, body=body, deadlines=deadlines, proxy_url=proxy_url
+                    method,
+                    url,
+                    headers=headers,
+                    body=body,
+                    deadlines=deadlines,
+                    proxy_url=proxy_url,
+                    is_guarded=is_guarded,
                 )
                 data = await answer.read_all()
         except TimeoutError as exc:

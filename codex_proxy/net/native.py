@@ -6,13 +6,11 @@ bytes that nobody asked for, a request that was not sent to its end, an answer t
 """
 
 import asyncio
-import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
-import aiohappyeyeballs
 import httptools
 
 from codex_proxy.compression import CODINGS
@@ -26,6 +24,7 @@ from codex_proxy.net.answer import (
     NetKind,
     not_reached,
 )
+from codex_proxy.net.connections import STALE_SECONDS, Connections, Member
 from codex_proxy.net.decoding import BadCoding, Decoder
 from codex_proxy.net.head import (
     CHUNKED,
@@ -44,22 +43,6 @@ from codex_proxy.net.wheel import NEVER, SHORT_SECONDS, Wheel
 HIGH_WATER: Final = 64 * 1024
 """When so much is unread, the other side has to wait; it goes on at half of it."""
 
-MAX_IDLE = 128
-"""How many connections may carry nothing; past it the one that has done so longest is closed."""
-
-STALE_SECONDS = 1.0
-"""How long a connection must have been idle for its loss to mean that the other side had closed it just then.
-None closes sooner; one that is lost so soon after its last answer is lost because of what was asked."""
-
-# A resolver's answer serves those who come right after.
-_NAMES_SECONDS = 10.0
-
-# How long an address may take before the next one is tried beside it (RFC 8305).
-_NEXT_ADDRESS_SECONDS = 0.25
-
-# How long the loop may take to close sockets that are of no more use.
-_CLOSE_SECONDS = 5.0
-
 # A body so small is copied behind its head: one write, one packet, no waiting for an acknowledgement.
 _JOINED_SIZE = 64 * 1024
 
@@ -76,9 +59,6 @@ _LOST = "the connection was lost"
 
 # To the parser of chunks every answer looks like this: the head has been read already.
 _CHUNKED_HEAD = b"HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n"
-
-AddrInfo = tuple[int, int, int, str, Any]
-Resolve = Callable[[str, int], Awaitable[list[AddrInfo]]]
 
 
 class NativeAnswer(Answer):
@@ -302,7 +282,7 @@ class NativeAnswer(Answer):
             waiter.set_result(True)
 
 
-class _Connection(asyncio.BufferedProtocol):
+class _Connection(Member):
     """One connection. What it does with the bytes that come is its state, `_feed`."""
 
     __slots__ = (
@@ -323,14 +303,11 @@ class _Connection(asyncio.BufferedProtocol):
         "_unsent",
         "_view",
         "_wire",
-        "idle_since",
-        "place",
     )
 
     def __init__(self, transport: "NativeTransport", place: Place) -> None:
+        super().__init__(place)
         self._pool = transport
-        self.place = place
-        self.idle_since = 0.0
         self._wire: asyncio.Transport | None = None
         self._view = transport.view
         self._feed: Callable[[bytes], None] = self._feed_idle
@@ -604,44 +581,16 @@ def _ignore(_: bytes) -> None:
     """Take what comes on a connection that is being closed."""
 
 
-class _Names:
-    """The addresses of a place, as a resolver said."""
-
-    __slots__ = ("fresh_until", "infos", "lookup")
-
-    def __init__(self) -> None:
-        self.infos: list[AddrInfo] = []
-        self.fresh_until = 0.0
-        self.lookup: asyncio.Future[None] | None = None
-
-
-class NativeTransport:
+class NativeTransport(Connections[_Connection]):
     """Calls without a proxy, on connections that are kept while the other side keeps them."""
 
     def __init__(self, tls: ssl.SSLContext, idle_seconds: Callable[[], float]) -> None:
-        self.view = memoryview(bytearray(READ_SIZE))
-        self.resolve: Resolve = resolve
-        self.deadline = NEVER
-        """When the oldest idle connection has to go."""
-        self._tls = tls
-        self._idle_seconds = idle_seconds
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wheel = Wheel()
+        super().__init__(tls, idle_seconds)
         self._addresses: dict[str, Address] = {}
-        self._names: dict[Place, _Names] = {}
-        self._all: set[_Connection] = set()
-        self._idle: dict[_Connection, None] = {}
-        """The one that has been idle longest comes first."""
-        self._free: dict[Place, list[_Connection]] = {}
-        """The same, by place; the last one was used last."""
-        self._emptied: asyncio.Future[None] | None = None
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that all of it runs on."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        return self._loop
+    def make(self, place: Place) -> _Connection:
+        """See `Connections.make`."""
+        return _Connection(self, place)
 
     async def open(
         self,
@@ -653,6 +602,7 @@ class NativeTransport:
         deadlines: Deadlines,
         proxy: str,
         may_repeat: bool,
+        is_guarded: bool,
     ) -> Answer:
         """See `Outbound.open`."""
         try:
@@ -662,14 +612,14 @@ class NativeTransport:
             raise not_reached(NetKind.CONNECT, _host_in(url)) from exc
         place = address.place
         if may_repeat or method in _IDEMPOTENT:
-            connection = self._get(place)
+            connection = self.take(place)
             if connection is not None:
                 may_be_stale = self.loop.time() - connection.idle_since >= STALE_SECONDS
                 answer = await self._ask(connection, method, head, body, deadlines, may_be_stale=may_be_stale)
                 if answer is not None:
                     return answer
         # A request that must not be sent twice never meets a connection that the other side is just closing.
-        connection = await self._connect(place, deadlines.connect)
+        connection = await self.connect(place, deadlines.connect, is_guarded=is_guarded)
         # The loop's own clock stands still between two of its turns.
         connected = time.monotonic()
         answer = await self._ask(connection, method, head, body, deadlines, may_be_stale=False)
@@ -707,153 +657,14 @@ class NativeTransport:
             raise NetError(NetKind.TIMEOUT, f"no answer from {host} in time")
         return answer
 
-    async def aclose(self) -> None:
-        """Close every connection."""
-        for connection in list(self._all):
-            connection.abort()
-        self._wheel.stop()
-        if self._all:
-            # The loop tells when the sockets are closed.
-            self._emptied = self.loop.create_future()
-            await asyncio.wait([self._emptied], timeout=_CLOSE_SECONDS)
-            self._emptied = None
-
-    def statistics(self) -> dict[str, int]:
-        """Return how many connections there are, and how many of them carry nothing."""
-        return {"open": len(self._all), "idle": len(self._idle)}
-
-    # -- connections that are there --------------------------------------------------------
-
-    def entered(self, connection: _Connection) -> None:
-        """Know *connection* from now on."""
-        self._all.add(connection)
-
-    def left(self, connection: _Connection) -> None:
-        """Know it no longer: its socket is closed."""
-        self._all.discard(connection)
-        if not self._all and self._emptied is not None and not self._emptied.done():
-            self._emptied.set_result(None)
-
-    def put(self, connection: _Connection) -> None:
-        """Keep *connection* for another exchange."""
-        connection.idle_since = now = self.loop.time()
-        self._idle[connection] = None
-        self._free.setdefault(connection.place, []).append(connection)
-        if len(self._idle) > MAX_IDLE:
-            next(iter(self._idle)).abort()
-        if self.deadline == NEVER:
-            self._watch(now + self._idle_seconds())
-
-    def forget(self, connection: _Connection) -> None:
-        """Give *connection* to nobody."""
-        if connection in self._idle:
-            del self._idle[connection]
-            free = self._free[connection.place]
-            free.remove(connection)
-            if not free:
-                del self._free[connection.place]
-
-    def expire(self) -> None:
-        """Close what has been idle for too long."""
-        self.deadline = NEVER
-        seconds = self._idle_seconds()
-        before = self.loop.time() - seconds
-        while self._idle:
-            oldest = next(iter(self._idle))
-            if oldest.idle_since > before:
-                self._watch(oldest.idle_since + seconds)
-                return
-            oldest.abort()
-        self._wheel.leave(self)
-
-    def _watch(self, deadline: float) -> None:
-        self.deadline = deadline
-        self._wheel.enter(self)
-        if deadline < self._wheel.due:
-            self._wheel.advance(deadline)
-
-    def _get(self, place: Place) -> _Connection | None:
-        before = self.loop.time() - self._idle_seconds()
-        while free := self._free.get(place):
-            connection = free[-1]
-            self.forget(connection)
-            if connection.idle_since > before and connection.is_open:
-                return connection
-            connection.abort()
-        return None
-
-    # -- new connections -------------------------------------------------------------------
-
     def _take_apart(self, url: str) -> Address:
         if len(self._addresses) >= _MAX_ADDRESSES:
             self._addresses.clear()
         address = self._addresses[url] = address_of(url)
         return address
 
-    async def _connect(self, place: Place, seconds: float) -> _Connection:
-        """Open a connection: the name, TCP and TLS, all within *seconds*."""
-        try:
-            async with asyncio.timeout(seconds):
-                try:
-                    infos = await self._look_up(place)
-                except OSError as exc:
-                    raise not_reached(NetKind.DNS, place.host) from exc
-                sock = await aiohappyeyeballs.start_connection(
-                    infos, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, loop=self.loop
-                )
-                _, connection = await self.loop.create_connection(
-                    lambda: _Connection(self, place),
-                    sock=sock,
-                    ssl=self._tls if place.is_tls else None,
-                    server_hostname=place.host.rstrip(".") if place.is_tls else None,
-                    ssl_handshake_timeout=seconds + 1.0 if place.is_tls else None,
-                )
-                return connection
-        except TimeoutError as exc:
-            raise not_reached(NetKind.CONNECT, place.host) from exc
-        except ssl.SSLError as exc:
-            raise not_reached(NetKind.TLS, place.host) from exc
-        except (OSError, ValueError) as exc:
-            self._names.pop(place, None)
-            raise not_reached(NetKind.CONNECT, place.host) from exc
-
-    async def _look_up(self, place: Place) -> list[AddrInfo]:
-        """Return the addresses of *place*; many who ask at once ask the resolver once."""
-        names = self._names.get(place)
-        if names is None:
-            names = self._names[place] = _Names()
-        while not names.infos or names.fresh_until <= self.loop.time():
-            if names.lookup is not None:
-                await asyncio.wait([names.lookup])
-                continue
-            names.lookup = self.loop.create_future()
-            try:
-                names.infos = await self.resolve(place.host, place.port)
-                names.fresh_until = self.loop.time() + _NAMES_SECONDS
-            finally:
-                names.lookup.set_result(None)
-                names.lookup = None
-            if not names.infos:
-                raise OSError("no address")
-        return names.infos
-
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-
-
-async def resolve(host: str, port: int) -> list[AddrInfo]:
-    """Return the addresses of *host* in the resolver's order; a number is its own.
-
-    Raises:
-        OSError: If it has none.
-    """
-    infos: Sequence[AddrInfo]
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    return list(infos)
 
 
 def _host_in(url: str) -> str:

@@ -7,6 +7,7 @@ A name is a slug with up to two suffixes: `-fast`, and an effort (`-high`) or a 
 stands in for what the lists do not say, and for all of it when there is no list.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,6 +208,9 @@ class Catalog:
         overrides: Mapping[str, str] | None = None,
         lists: Iterable[list[Any]] = (),
         model_map: ModelMap | None = None,
+        also: Sequence[str] = (),
+        *,
+        has_accounts: bool = True,
     ) -> None:
         """Lay the accounts' lists over the built-in table; the first list that names a model wins.
 
@@ -214,7 +218,13 @@ class Catalog:
             overrides: The wire profile that the configuration gives a model.
             lists: The backend's model objects, one list per account.
             model_map: Names that stand for models of ours.
+            also: What upstreams serve beside the accounts, as they call it.
+            has_accounts: Whether there are accounts, so that what stands in the table may be served.
         """
+        self.also: tuple[str, ...] = tuple(also)
+        """Served by upstreams; nothing more is known of these names."""
+        self._standard: Catalog | None = None
+        self._is_standard = False
         self._overrides = dict(overrides or {})
         live: dict[str, ModelFacts] = {}
         for entries in lists:
@@ -224,13 +234,24 @@ class Catalog:
                     live[slug] = _facts_of(slug, entry)
         self._facts = {**_TABLE, **live}
         self._folded = {slug.lower(): slug for slug in self._facts}
-        self.models: tuple[ModelFacts, ...] = tuple(live.values()) or BUILT_IN
+        self.models: tuple[ModelFacts, ...] = tuple(live.values()) or (
+            BUILT_IN if has_accounts or not also else ()
+        )
         """What there is to serve, hidden ones included."""
         self._served = {facts.slug for facts in self.models}
         # What the configuration says goes before all that is built in.
         self._maps = (_NameMap(model_map or {}), _NameMap(CLAUDE))
         self._resolved: dict[str, Resolved] = {}
         """What names turned out to mean: a daemon's callers use a handful of them all day."""
+
+    def as_standard(self) -> "Catalog":
+        """Return the same, but that every model takes the standard wire shape: that of the public API."""
+        if self._is_standard:
+            return self
+        if self._standard is None:
+            self._standard = copy.copy(self)
+            self._standard._is_standard = True
+        return self._standard
 
     @property
     def mapped_names(self) -> list[str]:
@@ -340,6 +361,8 @@ class Catalog:
 
     def profile(self, model: str) -> Profile:
         """Return the wire shape for *model*: as configured, else as its list says, else as the table does."""
+        if self._is_standard:
+            return "standard"
         configured = self._overrides.get(model)
         if configured in ("standard", "lite"):
             return cast("Profile", configured)

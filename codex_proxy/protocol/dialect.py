@@ -88,6 +88,8 @@ class Decoded:
 
     request: BackendRequest
     make_encoder: Callable[[Surroundings], Encoder]
+    answered: Callable[[JsonObject], None] | None = None
+    """Told `id` and `output` of a Responses answer that passes as it is, once it has ended well; an encoder tells it itself."""
 
 
 class Decode(Protocol):

@@ -52,7 +52,7 @@ from codex_proxy.protocol.sse import frame
 from codex_proxy.protocol.wire import BadJson, JsonObject, Pieces, dumps, loads_lenient
 from codex_proxy.trace import UsageSource
 
-__all__ = ["MESSAGES", "MessagesEncoder", "render_error", "reword"]
+__all__ = ["MESSAGES", "PING", "MessagesEncoder", "error_event", "render_error", "reword"]
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
@@ -535,6 +535,12 @@ def _stream_words(error: ProxyError) -> tuple[str, str]:
             return "api_error", "the proxy has a wrong setting; its log says which"
         case _:
             return _type_of(error.status), error.message
+
+
+def error_event(error: ProxyError) -> bytes:
+    """Return the event that ends a stream with *error*."""
+    kind, message = _stream_words(error)
+    return frame("error", dumps({"type": "error", "error": {"type": kind, "message": message}}))
 
 
 # The dialect ------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ def _entries_for_claude(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
     entries = _entries(catalog)
     listed = {name for name, _ in entries}
     aliases = [(ALIAS + name, facts) for name, facts in _own_entries(catalog)]
-    return [*entries, *(entry for entry in aliases if entry[0] not in listed)]
+    own = [*entries, *(entry for entry in aliases if entry[0] not in listed)]
+    return [*own, *((name, ModelFacts(name, name)) for name in _others(catalog, [name for name, _ in own]))]
 
 
 def _is_found(catalog: Catalog, name: str) -> bool:
@@ -71,7 +72,20 @@ def _find(catalog: Catalog, name: str) -> ModelFacts:
 
 def openai_list(catalog: Catalog) -> JsonObject:
     """Return the listing as OpenAI's clients read it."""
-    return {"object": "list", "data": [_openai(name) for name, _ in _entries(catalog)]}
+    return {"object": "list", "data": [_openai(name) for name in _names(catalog)]}
+
+
+def _names(catalog: Catalog) -> list[str]:
+    """Return every listed name, at last those that only upstreams serve."""
+    names = [name for name, _ in _entries(catalog)]
+    return [*names, *_others(catalog, names)]
+
+
+def _others(catalog: Catalog, names: Iterable[str]) -> list[str]:
+    if not catalog.also:
+        return []
+    listed = set(names)
+    return [name for name in catalog.also if name not in listed]
 
 
 def openai_one(catalog: Catalog, name: str) -> JsonObject:
@@ -80,7 +94,8 @@ def openai_one(catalog: Catalog, name: str) -> JsonObject:
     Raises:
         RequestError: If there is no such model.
     """
-    _find(catalog, name)
+    if name not in catalog.also:
+        _find(catalog, name)
     return _openai(name)
 
 
@@ -129,7 +144,8 @@ def anthropic_one(catalog: Catalog, name: str) -> JsonObject:
     Raises:
         RequestError: If there is no such model.
     """
-    return _anthropic(name, _find(catalog, name))
+    facts = ModelFacts(name, name) if name in catalog.also else _find(catalog, name)
+    return _anthropic(name, facts)
 
 
 def _anthropic(name: str, facts: ModelFacts) -> JsonObject:

@@ -11,11 +11,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codex_proxy.errors import RequestError
 from codex_proxy.protocol.binding import Binding
 from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads, loads_lenient
+
+if TYPE_CHECKING:
+    from codex_proxy.protocol.native import Native
 
 TURN_STATE = "x-codex-turn-state"
 """The header, and the key in `client_metadata`, that binds a turn to a node of one account."""
@@ -25,6 +28,10 @@ LITE_METADATA = "ws_request_header_x_openai_internal_codex_responses_lite"
 """Where the lite flag travels when there are no headers per request."""
 
 ROUTING_HINT = "x-codex-routing-hint"
+
+
+Refused = Callable[[str], bool]
+"""Whether an encrypted content is one that a target cannot read."""
 
 
 def never(_: str) -> bool:
@@ -77,6 +84,8 @@ class BackendRequest:
     """How many tokens the model reads at most; 0 when nobody knows."""
     packed: tuple[bytes, bytes] | None = None
     """A body as an account got it, and what it is compressed; for the attempts after the first."""
+    native: "Native | None" = None
+    """The request as its caller wrote it, where there are upstreams that may take it so."""
 
     @property
     def session(self) -> str | None:
@@ -113,6 +122,8 @@ class BackendRequest:
         self.packed = None
         self.encrypted = ()
         self.compacted = ()
+        if self.native is not None:
+            self.native.release()
 
     def _parse(self) -> JsonObject | None:
         try:
@@ -120,6 +131,12 @@ class BackendRequest:
         except BadJson:
             return None
         return body if isinstance(body, dict) else None
+
+
+def without_reasoning(body: bytes, refused: Callable[[str], bool]) -> bytes:
+    """Return *body* without the reasoning that is refused; the very same bytes when there is none."""
+    fields = parse_body(body)
+    return render_body(fields) if _drop_reasoning(fields, refused) else body
 
 
 def _drop_reasoning(body: JsonObject, refused: Callable[[str], bool]) -> bool:

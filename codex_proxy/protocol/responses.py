@@ -59,6 +59,7 @@ __all__ = [
     "RESPONSES",
     "Encoder",
     "decode",
+    "failed_event",
     "failure_of",
     "has_text",
     "is_handshake",
@@ -963,6 +964,13 @@ def _terminal_words(error: ProxyError) -> tuple[str, str]:
     if isinstance(error, RequestError):
         return error.code or "invalid_prompt", error.message
     return error.code or "server_error", error.message
+
+
+def failed_event(error: ProxyError, response: JsonObject, sequence: int) -> Event:
+    """Return the `response.failed` that ends an answer of which *response* is known."""
+    code, message = _terminal_words(error)
+    body = {**response, "status": "failed", "error": {"code": code, "message": message}}
+    return Event.of({"type": "response.failed", "response": body, "sequence_number": sequence})
 
 
 def stream_error(error: ProxyError) -> bytes:

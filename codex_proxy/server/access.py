@@ -46,6 +46,8 @@ class Level(enum.Enum):
     """Owners; everyone while `metrics` is `open`."""
     SESSION = "session"
     """A browser in which an owner has logged in; what changes something has to show that our page sent it."""
+    VISITOR = "visitor"
+    """The same, also of one in which the holder of a ledger's key has logged in: it shows nothing but that key's own."""
 
 
 class Access:
@@ -75,10 +77,10 @@ class Access:
         return self._admit_owner(request, level)
 
     def _admit_owner(self, request: web.Request, level: Level) -> Caller:
-        if level is Level.SESSION:
+        if level in (Level.SESSION, Level.VISITOR):
             if self._sessions is None:
                 raise KeyRefused("there are no sessions here")
-            return self._sessions.resolve(request)
+            return self._sessions.resolve(request, is_owner_needed=level is Level.SESSION)
         settings = self._live.current
         if level is Level.METRICS and settings.metrics == "open":
             _refuse_forged(request, settings)
@@ -86,8 +88,8 @@ class Access:
         if settings.admin_key is None:
             if level is Level.ADMIN:
                 raise RequestError(
-                    "accounts are changed with the admin-key, and none is set: set admin-key in the configuration, "
-                    "or use `codex-proxy accounts` on the machine that runs the proxy",
+                    "this is changed with the admin-key, and none is set: set admin-key in the configuration, or use the commands "
+                    "(`codex-proxy accounts`, `keys`, `users`, `upstreams`) on the machine that runs the proxy",
                     status=403,
                     code="admin_key_needed",
                 )
@@ -208,11 +210,15 @@ class Holders(Protocol):
 
     def find(self, text: str, address: str | None) -> Caller | None: ...
 
+    def check(self, key_id: str, address: str | None) -> Caller: ...
+
+    def is_good(self, key_id: str) -> bool: ...
+
 
 class Sessions(Protocol):
     """What is needed of `dashboard.sessions` here."""
 
-    def resolve(self, request: web.Request) -> Caller: ...
+    def resolve(self, request: web.Request, *, is_owner_needed: bool) -> Caller: ...
 
 
 def key_of(text: str, keys: tuple[ApiKey, ...]) -> ApiKey | None:

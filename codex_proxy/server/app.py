@@ -124,7 +124,7 @@ UI_ROUTES: tuple[Route, ...] = (
     # Whoever has no session yet needs one to say so.
     Route("GET", "/ui/api/session", "ui_session", Level.PUBLIC),
     Route("POST", "/ui/api/session", "ui_log_in", Level.PUBLIC, takes=Takes.JSON),
-    Route("DELETE", "/ui/api/session", "ui_log_out", Level.SESSION),
+    Route("DELETE", "/ui/api/session", "ui_log_out", Level.VISITOR),
     Route("GET", "/ui/api/live", "ui_live", Level.SESSION),
     Route("GET", "/ui/api/requests", "ui_requests", Level.SESSION),
     Route("GET", "/ui/api/requests/{request_id}", "ui_request", Level.SESSION),

@@ -15,6 +15,7 @@ from codex_proxy.protocol.dialect import Decoded, Dialect, Surroundings
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import read_usage, visible_headers
 from codex_proxy.protocol.sse import Batch
+from codex_proxy.protocol.watchers import Watcher
 from codex_proxy.protocol.wire import BadJson, JsonObject, loads_lenient
 from codex_proxy.server.eventstream import EventStream
 from codex_proxy.server.front import Incoming, new_id
@@ -51,6 +52,13 @@ class Sink:
     is_stream = False
     keeps_alive_early = False
     ended_early = False
+
+    async def pass_on(self, data: bytes) -> None:
+        """Take nothing: an answer that passes as it is has an encoded one's sink."""
+        raise AssertionError("no answer passes here as it is")
+
+    def mute(self) -> None:
+        """Do nothing: what is not encoded comes from accounts, whose answers are not read on."""
 
     @property
     def wants_failure_events(self) -> bool:
@@ -101,6 +109,11 @@ class EncodedSink(Sink):
     def __init__(self, decoded: Decoded, trace: Trace, terms: Terms) -> None:
         super().__init__(decoded.request, trace, terms)
         self._lease: Lease | None = None
+        self._watcher: Watcher | None = None
+        """What knows of an answer that passes as it is: then nothing is encoded."""
+        self._answered = decoded.answered
+        self._is_muted = False
+        """The caller has left, and its answer is read on."""
         self._encoder = decoded.make_encoder(
             Surroundings(
                 now=terms.now,
@@ -117,12 +130,28 @@ class EncodedSink(Sink):
     @property
     def ended_early(self) -> bool:  # type: ignore[override]  # derived here, constant elsewhere
         """Whether the caller's own limit ended the answer, so that the backend is still writing."""
-        return self._encoder.ended_early
+        return self._watcher is None and self._encoder.ended_early
 
     @property
     def text_bytes(self) -> int:
         """How much text there is."""
-        return self._encoder.delivered
+        return self._encoder.delivered if self._watcher is None else self._watcher.delivered
+
+    def mute(self) -> None:
+        """Write nothing more; what comes is taken in all the same."""
+        self._is_muted = True
+
+    def _tell_end(self) -> None:
+        """Have an answer remembered that passes as it is and has ended well, before the caller has its end."""
+        watcher, answered = self._watcher, self._answered
+        if watcher is not None and answered is not None and watcher.final:
+            self._answered = None
+            answered(watcher.final)
+
+    def _cut(self, error: ProxyError) -> bytes:
+        """Return what ends a stream with *error*."""
+        error = self._terms.dialect.reword(error, self._request)
+        return self._encoder.cut(error) if self._watcher is None else self._watcher.cut(error)
 
     async def body(self, data: bytes) -> None:
         """Take no body: the answer is made of events."""
@@ -130,13 +159,15 @@ class EncodedSink(Sink):
 
     def usage(self, *, estimate: bool) -> Usage:
         """Return the backend's numbers, else an estimate when one is wanted."""
+        if self._watcher is not None:
+            return self._watcher.estimate(self._request.input_bytes)
         return self._encoder.estimate() if estimate else self._encoder.usage
 
     def end_state(self) -> End:
         """Return how the answer ended."""
         if self._error is not None:
             return End.FAILED
-        return self._encoder.ended or End.FAILED
+        return (self._encoder.ended if self._watcher is None else self._watcher.ended) or End.FAILED
 
 
 class StreamSink(EncodedSink):
@@ -162,7 +193,8 @@ class StreamSink(EncodedSink):
     async def open(self, head: Head) -> None:
         """Begin the answer; its head goes out with the first events."""
         self._lease = head.lease
-        if self._stream is None:
+        self._watcher = head.watcher
+        if self._stream is None and not self._is_muted:
             self._start(self._headers(head))
 
     def _start(self, headers: dict[str, str]) -> EventStream:
@@ -173,10 +205,13 @@ class StreamSink(EncodedSink):
     async def send(self, batch: Batch) -> bool:
         """Write the frames of one read, all of them at once, with the end of the body if it has come."""
         stream, encoder = self._stream, self._encoder
-        assert stream is not None
         data = encoder.encode(batch)
         self.failure = encoder.failure
         finished = encoder.finished
+        if self._is_muted:
+            batch.clear()
+            return not finished
+        assert stream is not None
         self._delivered += len(data)
         # A sign of life comes from outside the turn's own task.
         self._is_over = finished
@@ -187,25 +222,44 @@ class StreamSink(EncodedSink):
         await stream.caught_up()
         return not finished
 
+    async def pass_on(self, data: bytes) -> None:
+        """Write whole frames as they came."""
+        assert self._watcher is not None
+        is_last = self._watcher.ended is not None
+        if is_last:
+            self._tell_end()
+        if self._is_muted:
+            return
+        assert self._stream is not None
+        self._delivered += len(data)
+        self._is_over = is_last
+        self._stream.put(data, is_last=is_last)
+        del data
+        await self._stream.caught_up()
+
     async def keepalive(self) -> None:
         """Write a frame that says nothing but that we are here."""
-        if not self._is_over:
+        if not self._is_over and not self._is_muted:
             stream = self._stream if self._stream is not None else self._start({})
-            await stream.write(self._encoder.keepalive())
+            watcher = self._watcher
+            await stream.write(self._encoder.keepalive() if watcher is None else watcher.keepalive)
 
     async def end(self) -> None:
         """Close the body."""
         self._is_over = True
+        self._tell_end()
+        if self._is_muted:
+            return
         assert self._stream is not None
         await self._stream.write_eof()
 
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or end the stream with the dialect's terminal event."""
         self._is_over = True
-        if self._stream is None:
+        if self._stream is None or self._is_muted:
             self._refuse(error)
             return
-        data = self._encoder.cut(self._terms.dialect.reword(error, self._request))
+        data = self._cut(error)
         self._delivered += len(data)
         await self._stream.write_eof(data)
 
@@ -226,6 +280,7 @@ class CollectSink(EncodedSink):
     async def open(self, head: Head) -> None:
         """Begin to collect."""
         self._lease = head.lease
+        self._watcher = head.watcher
         self._down = self._headers(head)
 
     async def send(self, batch: Batch) -> bool:
@@ -234,11 +289,20 @@ class CollectSink(EncodedSink):
         self.failure = self._encoder.failure
         return not self._collector.finished
 
+    async def pass_on(self, data: bytes) -> None:
+        """Take the whole answer as it came."""
+        self._trace.status = 200
+        self._delivered = len(data)
+        self._response = web.Response(body=data, content_type="application/json", headers=self._down)
+
     async def keepalive(self) -> None:
         """Say nothing: a JSON answer has no sign of life."""
 
     async def end(self) -> None:
-        """Make the answer out of what was collected."""
+        """Make the answer out of what was collected, if it is not there already."""
+        if self._watcher is not None:
+            self._tell_end()
+            return
         try:
             data = self._collector.result()
         except ProxyError as exc:

@@ -557,7 +557,7 @@ class SocketSink(EncodedSink):
         self._lease = head.lease
         self._is_open = True
         self._trace.status = 200
-        if self._request.is_codex:
+        if self._request.is_codex and not self._is_muted:
             await self._send(self._greeting(head))
 
     def _greeting(self, head: Head) -> Batch:
@@ -585,14 +585,14 @@ class SocketSink(EncodedSink):
         """Write the events of one read."""
         events = self._events.events(batch)
         self.failure = self._events.failure
-        if events:
+        if events and not self._is_muted:
             await self._send(events)
         return not self._events.finished
 
     async def keepalive(self) -> None:
         """Write a frame that says nothing but that we are here; pings do not reset a client's timer."""
         async with self._writing:
-            if not self._is_over:
+            if not self._is_over and not self._is_muted:
                 await self._write([_frame(_KEEPALIVE, self._lane)])
 
     async def end(self) -> None:
@@ -603,7 +603,9 @@ class SocketSink(EncodedSink):
         """Say *error* in a frame with its status, or end an answer that has begun with the terminal event."""
         async with self._writing:
             self._is_over = True
-            if self._is_open:
+            if self._is_muted:
+                self._refuse(error)
+            elif self._is_open:
                 last = self._events.last_events(self._terms.dialect.reword(error, self._request))
                 frames = [_frame(event, self._lane) for event in last]
                 self._delivered += sum(map(len, frames))

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 
 from codex_proxy.accounts.account import Account
+from codex_proxy.accounts.affinity import digest
 from codex_proxy.accounts.pool import TAG_LENGTH, Pool, Want
 from codex_proxy.accounts.pool import Lease as PoolLease
 from codex_proxy.accounts.quota import MAIN_FAMILY
@@ -70,6 +71,10 @@ class AccountRoute:
         """Wait until an account that could serve *request* has room; see `Pool.wait_for_place`."""
         await self._pool.wait_for_place(self._want(request), tried, seconds=seconds, ticket=ticket)
 
+    def has_written(self, compacted: str) -> bool:
+        """Tell whether an account wrote this piece of history, which nobody else can read."""
+        return self._pool.owners.get(digest(compacted)) is not None
+
     def _want(self, request: BackendRequest) -> Want:
         tag, _ = split_turn_state(request.turn_state)
         bound = self._pool.by_tag(tag)
@@ -88,6 +93,12 @@ class AccountRoute:
 
 class AccountLease:
     """One exchange with one account."""
+
+    upstream = ""
+    is_native = False
+    drains = False
+    max_retries: int | None = None
+    first_byte_timeout: float | None = None
 
     def __init__(self, route: AccountRoute, lease: PoolLease) -> None:
         self._route = route

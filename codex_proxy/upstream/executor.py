@@ -4,6 +4,8 @@ A turn has two moments that matter. Until the first good event nothing has been 
 caller, so any failure may be tried again elsewhere; after it, none may. Greetings (`created`,
 `in_progress`, quota and metadata frames) are held back until then, bounded in bytes and time.
 
+An upstream that speaks its caller's dialect is not translated: its frames pass as they come, and a watcher reads along.
+
 What each verdict means for the loop:
 
 | verdict      | this target           | counts as a retry | then                                   |
@@ -20,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,9 +40,11 @@ from codex_proxy.errors import (
     Verdict,
 )
 from codex_proxy.net import Answer, NetError, NetKind
+from codex_proxy.protocol.frames import Frame, Frames
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import failure_of, has_text, is_handshake, words_of
-from codex_proxy.protocol.sse import Batch, EventTooLarge, Parser
+from codex_proxy.protocol.sse import Batch, Event, EventTooLarge, Parser
+from codex_proxy.protocol.watchers import Watcher, watcher_for
 from codex_proxy.protocol.wire import BadJson, loads_lenient
 from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import Attempt, Decision, End, Trace, TraceSink, Usage
@@ -69,6 +73,14 @@ _TELLING = frozenset({"codex.rate_limits", "response.output_item.done"})
 # What a unary answer (compact, search, images) may hold.
 MAX_UNARY_BYTES = 128 * 1024 * 1024
 
+DRAIN_IDLE_SECONDS = 60.0
+"""How long an answer whose caller has left may pause until it is given up..."""
+DRAIN_SECONDS = 600.0
+"""...and how long it may go on in all."""
+MAX_DRAINS = 100
+"""How many such answers are read at a time; past it they end with their callers."""
+_DRAIN_LOOK_SECONDS = 5.0
+
 
 @dataclass(slots=True, frozen=True)
 class Head:
@@ -80,6 +92,8 @@ class Head:
     """The backend's; lower-case names. Most of them are nobody's business downstream."""
     lease: Lease
     content_type: str
+    watcher: Watcher | None = None
+    """What reads along with an answer that passes as it is; None for one that is translated."""
 
 
 class Sink(Protocol):
@@ -98,6 +112,14 @@ class Sink(Protocol):
 
     async def body(self, data: bytes) -> None:
         """Take a part of an answer that is no event stream."""
+        ...
+
+    async def pass_on(self, data: bytes) -> None:
+        """Take whole frames, or all, of an answer that passes as it is; its watcher has seen them."""
+        ...
+
+    def mute(self) -> None:
+        """Write nothing more: the caller has left, and the answer is read to its end all the same."""
         ...
 
     async def keepalive(self) -> None:
@@ -161,13 +183,17 @@ class Exchange:
         self._trace = trace
         self._passage = executor.gate.enter(trace, request)
         self._caller_gone = False
+        self._lease: Lease | None = None
+        """The target that is being asked."""
+        self._drains = False
+        """The caller has left, and the answer is read on."""
         self._cut: ProxyError | None = None
         self._committed = False
         self._ended = False
         """The caller has the end of its answer; what follows is tidying up."""
         self._ended_by_us = False
         self._started = executor.clock.monotonic()
-        self._written = self._started
+        self._written = self._heard = self._started
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
 
@@ -195,10 +221,36 @@ class Exchange:
                 self._over.set_result(None)
 
     def caller_gone(self) -> None:
-        """Say that nobody listens any more: the backend stops working for it at once."""
-        if self.task is not None and not self.task.done():
+        """Say that nobody listens any more: an account stops working for it at once, an upstream may go on."""
+        if self.task is not None and not self.task.done() and not self._drain_on():
             self._caller_gone = True
             self.task.cancel()
+
+    def _drain_on(self) -> bool:
+        """Read the answer on without its caller, where its upstream wants that; tell whether that is so."""
+        lease, executor = self._lease, self._executor
+        if self._drains:
+            return True
+        if lease is None or not lease.drains or self._ended or not executor.begin_drain(self):
+            return False
+        self._drains = True
+        self._trace.upstream = lease.upstream
+        self._heard = executor.clock.monotonic()
+        self._sink.mute()
+        _ = executor.background.spawn(self._bound_drain(), name=f"drain:{self._trace.id}")
+        return True
+
+    async def _bound_drain(self) -> None:
+        """End an answer that nobody waits for when it pauses for too long, or goes on for too long."""
+        clock = self._executor.clock
+        until = clock.monotonic() + DRAIN_SECONDS
+        while self.task is not None and not self.task.done():
+            now = clock.monotonic()
+            if now >= until or now - self._heard >= DRAIN_IDLE_SECONDS:
+                self._caller_gone = True
+                self.task.cancel()
+                return
+            await clock.sleep(_DRAIN_LOOK_SECONDS)
 
     def cut(self, error: ProxyError) -> None:
         """End it from our side, with a proper ending for the caller."""
@@ -248,7 +300,7 @@ class Exchange:
             logger.exception("turn broke id=%s", trace.id)
             await self._fail(ProxyError("internal error"))
         finally:
-            self._finish(end)
+            self._finish(End.CALLER_GONE if self._drains else end)
             self._passage.settle()
 
     def _left(self) -> End:
@@ -278,6 +330,7 @@ class Exchange:
         left: set[str] = set()
         resting: set[str] = set()
         passing = 0
+        failures: dict[str, int] = {}
         pauses: list[float] = []
         last: UpstreamError | None = None
         # What leaves an account for good costs no retry, but it may not take for ever either.
@@ -285,7 +338,7 @@ class Exchange:
         while True:
             begun = clock.monotonic()
             try:
-                key, error = await self._try(left | resting, last)
+                lease, error = await self._try(left | resting, last)
             except PoolBusy as exc:
                 patience = exc.patience if exc.patience is not None else settings.queue_timeout
                 now = clock.monotonic()
@@ -321,7 +374,10 @@ class Exchange:
                 raise self._last_word(exc, last) from last
             if error is None:
                 return
-            last = error
+            if self._drains:
+                # Nobody is left to be served by another target.
+                raise error
+            last, key = error, lease.key
             match error.verdict:
                 case Verdict.CALLER:
                     raise error
@@ -345,7 +401,9 @@ class Exchange:
                     | Verdict.SILENT
                     | Verdict.CUT
                 ):
-                    resting.add(key)
+                    failures[key] = failures.get(key, 0) + 1
+                    most = lease.max_retries
+                    (resting if most is None or failures[key] <= most else left).add(key)
                     passing += 1
                     if passing > settings.max_retry:
                         raise self._gave_up(error)
@@ -388,8 +446,8 @@ class Exchange:
 
     async def _try(
         self, tried: Collection[str], last: UpstreamError | None
-    ) -> tuple[str, UpstreamError | None]:
-        """Try one target, mending it once if that is possible; return its key, and no error if it answered.
+    ) -> tuple[Lease, UpstreamError | None]:
+        """Try one target, mending it once if that is possible; return its lease, and no error if it answered.
 
         The target is chosen when its turn has come: one chosen before a wait may be resting after it.
         """
@@ -398,8 +456,8 @@ class Exchange:
         async with self._executor.retry_slot() as slot:
             return await self._try_in(slot, tried)
 
-    async def _try_in(self, slot: Slot, tried: Collection[str]) -> tuple[str, UpstreamError | None]:
-        lease = self._pick(tried)
+    async def _try_in(self, slot: Slot, tried: Collection[str]) -> tuple[Lease, UpstreamError | None]:
+        lease = self._lease = self._pick(tried)
         try:
             error = await self._attempt(lease, slot)
             if (
@@ -410,8 +468,9 @@ class Exchange:
                 error = await self._attempt(lease, slot)
             if error is not None:
                 lease.failed(error)
-            return lease.key, error
+            return lease, error
         finally:
+            self._lease = None
             lease.release()
 
     def _pick(self, tried: Collection[str]) -> Lease:
@@ -435,7 +494,7 @@ class Exchange:
     async def _attempt(self, lease: Lease, slot: Slot) -> UpstreamError | None:
         """Send the request once; return its failure when that came before the answer began."""
         trace, clock = self._trace, self._executor.clock
-        attempt = Attempt(lease.alias, clock.monotonic())
+        attempt = Attempt(lease.alias, clock.monotonic(), is_upstream=bool(lease.upstream))
         trace.attempts.append(attempt)
         answer: Answer | None = None
         try:
@@ -444,7 +503,9 @@ class Exchange:
             if answer.head_seconds is not None:
                 attempt.connected = now - answer.head_seconds
             attempt.status = answer.status
-            if self._request.endpoint == "responses":
+            if lease.is_native:
+                await self._native(lease, answer, slot)
+            elif self._request.endpoint == "responses":
                 await self._stream(lease, answer, slot)
             else:
                 await self._unary(lease, answer, slot)
@@ -484,9 +545,7 @@ class Exchange:
         while True:
             chunk = answer.read_nowait()
             if chunk is None:
-                settings = self._executor.live.current
-                quiet = settings.first_byte_timeout if is_first else settings.idle_timeout
-                chunk = await self._read(answer, since, quiet, held)
+                chunk = await self._read(answer, since, self._patience(lease, is_first=is_first), held)
                 if chunk is None:
                     # The hold is over: what is held begins the answer.
                     await self._begin(lease, answer, slot)
@@ -494,7 +553,8 @@ class Exchange:
                     if not await self._send(lease, batch):
                         break
                     continue
-            since, is_first = clock.monotonic(), False
+            self._heard = since = clock.monotonic()
+            is_first = False
             batch, size = _feed(parser, chunk), len(chunk)
             # While a slow reader is waited for, what it will get is held once, not here too.
             del chunk
@@ -517,16 +577,33 @@ class Exchange:
         await self._sink.end()
         await self._drain(answer)
 
-    async def _begin(self, lease: Lease, answer: Answer, slot: Slot) -> None:
+    def _patience(self, lease: Lease, *, is_first: bool) -> float:
+        """Return how long *lease*'s target may be silent."""
+        settings = self._executor.live.current
+        if not is_first:
+            return settings.idle_timeout
+        own = lease.first_byte_timeout
+        return own if own is not None else settings.first_byte_timeout
+
+    async def _begin(
+        self, lease: Lease, answer: Answer, slot: Slot, watcher: Watcher | None = None
+    ) -> None:
         """Begin the answer: from here on no other target may try."""
         self._committed = True
         slot.free()
         lease.ok()
         trace = self._trace
-        trace.alias, trace.decision = lease.alias, lease.decision.rule
+        trace.alias, trace.upstream, trace.decision = lease.alias, lease.upstream, lease.decision.rule
         trace.first_event = self._executor.clock.monotonic()
         await self._sink.open(
-            Head(lease.alias, answer.status, answer.headers, lease, answer.headers.get("content-type", ""))
+            Head(
+                lease.alias,
+                answer.status,
+                answer.headers,
+                lease,
+                answer.headers.get("content-type", ""),
+                watcher,
+            )
         )
         self._request.release()
         self._written = self._executor.clock.monotonic()
@@ -549,7 +626,13 @@ class Exchange:
         is_first_text = self._trace.first_text is None and has_text(batch)
         if self._trace.said is not None:
             self._trace.said.add(words_of(batch))
-        more = await self._sink.send(batch)
+        try:
+            more = await self._sink.send(batch)
+        except ConnectionError:
+            if not self._drain_on():
+                raise
+            # What it was given is told of in the answer's story; now it says whether that was the end.
+            more = await self._sink.send([])
         self._written = self._executor.clock.monotonic()
         if is_first_text:
             self._trace.first_text = self._written
@@ -558,14 +641,20 @@ class Exchange:
             self._trace.error = failure.fault.code or failure.verdict.value
             lease.failed(failure)
         if more and not await self._passage.top_up(self._sink.text_bytes):
-            self._ended_by_us = True
-            error = OutOfFunds("the money for this turn is used up, so its answer ends here")
-            self._trace.error = error.code
-            await self._sink.fail(error)
+            await self._out_of_funds()
             return False
         return more
 
-    async def _read(self, answer: Answer, since: float, quiet: float, held: Batch) -> bytes | None:
+    async def _out_of_funds(self) -> None:
+        """End an answer that nobody can pay for."""
+        self._ended_by_us = True
+        error = OutOfFunds("the money for this turn is used up, so its answer ends here")
+        self._trace.error = error.code
+        await self._sink.fail(error)
+
+    async def _read(
+        self, answer: Answer, since: float, quiet: float, held: Sequence[Event | Frame]
+    ) -> bytes | None:
         """Return the next bytes, showing signs of life meanwhile; None when the hold is over.
 
         Args:
@@ -590,11 +679,16 @@ class Exchange:
                         raise
                 continue
             if not self._committed:
-                if any(event.type == "response.created" for event in held):
+                # Frames are shown as they are, whatever they say.
+                if any(not isinstance(one, Event) or one.type == "response.created" for one in held):
                     return None
                 # Nothing to show yet; look again when something may have come.
                 return await answer.read(since + quiet - now)
-            await self._sink.keepalive()
+            try:
+                await self._sink.keepalive()
+            except ConnectionError:
+                if not self._drain_on():
+                    raise
             self._written = clock.monotonic()
 
     async def _drain(self, answer: Answer) -> None:
@@ -611,6 +705,119 @@ class Exchange:
                     pass
         except (NetError, TimeoutError):
             return
+
+    # -- answers that pass as they are ------------------------------------------------------
+
+    async def _native(self, lease: Lease, answer: Answer, slot: Slot) -> None:
+        """Pass on an answer in the caller's own dialect."""
+        native = self._request.native
+        assert native is not None
+        watcher = watcher_for(
+            native.capability, self._executor.clock.now, wants_usage=native.wants_usage
+        )
+        if self._trace.said is not None:
+            watcher.words = []
+        is_json = "json" in answer.headers.get("content-type", "")
+        if native.stream and not is_json:
+            await self._native_stream(lease, answer, slot, watcher)
+            return
+        data = await self._read_whole(lease, answer)
+        watcher.whole(data)
+        if watcher.failure is not None:
+            raise watcher.failure
+        if native.stream or not watcher.begun:
+            raise UpstreamError(
+                Verdict.SERVER, BackendFault("the upstream did not answer in the way it was asked")
+            )
+        _tell_of(lease, watcher)
+        await self._begin(lease, answer, slot, watcher)
+        await self._pass(data, watcher)
+        await self._sink.end()
+        self._ended = True
+
+    async def _read_whole(self, lease: Lease, answer: Answer) -> bytes:
+        """Read a plain answer; its caller waits for all of it, so nothing is shown meanwhile."""
+        parts: list[bytes] = []
+        size = 0
+        clock = self._executor.clock
+        while chunk := await answer.read(self._patience(lease, is_first=not parts)):
+            self._heard = clock.monotonic()
+            parts.append(chunk)
+            size += len(chunk)
+            if size > MAX_UNARY_BYTES:
+                raise UpstreamError(Verdict.CUT, BackendFault("the upstream sent an answer without end"))
+        return b"".join(parts)
+
+    async def _native_stream(self, lease: Lease, answer: Answer, slot: Slot, watcher: Watcher) -> None:
+        frames = Frames()
+        held: list[Frame] = []
+        held_bytes = 0
+        clock = self._executor.clock
+        since = clock.monotonic()
+        is_first = True
+        while True:
+            chunk = answer.read_nowait()
+            if chunk is None:
+                chunk = await self._read(answer, since, self._patience(lease, is_first=is_first), held)
+                if chunk is None:
+                    await self._begin(lease, answer, slot, watcher)
+                    whole, held = held, []
+                    await self._pass(b"".join([frame.raw for frame in whole]), watcher)
+                    continue
+            self._heard = since = clock.monotonic()
+            is_first = False
+            whole = _looked_at(frames, chunk, watcher)
+            _tell_of(lease, watcher)
+            failure = watcher.failure
+            if not self._committed:
+                held += whole
+                held_bytes += len(chunk)
+                if failure is not None and not (
+                    failure.verdict is Verdict.CALLER and self._sink.wants_failure_events
+                ):
+                    raise failure
+                if watcher.begun or failure is not None or held_bytes > MAX_HELD_BYTES:
+                    await self._begin(lease, answer, slot, watcher)
+                    whole, held = held, []
+                else:
+                    whole = []
+            goes_on = await self._pass(b"".join([frame.raw for frame in whole]), watcher) if whole else True
+            if failure is not None:
+                self._trace.error = failure.fault.code or failure.verdict.value
+                lease.failed(failure)
+                self._ended_by_us = True
+                await self._sink.fail(failure)
+                return
+            if not goes_on or watcher.ended is not None:
+                break
+            if not chunk:
+                if watcher.finish() is None:
+                    raise UpstreamError(
+                        Verdict.CUT, BackendFault("the upstream's stream ended before its answer did")
+                    )
+                break
+        self._ended = True
+        await self._sink.end()
+        await self._drain(answer)
+
+    async def _pass(self, data: bytes, watcher: Watcher) -> bool:
+        """Pass on what the watcher has seen; False when it is the last that is."""
+        if watcher.words:
+            if self._trace.said is not None:
+                self._trace.said.add("".join(watcher.words).encode("utf-8", "replace"))
+            watcher.words.clear()
+        try:
+            await self._sink.pass_on(data)
+        except ConnectionError:
+            if not self._drain_on():
+                raise
+        self._written = self._executor.clock.monotonic()
+        if watcher.delivered and self._trace.first_text is None:
+            self._trace.first_text = self._written
+        if watcher.ended is None and not await self._passage.top_up(self._sink.text_bytes):
+            await self._out_of_funds()
+            return False
+        return True
 
     # -- other answers --------------------------------------------------------------------
 
@@ -652,6 +859,22 @@ def _observe(lease: Lease, batch: Batch) -> None:
             lease.observe(kind, event.json)
 
 
+def _looked_at(frames: Frames, chunk: bytes, watcher: Watcher) -> list[Frame]:
+    """Return the frames that *chunk* completes, as far as they are for the caller."""
+    try:
+        whole = frames.feed(chunk) if chunk else frames.finish()
+    except EventTooLarge as exc:
+        raise UpstreamError(Verdict.CUT, BackendFault("the upstream sent an event without end")) from exc
+    return [frame for frame in whole if watcher.look(frame)]
+
+
+def _tell_of(lease: Lease, watcher: Watcher) -> None:
+    """Let the target take in what events tell of it."""
+    for event in watcher.told:
+        lease.observe(event.type, event.json)
+    watcher.told.clear()
+
+
 def _feed(parser: Parser, chunk: bytes) -> Batch:
     try:
         return parser.feed(chunk) if chunk else parser.finish()
@@ -684,6 +907,7 @@ class Executor:
         self._rng = rng if rng is not None else random.Random()
         self._budget = RetryBudget()
         self._exchanges: set[Exchange] = set()
+        self._drains: set[Exchange] = set()
         self._listeners: list[TraceSink] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -717,6 +941,7 @@ class Executor:
     def finished(self, exchange: Exchange, trace: Trace) -> None:
         """Forget a turn and tell who listens."""
         self._exchanges.discard(exchange)
+        self._drains.discard(exchange)
         self._budget.active = len(self._exchanges)
         if not self._exchanges:
             self._idle.set()
@@ -725,6 +950,18 @@ class Executor:
                 listener(trace)
             except Exception:
                 logger.exception("listener failed id=%s", trace.id)
+
+    def begin_drain(self, exchange: Exchange) -> bool:
+        """Let *exchange* go on without its caller; False when too many do so already."""
+        if len(self._drains) >= MAX_DRAINS:
+            return False
+        self._drains.add(exchange)
+        return True
+
+    @property
+    def drains(self) -> int:
+        """How many turns are read on whose callers have left."""
+        return len(self._drains)
 
     @property
     def in_flight(self) -> int:

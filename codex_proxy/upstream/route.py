@@ -1,4 +1,4 @@
-"""Targets, as the executor sees them: an account now, another kind of provider later."""
+"""Targets, as the executor sees them: an account, or an upstream over HTTP."""
 
 from collections.abc import Collection, Mapping
 from typing import Protocol
@@ -17,8 +17,18 @@ class Lease(Protocol):
     """The target's identity."""
     alias: str
     """Its name for logs and pages."""
+    upstream: str
+    """The same for an upstream; empty for an account."""
     decision: Decision
     """Why it was picked."""
+    is_native: bool
+    """Whether the answer comes in the caller's own dialect, and passes as it is."""
+    drains: bool
+    """Whether an answer is read on when its caller has left, so that what it has cost is known."""
+    max_retries: int | None
+    """Further attempts of one turn on this target; None: as many as there may be."""
+    first_byte_timeout: float | None
+    """How long it may be silent before its answer begins; None: as long as any."""
 
     async def open(self, request: BackendRequest) -> Answer:
         """Send the request; return an answer whose status is good.

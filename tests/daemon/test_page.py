@@ -116,7 +116,8 @@ async def page(folder: Path, **settings: Any) -> AsyncIterator[tuple[Stand, Brow
 async def test_on_this_machine_without_keys_the_page_just_opens(tmp_path: Path) -> None:
     async with page(tmp_path, accounts=1) as (stand, browser):
         assert await browser.look() == {
-            "authenticated": True, "csrf": browser.csrf, "needs_key": False, "is_setup": True,
+            "authenticated": True, "role": "owner", "csrf": browser.csrf, "needs_key": False, "is_setup": True,
+            "ledger": "off",
         }  # fmt: skip
         assert (await browser.get("/setup"))["needs_key"] is False
         assert (await browser.post(f"/accounts/{alias_of(stand)}/check")).keys() >= {"success", "message"}
@@ -267,7 +268,7 @@ async def test_a_set_up_token_opens_the_page_once(tmp_path: Path) -> None:
     async with page(tmp_path, accounts=1, listen='"0.0.0.0:0"') as (stand, browser):
         browser.url = stand.url
         assert await browser.look() == {
-            "authenticated": False, "csrf": None, "needs_key": True, "is_setup": True,
+            "authenticated": False, "role": None, "csrf": None, "needs_key": True, "is_setup": True, "ledger": None,
         }  # fmt: skip
         file = tmp_path / "data" / "setup-token"
         token = (await asyncio.to_thread(file.read_text, encoding="utf-8")).strip()

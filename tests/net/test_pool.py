@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from codex_proxy.net import Answer, Deadlines, NetError, NetKind, Outbound, native
+from codex_proxy.net import Answer, Deadlines, NetError, NetKind, Outbound, connections, native
+from codex_proxy.net.connections import AddrInfo
 from tests.net.peers import LATER, calling, hang_up, listening, until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -245,7 +246,7 @@ async def test_a_cancelled_read_loses_nothing_and_keeps_its_connection() -> None
 
 
 async def test_only_so_many_are_kept_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "MAX_IDLE", 3)
+    monkeypatch.setattr(connections, "MAX_IDLE", 3)
     async with serving() as (peer, outbound):
         peer.answers = [HELD] * 5
         await several(outbound, peer, 5)
@@ -399,7 +400,7 @@ async def test_a_connection_that_is_closed_as_soon_as_it_is_there_is_a_cut() -> 
 
 
 def addresses(*hosts: tuple[str, int]) -> Callable[[str, int], object]:
-    async def resolve(_: str, port: int) -> list[native.AddrInfo]:
+    async def resolve(_: str, port: int) -> list[AddrInfo]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, other or port)) for host, other in hosts]
 
     return resolve
@@ -440,7 +441,7 @@ async def test_many_who_ask_at_once_ask_the_resolver_once() -> None:
     go_on = asyncio.Event()
     async with serving() as (peer, outbound):
 
-        async def resolve(host: str, port: int) -> list[native.AddrInfo]:
+        async def resolve(host: str, port: int) -> list[AddrInfo]:
             asked.append(host)
             await go_on.wait()
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]

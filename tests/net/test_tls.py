@@ -11,7 +11,7 @@ import trustme
 
 from codex_proxy.config import TRANSPORTS
 from codex_proxy.net import Deadlines, NetError, NetKind, Outbound
-from codex_proxy.net.native import AddrInfo, resolve
+from codex_proxy.net.connections import AddrInfo, resolve
 from tests.net import peers
 from tests.net.peers import LATER, calling, failing, until
 

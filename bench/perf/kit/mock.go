@@ -355,7 +355,7 @@ func (m *mock) reply(conn *mockConn) bool {
 	if page, ok := m.plan.Pages[conn.path]; ok && !conn.post {
 		return m.page(conn, "200 OK", page)
 	}
-	if !conn.post || conn.path != "/backend-api/codex/responses" || conn.script == nil || conn.answer != nil {
+	if !conn.post || (conn.path != "/backend-api/codex/responses" && conn.path != "/v1/responses") || conn.script == nil || conn.answer != nil {
 		m.stats.Refused++
 		return m.page(conn, "404 Not Found", `{"detail":"nothing is played for this"}`)
 	}

@@ -191,11 +191,14 @@ class Page:
         return response
 
     def _session(self, request: web.Request, csrf: str | None, cookie: str | None) -> web.Response:
+        is_holder = self._sessions.key_of(request, cookie) is not None
         response = _json({
             "authenticated": csrf is not None,
+            "role": None if csrf is None else "holder" if is_holder else "owner",
             "csrf": csrf,
-            "needs_key": self._sessions.needs_key,
+            "needs_key": self._sessions.needs_key or is_holder,
             "is_setup": len(self._pool) > 0,
+            "ledger": None if csrf is None else self._settings.current.ledger,
         })
         if cookie is not None:
             response.set_cookie(

@@ -57,11 +57,19 @@ class Session:
     """One browser that has logged in. Times are seconds since the epoch."""
 
     opened_by: str
-    """What it stands and falls with: the digest of a key, `setup` or `local`."""
+    """What it stands and falls with: the digest of an owner's key, `setup` or `local`; the id of a ledger's key after `key:`."""
     name: str
     """Who that is, as it may be shown."""
     made: float
     used: float
+
+    @property
+    def key_id(self) -> str | None:
+        """The key of the ledger whose holder this is; None of an owner."""
+        return self.opened_by.removeprefix(_HOLDER) if self.opened_by.startswith(_HOLDER) else None
+
+
+_HOLDER = "key:"
 
 
 class Sessions:
@@ -98,12 +106,13 @@ class Sessions:
 
     # -- a request ------------------------------------------------------------------------
 
-    def resolve(self, request: web.Request) -> Caller:
+    def resolve(self, request: web.Request, *, is_owner_needed: bool = True) -> Caller:
         """Return who is behind a request of the page.
 
         Raises:
             KeyRefused: If no session came with it, or one that is over.
-            RequestError: 403 if it changes something and our page cannot have sent it.
+            RequestError: 403 if it changes something and our page cannot have sent it, or if it is the owner's
+                and the holder of a key asks.
         """
         self.refuse_when_off()
         refuse_other_origins(request)
@@ -111,6 +120,17 @@ class Sessions:
         session = self._find(token)
         if session is None:
             raise KeyRefused("log in: there is no session, or it is over", code="no_session")
+        if session.key_id is not None:
+            if is_owner_needed:
+                raise RequestError(
+                    "this is the owner's: a client key opens the page of its own usage only",
+                    status=403,
+                    code="owner_needed",
+                )
+            assert self.access is not None
+            assert self.access.holders is not None
+            # It may be good, and not from there.
+            _ = self.access.holders.check(session.key_id, self.address_of(request))
         if request.method not in ("GET", "HEAD"):
             theirs = request.headers.get(CSRF_HEADER, "")
             if not hmac.compare_digest(theirs.encode("utf-8", "replace"), csrf_of(token).encode()):
@@ -134,6 +154,11 @@ class Sessions:
     def is_valid(self, request: web.Request) -> bool:
         """Tell whether a request's session is one, and there is a page for it."""
         return self._live.current.ui == "on" and self._find(_cookie(request)) is not None
+
+    def key_of(self, request: web.Request, cookie: str | None = None) -> str | None:
+        """Return the id of the key whose holder asks, by the cookie it is given if any; None when that is none."""
+        session = self._find(_cookie(request) if cookie is None else cookie)
+        return None if session is None else session.key_id
 
     # -- logging in -----------------------------------------------------------------------
 
@@ -162,8 +187,10 @@ class Sessions:
     async def log_in(self, request: web.Request, key: str) -> tuple[str, str]:
         """Open a session for whoever knows *key* or the set-up token; return its CSRF word and its cookie.
 
+        A client key of the ledger opens one for its holder, who is no owner.
+
         Raises:
-            KeyRefused: If it is neither.
+            KeyRefused: If it is neither, or one that may not be used any more.
             RequestError: 403 for a page of another site, 429 after too many wrong ones.
         """
         self.refuse_when_off()
@@ -180,6 +207,8 @@ class Sessions:
         known = key_of(key, self.access.owner_keys())
         if known is not None:
             opened_by, caller = known.digest.hex(), holder(known)
+        elif (found := self._find_holder(key, address)) is not None:
+            opened_by, caller = f"{_HOLDER}{found.id}", found
         elif self._may_set_up() and await asyncio.to_thread(
             keyfile.take_setup_token, self._live.current.data_dir, key, self._clock.now()
         ):
@@ -205,6 +234,16 @@ class Sessions:
             self._is_changed = True
             audit.info("logout by=%s", ended.name)
             await self.save()
+
+    def _find_holder(self, key: str, address: str) -> Caller | None:
+        assert self.access is not None
+        if self.access.holders is None:
+            return None
+        try:
+            return self.access.holders.find(key, address)
+        except KeyRefused as exc:
+            audit.warning("login refused reason=%s from=%s", exc.code, _shown(address))
+            raise
 
     def _may_set_up(self) -> bool:
         return keyfile.may_set_up(self._live.current)
@@ -241,6 +280,9 @@ class Sessions:
                 return not self.needs_key
             case "setup":
                 return self._may_set_up()
+            case _ if session.key_id is not None:
+                holders = self.access.holders
+                return holders is not None and holders.is_good(session.key_id)
             case digest:
                 return any(digest == key.digest.hex() for key in self.access.owner_keys())
 

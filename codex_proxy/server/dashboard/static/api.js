@@ -7,8 +7,9 @@ const RESTART_MS = 500;
 
 /** An answer that was no success; `status` 0 when there was none. */
 export class ApiError extends Error {
-  constructor(message, status = 0, code = null, retryAfter = null) {
+  constructor(message, status = 0, code = null, retryAfter = null, param = null) {
     super(message);
+    this.param = param;
     this.status = status;
     this.code = code;
     this.retryAfter = retryAfter;
@@ -45,6 +46,7 @@ function keep(found) {
 
 export const get = (path, signal) => call("GET", path, undefined, signal);
 export const post = (path, body = {}) => call("POST", path, body);
+export const patch = (path, body) => call("PATCH", path, body);
 export const remove = (path) => call("DELETE", path);
 
 async function call(method, path, body, signal) {
@@ -120,7 +122,7 @@ async function sendOnce(method, path, body, signal) {
   }
   const retryAfter = Number.parseFloat(response.headers.get("retry-after") ?? "");
   const failure = new ApiError(
-    told?.message ?? "", response.status, told?.code ?? null, Number.isNaN(retryAfter) ? null : retryAfter,
+    told?.message ?? "", response.status, told?.code ?? null, Number.isNaN(retryAfter) ? null : retryAfter, told?.param ?? null,
   );
   if (response.status === 401 && path !== "/session") whenEnded();
   throw failure;

@@ -9,6 +9,7 @@ import { LANGUAGES, coarse, currentLanguage, moment, number, remember, remembere
 import { loginScreen } from "./screens/login.js";
 import { accountsScreen } from "./screens/accounts.js";
 import { cacheScreen } from "./screens/cache.js";
+import { connectScreen, gatewayScreen, ownScreen } from "./screens/gateway.js";
 import { horizonScreen } from "./screens/horizon.js";
 import { nowScreen } from "./screens/now.js";
 import { requestsScreen } from "./screens/requests.js";
@@ -21,10 +22,19 @@ const SCREENS = {
   horizon: horizonScreen,
   requests: requestsScreen,
   cache: cacheScreen,
+  gateway: gatewayScreen,
   setup: setupScreen,
   start: startScreen,
 };
-const MENU = ["now", "accounts", "horizon", "requests", "cache", "setup"];
+const MENU = ["now", "accounts", "horizon", "requests", "cache", "gateway", "setup"];
+
+/** What the holder of a client key sees instead. */
+const HOLDERS_SCREENS = { own: ownScreen, connect: connectScreen };
+const HOLDERS_MENU = ["own", "connect"];
+
+const isHolder = () => who?.role === "holder";
+const screens = () => (isHolder() ? HOLDERS_SCREENS : SCREENS);
+const menu = () => (isHolder() ? HOLDERS_MENU : MENU);
 const THEMES = ["auto", "light", "dark"];
 const THEME_ICONS = { auto: "screen", light: "sun", dark: "moon" };
 
@@ -71,7 +81,7 @@ function route() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?", 2);
   const [name, ...rest] = path.split("/");
   return {
-    name: name in SCREENS ? name : "now",
+    name: name in screens() ? name : menu()[0],
     id: rest.length > 0 && rest[0] !== "" ? decoded(rest.join("/")) : null,
     query: new URLSearchParams(query ?? ""),
   };
@@ -93,7 +103,7 @@ function setQuery(changes) {
     if (value === null || value === undefined || value === "" || value === false) query.delete(name);
     else query.set(name, value);
   }
-  const path = location.hash.split("?", 1)[0] || "#/now";
+  const path = location.hash.split("?", 1)[0] || `#/${menu()[0]}`;
   const text = query.toString();
   history.replaceState(null, "", text === "" ? path : `${path}?${text}`);
   return query;
@@ -117,7 +127,7 @@ function toast(text, kind = "ok") {
 function makeShell() {
   const main = h("main", { id: "main", tabindex: "-1" });
   const links = new Map(
-    MENU.map((name) => [name, h("a", { href: `#/${name}` }, icon(name, 18), h("span", {}, t(`nav.${name}`)))]),
+    menu().map((name) => [name, h("a", { href: `#/${name}` }, icon(name, 18), h("span", {}, t(`nav.${name}`)))]),
   );
   const pool = h("div", { class: "pool", "aria-label": t("pool"), role: "group" });
   const alarm = h("a", { class: "alarm", href: "#/now", hidden: true });
@@ -125,7 +135,7 @@ function makeShell() {
   const bar = h(
     "header",
     { class: "bar" },
-    h("a", { class: "brand", href: "#/now" }, raw("span", {}, "codex-proxy")),
+    h("a", { class: "brand", href: `#/${menu()[0]}` }, raw("span", {}, "codex-proxy")),
     h("nav", { "aria-label": t("nav") }, ...links.values()),
     h(
       "div",
@@ -224,7 +234,7 @@ function showScreen() {
   for (const [name, link] of shell.links) mark(link, "aria-current", name === asked.name ? "page" : null);
   context.title(t(asked.name === "start" ? "start.title" : `nav.${asked.name}`));
   document.body.dataset.screen = asked.name;
-  screen = SCREENS[asked.name]({ ...bound(), route: asked });
+  screen = screens()[asked.name]({ ...bound(), route: asked });
   hasMissed = false;
   put(shell.main, screen.element);
   live.watch(screen.topic ?? null, onEvent);
@@ -327,7 +337,8 @@ function drawAlerts() {
 }
 
 function drawPool() {
-  if (accounts === null) return;
+  // Who logs in after an owner sees nothing of what that one saw.
+  if (accounts === null || isHolder()) return;
   show(shell.pool, accounts.total > 0);
   const parts = ["active", "cooldown", "unavailable", "needs_login", "disabled"].filter(
     (status) => status === "active" || accounts[status] > 0,
@@ -381,6 +392,8 @@ function showLogin(notice = "") {
 
 function enter(found) {
   who = found;
+  accounts = null;
+  alerts = [];
   shell = makeShell();
   showScreen();
   drawAlerts();

@@ -8,7 +8,10 @@ const LONGEST_PAUSE = 30000;
 // Something is said every second whatever the topic: so long without a word is a connection that is dead.
 const SILENCE = 8000;
 
-const EVENTS = ["now", "accounts", "horizon", "requests"];
+const EVENTS = ["now", "accounts", "horizon", "requests", "own"];
+
+// Whoever holds a client key hears that its session goes on, and nothing of the owner's.
+const OWN = "own";
 
 export class Live {
   /** *onState* hears `{name, retryAt, heardAt}` with name connecting, open, lost or paused; *onEnd* that the session is over. */
@@ -56,7 +59,7 @@ export class Live {
   #open() {
     this.#close();
     if (this.state !== "lost") this.#tell("connecting");
-    const source = new EventSource(`/ui/api/live?topic=${encodeURIComponent(this.topic)}`);
+    const source = new EventSource(this.topic === OWN ? "/ui/api/own/live" : `/ui/api/live?topic=${encodeURIComponent(this.topic)}`);
     this.source = source;
     for (const name of EVENTS) {
       source.addEventListener(name, (event) => {

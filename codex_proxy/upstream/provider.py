@@ -1,0 +1,283 @@
+"""One upstream: what it takes, how it does, and whether it is to be asked now.
+
+Times are seconds of the monotonic clock, passed in. What goes wrong is kept apart by what it means:
+
+| what came back                    | what follows                                                                     |
+|-----------------------------------|----------------------------------------------------------------------------------|
+| 401, 403                          | its configuration is wrong: nothing goes there until it is another one, or a     |
+|                                   | health check passes                                                              |
+| 429                               | a rest for that model, until it says that there is room                          |
+| no money, a used-up limit         | a rest for all of it                                                             |
+| 404                               | it has not that model, or does not speak that dialect: remembered for an hour    |
+| 5xx, silence, no connection       | counted for that model; too many, and it is ejected (see `ejection`)             |
+| any other 4xx                     | the request's own fault: nothing                                                 |
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from codex_proxy.accounts.pool import TAG_LENGTH
+from codex_proxy.accounts.tokens import Secret
+from codex_proxy.config import Upstream
+from codex_proxy.patterns import fits
+from codex_proxy.protocol.request import BackendRequest
+from codex_proxy.upstream.ejection import Outlier
+
+LACKING_SECONDS = 3600.0
+"""How long it is remembered that a model, or a dialect, is not there."""
+
+LIMITED_SECONDS = 5.0
+"""A rest after a 429 that does not say how long."""
+EMPTY_SECONDS = 60.0
+"""A rest after the word that there is no money, if nothing says how long."""
+LONGEST_REST = 24 * 3600.0
+
+DISABLED_SECONDS = 300.0
+"""How long one whose key was refused is left alone that has no list of models by which it could be checked."""
+
+FAILED_CHECKS = 2
+"""Health checks in a row that fail until nothing goes there."""
+
+_MAX_MODELS = 200
+_OTHER = "*"
+"""Stands for all models beyond so many: callers can make names up."""
+
+
+@dataclass(slots=True, frozen=True)
+class Way:
+    """How a request can go to an upstream."""
+
+    is_native: bool
+    """As its caller wrote it; else translated into a Responses body."""
+    model: str
+    """What its model is called there."""
+    capability: str
+    """What the upstream has to speak for it."""
+
+
+@dataclass(slots=True, frozen=True)
+class Blocked:
+    """Why nothing goes to an upstream now."""
+
+    rule: str
+    evidence: str
+    until: float
+    """When that may be over."""
+
+
+@dataclass(slots=True, frozen=True)
+class Check:
+    """What a health check found."""
+
+    at: float
+    """Wall clock."""
+    is_ok: bool
+    """It listed its models."""
+    status: int | None
+    seconds: float
+    message: str
+    """In words, for its owner."""
+    models: tuple[str, ...] = ()
+    is_inconclusive: bool = False
+    """It is there, but has no list of models, which says nothing about its key."""
+
+
+@dataclass(slots=True)
+class Provider:
+    """One upstream, with all that is known of it."""
+
+    definition: Upstream
+    source: str
+    """`config` or `database`."""
+    secret: Secret = field(default_factory=Secret)
+    outliers: dict[str, Outlier] = field(default_factory=dict)
+    """By model."""
+    rests: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """By model, until when and why; under "" stands all of it."""
+    lacks: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Capability and model to until when it is believed not to have that."""
+    refused: str = ""
+    """Why its configuration is thought to be wrong; empty while it is not."""
+    refused_at: float = 0.0
+    check: Check | None = None
+    failed_checks: int = 0
+    in_flight: int = 0
+    requests: int = 0
+    errors: int = 0
+    last_error: str = ""
+    last_used: float | None = None
+    """Wall clock."""
+
+    def __post_init__(self) -> None:
+        self.secret = Secret(self.definition.api_key)
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def key(self) -> str:
+        """Its identity among all targets."""
+        return f"upstream:{self.name}"
+
+    @property
+    def tag(self) -> str:
+        """What a turn-state is marked with that it issued."""
+        return hashlib.sha256(self.key.encode()).hexdigest()[:TAG_LENGTH]
+
+    # -- what it takes ---------------------------------------------------------------------
+
+    def ways(self, request: BackendRequest) -> Iterator[Way]:
+        """Yield how *request* could go there, the best first.
+
+        A name that ends in an effort of ours (`-high`) is nobody's model elsewhere: where the upstream speaks
+        Responses, the request goes under the model's own name, with the effort in its body.
+        """
+        native = request.native
+        if native is None:
+            return
+        asked, slug = native.model, request.model
+        has_suffix = bool(slug) and slug != asked and asked.lower().startswith(slug.lower())
+        speaks = native.capability in self.definition.capabilities and native.is_whole
+        there = self._exactly(asked) or (None if has_suffix else self._called(asked))
+        if speaks and there is not None:
+            yield Way(True, there, native.capability)
+        if native.standard is not None and "responses" in self.definition.capabilities:
+            there = self._exactly(asked) or self._called(slug or asked) or self._called(asked)
+            if there is not None:
+                yield Way(False, there, "responses")
+        if speaks and has_suffix and (there := self._called(asked)) is not None:
+            yield Way(True, there, native.capability)
+
+    def way(self, request: BackendRequest, now: float) -> Way | None:
+        """Return how *request* goes there; None when it cannot."""
+        if not self.definition.enabled:
+            return None
+        for way in self.ways(request):
+            if self.lacks.get((way.capability, way.model), 0.0) <= now:
+                return way
+        return None
+
+    def _exactly(self, name: str) -> str | None:
+        for own, theirs in self.definition.models:
+            if own.lower() == name.lower():
+                return theirs or name
+        return None
+
+    def _called(self, name: str) -> str | None:
+        """Return what the model *name* is called there; None when it is not served."""
+        if not self.definition.models:
+            return name
+        exact = self._exactly(name)
+        if exact is not None:
+            return exact
+        # The longer pattern says more.
+        for own, theirs in sorted(self.definition.models, key=lambda entry: -len(entry[0])):
+            if "*" in own and fits(own, name):
+                return theirs or name
+        return None
+
+    def serves(self, theirs: str) -> bool:
+        """Tell whether it may serve what is called *theirs* there."""
+        return not self.definition.models or any(
+            (called or own) == theirs or ("*" in own and not called and fits(own, theirs))
+            for own, called in self.definition.models
+        )
+
+    def listed(self) -> list[str]:
+        """Return the names under which callers can ask for its models."""
+        found = self.check.models if self.check is not None else ()
+        if not self.definition.enabled:
+            return []
+        if not self.definition.models:
+            return list(found)
+        names: list[str] = []
+        for own, _ in self.definition.models:
+            names += [one for one in found if fits(own, one)] if "*" in own else [own]
+        return list(dict.fromkeys(names))
+
+    # -- whether it is to be asked ---------------------------------------------------------
+
+    def blocked(self, model: str, now: float) -> Blocked | None:
+        """Return why nothing is to go there for *model* now; None when something may."""
+        if self.refused:
+            if not (self._cannot_be_checked and now >= self.refused_at + DISABLED_SECONDS):
+                return Blocked("refused", self.refused, self.refused_at + DISABLED_SECONDS)
+        for place in ("", model):
+            until, why = self.rests.get(place, (0.0, ""))
+            if until > now:
+                return Blocked("resting", why, until)
+        outlier = self.outliers.get(self._place(model))
+        if outlier is not None and outlier.is_ejected(now):
+            # While a probe is under way its end is not known.
+            return Blocked("ejected", self.last_error, max(outlier.until, now + 1.0))
+        if self.failed_checks >= FAILED_CHECKS:
+            return Blocked("down", self.check.message if self.check is not None else "", now + 1.0)
+        return None
+
+    @property
+    def _cannot_be_checked(self) -> bool:
+        return self.check is None or self.check.is_inconclusive
+
+    def outlier(self, model: str) -> Outlier:
+        """Return how it does with *model*."""
+        place = self._place(model)
+        found = self.outliers.get(place)
+        if found is None:
+            found = self.outliers[place] = Outlier()
+        return found
+
+    def is_ejected(self, model: str, now: float) -> bool:
+        """Tell whether it is ejected for *model*."""
+        outlier = self.outliers.get(self._place(model))
+        return outlier is not None and outlier.is_ejected(now)
+
+    def _place(self, model: str) -> str:
+        return model if model in self.outliers or len(self.outliers) < _MAX_MODELS else _OTHER
+
+    # -- what became of requests -----------------------------------------------------------
+
+    def rest(self, model: str, seconds: float, why: str, now: float) -> None:
+        """Send nothing for *model* for a while; "" is all of it."""
+        self.rests = {place: entry for place, entry in self.rests.items() if entry[0] > now}
+        if len(self.rests) >= _MAX_MODELS:
+            model = ""
+        until = now + min(max(seconds, 0.0), LONGEST_REST)
+        # Two refusals at a time: the later end counts.
+        if until > self.rests.get(model, (0.0, ""))[0]:
+            self.rests[model] = (until, why)
+
+    def lack(self, way: Way, now: float) -> None:
+        """Remember that it has not what *way* needs."""
+        self.lacks = {entry: until for entry, until in self.lacks.items() if until > now}
+        if len(self.lacks) < _MAX_MODELS:
+            self.lacks[way.capability, way.model] = now + LACKING_SECONDS
+
+    def refuse(self, why: str, now: float) -> bool:
+        """Take in that its configuration is wrong; tell whether that is news."""
+        is_news = not self.refused
+        self.refused, self.refused_at = why, now
+        return is_news
+
+    def checked(self, check: Check) -> None:
+        """Take in what a health check found."""
+        self.check = check
+        if check.is_ok:
+            self.failed_checks, self.refused = 0, ""
+        elif check.is_inconclusive:
+            self.failed_checks = 0
+        elif check.status not in (401, 403):
+            self.failed_checks += 1
+
+    def state(self, now: float) -> str:
+        """Return how it is: healthy, degraded, ejected, disabled or unknown."""
+        if not self.definition.enabled or self.refused:
+            return "disabled"
+        ejected = [one.is_ejected(now) or one.until > 0.0 for one in self.outliers.values()]
+        if self.failed_checks >= FAILED_CHECKS or (ejected and all(ejected)):
+            return "ejected"
+        if any(ejected) or self.failed_checks or any(until > now for until, _ in self.rests.values()):
+            return "degraded"
+        is_known = self.check is not None and (self.check.is_ok or self.check.is_inconclusive)
+        return "healthy" if is_known or self.last_used is not None else "unknown"
