@@ -182,10 +182,11 @@ class Ledger:
         """
         if self._is_over:
             raise LedgerAway("the proxy is ending")
-        user = self.directory.user(hold.user_id)
-        if user is None or user.status != "active":
+        standing = self.directory.standing(hold.user_id)
+        if standing is None:
             raise KeyRefused("the owner of this key is suspended", code="user_suspended")
-        is_billed = user.is_billed and self.mode == "billing"
+        is_billed, known = standing
+        is_billed = is_billed and self.mode == "billing"
         is_written = is_billed or bool(hold.budgets)
         if self._writer.is_full:
             raise LedgerAway("what this request costs could not be written down; try again in a moment")
@@ -195,7 +196,7 @@ class Ledger:
         if not is_written:
             return
         try:
-            await self._ask(lambda promise: Authorize(hold, is_billed, promise))
+            await self._ask(lambda promise: Authorize(hold, is_billed, promise, known))
         except ProxyError:
             self._open.pop(hold.request_id, None)
             raise

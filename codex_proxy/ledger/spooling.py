@@ -77,7 +77,8 @@ class Spool:
     @property
     def is_full(self) -> bool:
         """Whether nothing more should come to be settled."""
-        return bool(self.kept) or self.rows >= self._most_rows or self.bytes >= self._most_bytes
+        # Asked from another thread, also while what is kept is just being written.
+        return bool(self.kept and self.trouble) or self.rows >= self._most_rows or self.bytes >= self._most_bytes
 
     def open(self) -> bool:
         """Have the file; False when it cannot be had."""

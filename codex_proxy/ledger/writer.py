@@ -123,6 +123,10 @@ class Writer:
         self._retry_seconds = _FIRST_RETRY_SECONDS
         self._look_at = 0.0
         self._blind: dict[str, int] = {}
+        self._loans: dict[str, int] = {}
+        """What was lent to turns, by request."""
+        self._lent: dict[str, int] = {}
+        """What users have had of their balance without the database knowing, by user."""
         self._unsure: list[Decided] = []
         """Holds that were refused when it was not known whether they had been written."""
         self._settled = self._reaped = self._shortfalls = self._refused = 0
@@ -224,6 +228,8 @@ class Writer:
             self._hand_over()
         elif errand.name == "take back":
             self._has_handed_over = False
+            self._loans.clear()
+            self._lent.clear()
             self._retry_at = 0.0
             self._look()
         elif errand.name == "look":
@@ -431,11 +437,12 @@ class Writer:
             match one:
                 case Settle():
                     settlement = one.settlement
-                    if self._blind.pop(settlement.request_id, 0):
+                    is_lent = self._take_back_loan(settlement)
+                    if self._blind.pop(settlement.request_id, 0) or is_lent:
                         settlement = replace(settlement, flags=(*settlement.flags, BLIND))
                     settlements.append(settlement)
                 case Authorize():
-                    if one.is_billed or self._spool.is_full:
+                    if self._spool.is_full or (one.is_billed and not self._lend(one)):
                         error = LedgerAway(
                             "what this request costs cannot be written down now; try again in a moment"
                         )
@@ -453,6 +460,27 @@ class Writer:
         if settlements:
             self._spool.put(settlements)
         self._answer(answers)
+
+    def _lend(self, asked: Authorize) -> bool:
+        """Let a turn begin on what its user had at last; False when that is not enough, or not to be relied on.
+
+        Only after this process has handed over: callers on connections that it still has must not hear of it. The
+        other process does not know of these turns until they are settled, which is in seconds.
+        """
+        hold = asked.hold
+        if not self._has_handed_over or asked.known - self._lent.get(hold.user_id, 0) < hold.nanos:
+            return False
+        self._loans[hold.request_id] = hold.nanos
+        self._lent[hold.user_id] = self._lent.get(hold.user_id, 0) + hold.nanos
+        return True
+
+    def _take_back_loan(self, settlement: Settlement) -> bool:
+        """Count what a turn has cost in the place of what was lent to it; whether something was."""
+        nanos = self._loans.pop(settlement.request_id, None)
+        if nanos is None:
+            return False
+        self._lent[settlement.user_id] += (settlement.cost or 0) - nanos
+        return True
 
     # -- everything else -------------------------------------------------------------------
 

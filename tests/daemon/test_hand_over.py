@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +103,16 @@ async def ask(session: aiohttp.ClientSession, *, stream: bool) -> str:
 class Load:
     """Callers who ask without a pause, some of them on a connection of their own each time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self._url = url
+        self._headers = headers
         self._is_over = False
         self.answered = 0
         self.wrong: list[str] = []
 
     async def one(self, *, keeps: bool, stream: bool) -> None:
         connector = aiohttp.TCPConnector(force_close=not keeps)
-        async with aiohttp.ClientSession(self._url, connector=connector) as session:
+        async with aiohttp.ClientSession(self._url, connector=connector, headers=self._headers) as session:
             while not self._is_over:
                 try:
                     wrong = await ask(session, stream=stream)
