@@ -10,6 +10,7 @@ from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.model import Mode
 from codex_proxy.ledger.pricing import Pricing
 from codex_proxy.server.holders import KeyHolders
+from codex_proxy.server.metrics import LedgerFigures
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.tasks import Job
 
@@ -48,6 +49,23 @@ class Books:
         except BaseException:
             await self.ledger.aclose()
             raise
+
+    def figures(self) -> LedgerFigures:
+        """Return how it does, for a scrape."""
+        now = self.ledger.statistics()
+        writer = now.writer
+        unpaid, lost = writer.shortfalls, writer.reaped
+        return LedgerFigures(
+            now.is_away,
+            now.holds_open,
+            writer.spooled,
+            {
+                "paid": writer.settled - unpaid - lost,
+                "unpaid": unpaid,
+                "lost": lost,
+                "refused": writer.refused,
+            },
+        )
 
     def jobs(self) -> list[Job]:
         """Return what runs by itself."""

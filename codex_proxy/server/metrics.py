@@ -48,6 +48,17 @@ _END = b"# EOF\n"
 
 
 @dataclass(slots=True, frozen=True)
+class LedgerFigures:
+    """How the ledger does, where there is one."""
+
+    is_away: bool
+    holds: int
+    spooled: int
+    settlements: Mapping[str, int]
+    """Turns whose cost was written down, by what came of it."""
+
+
+@dataclass(slots=True, frozen=True)
 class Sources:
     """What other rooms count; each is asked at a scrape."""
 
@@ -64,6 +75,7 @@ class Sources:
     """Messages about them, by webhook and what came of them."""
     traces: Callable[[], Mapping[str, int]] = dict
     """Turns that were to be sent to a collector, by what came of them."""
+    ledger: Callable[[], LedgerFigures | None] = lambda: None
 
 
 @dataclass(slots=True, frozen=True)
@@ -274,6 +286,7 @@ class Metrics(Collector):
             ("result",),
             [((result,), n) for result, n in sources.traces().items()],
         )
+        yield from _ledger(sources.ledger())
         alive = self._background.statistics()
         yield _gauge("background_tasks", "Tasks that the process owns.", sum(alive.values()))
         yield from self._pool_as_a_whole()
@@ -381,6 +394,20 @@ def _without_end(data: bytes) -> bytes:
 
 
 _Rows = Iterable[tuple[Sequence[str], float]]
+
+
+def _ledger(figures: LedgerFigures | None) -> Iterable[Metric]:
+    if figures is None:
+        return
+    yield _gauge("ledger_up", "1 while the ledger can be written.", float(not figures.is_away))
+    yield _gauge("ledger_holds", "Turns under way that have something set aside, or may.", figures.holds)
+    yield _gauge("ledger_spooled", "Settlements that wait in a file for the database.", figures.spooled)
+    yield _counter(
+        "ledger_settlements",
+        "Turns whose cost was written down; unpaid: it was more than there was, lost: nobody settled it, refused: it was not.",
+        ("result",),
+        [((result,), n) for result, n in figures.settlements.items()],
+    )
 
 
 def _counter(name: str, doc: str, labels: Sequence[str], rows: _Rows) -> Metric:

@@ -30,7 +30,7 @@ OF_THE_SCRAPE = {"job", "instance"}
 @asynccontextmanager
 async def having_served(folder: Path) -> AsyncIterator[Stand]:
     """Start a daemon and have turns of every kind served: streamed, collected, retried, refused."""
-    async with standing(folder, max_retry=1) as stand:
+    async with standing(folder, max_retry=1, ledger="personal") as stand:
         await stand.ask(codex=True)
         await stand.ask(stream=False)
         await stand.post(
