@@ -7,6 +7,7 @@ which is emptied first.
 
 import argparse
 import asyncio
+import gc
 import secrets
 import shutil
 import sys
@@ -22,7 +23,7 @@ from codex_proxy.server.front import new_id
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.trace import UsageSource
 
-USERS = 50
+USERS = 20
 IN_FLIGHT = 64
 NANOS = 1_000_000
 
@@ -143,6 +144,10 @@ def main() -> int:
     arguments = parser.parse_args()
     pairs = 6_000 if arguments.quick else 60_000
     folder = Path(tempfile.mkdtemp(prefix="bench-ledger-", dir=arguments.folder))
+    # As the daemon does.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
     try:
         with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             reached = runner.run(run("SQLite", "", folder, pairs))

@@ -260,6 +260,42 @@ COMMANDS: list[Command] = [
         "demo", "show simulator and daemon at work, without an account", *_from_module("codex_proxy.demo")
     ),
     Command(
+        "keys",
+        "list the client keys of the ledger; create, rotate, limit or revoke one",
+        *_from_module("codex_proxy.commands.keys"),
+        takes_config=True,
+    ),
+    Command(
+        "users",
+        "list the users of the ledger and their balances; create, suspend, credit or adjust one",
+        *_from_module("codex_proxy.commands.users"),
+        takes_config=True,
+    ),
+    Command(
+        "usage",
+        "add up what was used by user, key, model or day, also as JSON or CSV",
+        *_from_module("codex_proxy.commands.usage"),
+        takes_config=True,
+    ),
+    Command(
+        "prices",
+        "list what models cost; set or end a price of your own, price usage again",
+        *_from_module("codex_proxy.commands.prices"),
+        takes_config=True,
+    ),
+    Command(
+        "upstreams",
+        "list the providers over HTTP beside the accounts, or check them",
+        *_from_module("codex_proxy.commands.upstreams"),
+        takes_config=True,
+    ),
+    Command(
+        "ledger",
+        "tell how the ledger does, or check that its sums agree",
+        *_from_module("codex_proxy.commands.ledgers"),
+        takes_config=True,
+    ),
+    Command(
         "forward",
         "pass requests on to a far server as they are, without accounts",
         *_from_module("codex_proxy.commands.forward"),

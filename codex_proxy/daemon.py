@@ -54,11 +54,13 @@ from codex_proxy.server.decisions import Decisions
 from codex_proxy.server.facts import facts_of
 from codex_proxy.server.front import Front, Handler
 from codex_proxy.server.gateway.desk import Desk
+from codex_proxy.server.gateway.holding import HOLDER_ROUTES, holder_handlers
 from codex_proxy.server.gateway.routes import (
     GATEWAY_ROUTES,
     GATEWAY_UI_ROUTES,
     gateway_handlers,
     gateway_ui_handlers,
+    usage_told,
 )
 from codex_proxy.server.listener import Listener, open_sockets
 from codex_proxy.server.metrics import Metrics, Sources
@@ -74,9 +76,12 @@ from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import TraceSink
 from codex_proxy.upstream.backend import AccountRoute
 from codex_proxy.upstream.executor import Executor
+from codex_proxy.upstream.providers import Providers
+from codex_proxy.upstream.routing import MergedRoute
 
 if TYPE_CHECKING:
     from codex_proxy.server.books import Books
+    from codex_proxy.server.gateway.kept import KeptUpstreams
     from codex_proxy.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -165,13 +170,29 @@ class Daemon:
             background=self.background,
             gate=None if self.books is None else self.books.gate,
         )
+        self.providers = Providers(
+            live=self.live,
+            clock=self.clock,
+            background=self.background,
+            outbound=self.outbound,
+            origins=self.pool.origins,
+        )
+        merged = MergedRoute(route, self.providers, live=self.live, clock=self.clock)
+
+        def choose_route() -> None:
+            # Where there are no upstreams, nothing is paid for them.
+            self.executor.route = merged if len(self.providers) else route
+
+        self.providers.on_change = choose_route
+        self.providers.follow(loaded.settings)
         self.executor.listen(self.pool.count_turn)
         self.decisions = Decisions()
         self.executor.listen(self.decisions.note)
         self.pulse = Pulse(self.pool, self.executor, clock=self.clock)
         self.loop_lag = LoopLag(self.clock)
         self.loop_lag.listen(self.pulse.note_lag)
-        self.models = Models(self.pool, self.live)
+        self.models = Models(self.pool, self.live, self.providers)
+        self.providers.catalog_of = lambda: self.models.catalog
         self.tally = Tally(lambda: self.models.catalog)
         self.loop_lag.listen(self.tally.lag.add)
         self.records = Records(loaded.settings.data_dir, live=self.live, clock=self.clock, lock=lock)
@@ -272,7 +293,7 @@ class Daemon:
             await self.sessions.load()
             await self._open_books(access)
         await self.memory.load()
-        if not len(self.pool):
+        if not len(self.pool) and not len(self.providers):
             logger.warning("no account loaded yet: put account files into %s", settings.auth_dir)
 
         admin = PoolAdmin(
@@ -282,6 +303,7 @@ class Daemon:
             clock=self.clock,
             background=self.background,
             phase=lambda: self._phase,
+            providers=self.providers,
         )
         owner = admin_handlers(admin, self.decisions, self.clock.monotonic, self.requests.story)
         owner |= requests_handlers(self.requests)
@@ -294,22 +316,41 @@ class Daemon:
             listeners=self.listeners,
             counter=self._counter,
             resolve=access.resolve,
+            providers=self.providers,
+            models_of=None if self.books is None else self.books.gate.models_of,
         )
         usage = PoolUsage(self.pool, live=self.live)
         owner |= self._metrics(public).handlers()
         page = self._page(admin, public)
         owner |= control_handlers(admin)
+        kept = await self._kept_upstreams()
         desk = (
-            Desk(self.live, self.clock)
+            Desk(self.live, self.clock, providers=self.providers)
             if self.books is None
-            else Desk(self.live, self.clock, self.books.ledger, self.books.pricing)
+            else Desk(
+                self.live,
+                self.clock,
+                ledger=self.books.ledger,
+                pricing=self.books.pricing,
+                providers=self.providers,
+                kept=kept,
+            )
         )
         owner |= gateway_handlers(desk)
+        if desk.has_ledger:
+            self.requests.usage_of = functools.partial(usage_told, desk)
         app = build_app(
             access,
-            {**public.handlers(), **usage.handlers(), **owner, **page.handlers(), **gateway_ui_handlers(desk)},
+            {
+                **public.handlers(),
+                **usage.handlers(),
+                **owner,
+                **page.handlers(),
+                **gateway_ui_handlers(desk),
+                **holder_handlers(desk, self.sessions, page.holders_setup),
+            },
             _RENDERERS,
-            (*ROUTES, *ACCOUNT_ROUTES, *UI_ROUTES, *GATEWAY_ROUTES, *GATEWAY_UI_ROUTES),
+            (*ROUTES, *ACCOUNT_ROUTES, *UI_ROUTES, *GATEWAY_ROUTES, *GATEWAY_UI_ROUTES, *HOLDER_ROUTES),
         )
         self.port = _port_of(sockets)
         await self._listener.serve(app, sockets)
@@ -322,17 +363,20 @@ class Daemon:
         self.live.subscribe(lambda _, new: logs.set_level(new.log_level))
         self.live.subscribe(lambda _, new: logs.set_format(new.log_format))
         self.live.subscribe(lambda _, new: self.pool.apply_settings(new))
+        self.live.subscribe(lambda _, new: self.providers.follow(new))
         own = Job("control", lambda: 0.0 if self.memory.may_write else _TAKE_OVER_SECONDS, self._take_control)
         jobs = (
             *self.keeper.jobs(),
             *self.memory.jobs(),
             *self.records.jobs(),
             *self.executor.jobs(),
+            *self.providers.jobs(),
             *public.jobs(),
             *self.loop_lag.jobs(),
             *self.alerts.jobs(),
             *page.jobs(),
             *(() if self.books is None else self.books.jobs()),
+            *(() if kept is None else kept.jobs()),
             own,
         )
         watchdog = Job(
@@ -348,6 +392,15 @@ class Daemon:
         else:
             self._supervisor.ready(self._status)
         logger.info("listening url=%s accounts=%d version=%s", self.url, len(self.pool), __version__)
+
+    async def _kept_upstreams(self) -> "KeptUpstreams | None":
+        """Return the upstreams that were added while a daemon ran, which are among the others now."""
+        if self.books is None:
+            return None
+        module = importlib.import_module("codex_proxy.server.gateway.kept")
+        kept: KeptUpstreams = module.KeptUpstreams(self.books.ledger, self.providers, self.clock.now)
+        await kept.load()
+        return kept
 
     async def _open_books(self, access: Access) -> None:
         if self.books is not None:
@@ -384,7 +437,13 @@ class Daemon:
                 dropped_records=lambda: self.records.statistics().dropped,
                 firing=self.alerts.count,
                 messages=lambda: self.alerts.outbox.results,
+                upstreams=lambda: [
+                    (one.name, one.state(self.clock.monotonic()), one.in_flight)
+                    for one in self.providers.all()
+                ],
+                drains=lambda: self.executor.drains,
                 traces=lambda: self.telemetry.results if self.telemetry is not None else {},
+                ledger=lambda: None if self.books is None else self.books.figures(),
             ),
             live=self.live,
             clock=self.clock,

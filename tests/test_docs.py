@@ -104,6 +104,8 @@ def test_the_guide_tells_of_every_alert() -> None:
 def test_addresses_of_this_machine_have_the_ports_that_are_ours() -> None:
     # The daemon's, the simulator's, a login's; then those of a webhook, a collector and a SOCKS proxy.
     ports = {str(KEYS["listen"].default).lstrip(":"), "8899", "1455", "9000", "4318", "1080"}
+    # The forwarder's.
+    ports.add("8000")
     named = re.findall(r"(?:127\.0\.0\.1|localhost|host):(\d{4,5})", told_in(GUIDE))
     assert set(named) <= ports
 

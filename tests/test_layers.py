@@ -23,6 +23,7 @@ SERVER = BASE | {
     "ledger",
     "upstream",
     "compression",
+    "patterns",
     "alerts",
 }
 DAEMON = SERVER | {"server", "forwarder", "supervisor", "handover", "telemetry"}
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": BASE | {"config", "trace", "protocol", "storage", "patterns"},
     # A file is written as an account's is, a time told as a refusal tells it.
     "alerts": BASE | {"config", "net", "protocol.wire", "accounts.files", "accounts.telling"},
-    "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression"},
+    "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression", "patterns"},
     # Its log lines are redacted as the daemon's are.
     "forwarder": {"errors", "config", "tasks", "net", "logs"},
     "server": SERVER,
@@ -85,6 +86,8 @@ PURE_MODULES = (
     "alerts.episodes",
     "alerts.shapes",
     "records.story",
+    "upstream.ejection",
+    "upstream.rendezvous",
     "net.head",
     "net.passing",
     "forwarder.heads",

@@ -19,6 +19,7 @@ import yaml
 from codex_proxy import __version__
 from codex_proxy.accounts.upkeep import EXCHANGE_SECONDS
 from codex_proxy.config import KEYS
+from codex_proxy.forwarder.settings import load as forwarding
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -292,7 +293,7 @@ def units(tmp_path: Path) -> Path:
     """The units as they would be on a machine that has the program and the user."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze on this machine")
-    for name in ("codex-proxy.service", "codex-proxy.socket"):
+    for name in ("codex-proxy.service", "codex-proxy.socket", "codex-proxy-forward.service"):
         text = (UNITS / name).read_text(encoding="utf-8")
         text = re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", text, flags=re.MULTILINE)
         text = re.sub(r"^(User|Group)=.*", r"\1=root", text, flags=re.MULTILINE)
@@ -302,24 +303,33 @@ def units(tmp_path: Path) -> Path:
 
 def test_systemd_understands_every_line(units: Path) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(units.glob("codex-proxy.*")))],
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(units.glob("codex-proxy*")))],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     said = [line for line in done.stderr.splitlines() if "codex-proxy" in line]
     assert (done.returncode, said) == (0, []), done.stderr
 
 
-def test_systemd_finds_little_that_could_be_taken_away(units: Path) -> None:
+@pytest.mark.parametrize("name", ["codex-proxy", "codex-proxy-forward"])
+def test_systemd_finds_little_that_could_be_taken_away(units: Path, name: str) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager", str(units / "codex-proxy.service")],
+        ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager", str(units / f"{name}.service")],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot look at a file")
-    overall = re.search(r"exposure level for codex-proxy\.service: ([\d.]+)", done.stdout)
+    overall = re.search(r"exposure level for \S+: ([\d.]+)", done.stdout)
     assert overall is not None, done.stderr
     # Root here; the unit's own user takes another 0.4 off.
     assert float(overall[1]) <= 2.5
+
+
+def test_the_forwarder_runs_as_nobody_in_particular_and_has_time_to_end() -> None:
+    service = unit("codex-proxy-forward.service")["Service"]
+    assert service["DynamicUser"] == ["yes"]
+    assert "User" not in service
+    assert int(service["TimeoutStopSec"][0]) > forwarding({"upstream": ["http://far.test"]}, {}).drain_timeout
+    assert service["CapabilityBoundingSet"] == [""]
 
 
 def test_the_user_of_the_unit_is_the_one_that_is_made() -> None:

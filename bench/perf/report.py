@@ -181,12 +181,14 @@ def render(table: Table, contenders: Sequence[Contender], size: Size, *, markdow
 
 @dataclass(slots=True, frozen=True)
 class Goal:
-    """What the whole daemon is to reach, translating Chat, in one column."""
+    """What is to be reached in one column."""
 
     column: str
     most: float
     against: str | None = None
     """Whose figure it is a multiple of; None: it is one by itself."""
+    of: str = "ours-chat"
+    """Who is to reach it: the whole daemon, translating Chat, or another."""
 
 
 GOALS = (
@@ -197,8 +199,9 @@ GOALS = (
     Goal("added p50", 1.6, "nginx"),
     Goal("slow", 40.0),
     Goal("stalled", 0.4),
+    Goal("small", 4.0, "nginx", "forward"),
+    Goal("burst", 2.0, "nginx", "forward"),
 )
-JUDGED = "ours-chat"
 
 
 def verdicts(table: Table) -> list[str]:
@@ -207,15 +210,16 @@ def verdicts(table: Table) -> list[str]:
     lines = []
     for goal in GOALS:
         own = found.get(goal.column, {})
-        if JUDGED not in own or (goal.against is not None and goal.against not in own):
+        if goal.of not in own or (goal.against is not None and goal.against not in own):
             continue
-        value = own[JUDGED].value if goal.against is None else ratio(own[JUDGED], own[goal.against])
+        value = own[goal.of].value if goal.against is None else ratio(own[goal.of], own[goal.against])
         if value is None:
             continue
         name, unit = TITLES[goal.column].rsplit(", ", 1)
         times = f"x {goal.against}" if goal.against is not None else unit
         word = "reached" if value <= goal.most else "not reached"
-        lines.append(f"{word}: {name} {_number(value)} {times} (at most {goal.most:g})\n")
+        whose = "" if goal.of == "ours-chat" else f"{goal.of}, "
+        lines.append(f"{word}: {whose}{name} {_number(value)} {times} (at most {goal.most:g})\n")
     return lines
 
 

@@ -975,9 +975,10 @@ class Pool:
 
     def count_turn(self, trace: Trace) -> None:
         """Add a finished turn to the numbers of its account, and of the way its conversation was known."""
-        if trace.usage.source is UsageSource.NONE:
+        if trace.usage.source is UsageSource.NONE or trace.upstream:
             return
-        alias = trace.alias or (trace.attempts[-1].alias if trace.attempts else "")
+        last = trace.attempts[-1] if trace.attempts else None
+        alias = trace.alias or (last.alias if last is not None and not last.is_upstream else "")
         account = self.by_alias(alias)
         if account is None:
             return

@@ -6,11 +6,11 @@ not ask which it has, but to say so.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import yarl
@@ -26,7 +26,7 @@ from codex_proxy.daemon import CONTROL_SOCKET
 from codex_proxy.errors import ProxyError
 from codex_proxy.net import Outbound
 from codex_proxy.protocol.sse import Parser
-from codex_proxy.protocol.wire import BadJson, JsonObject, loads
+from codex_proxy.protocol.wire import BadJson, JsonObject, dumps, loads
 from codex_proxy.server.admin import accounts_json, act_json, item_json
 from codex_proxy.server.views import PoolAdmin
 from codex_proxy.tasks import Background
@@ -140,7 +140,7 @@ class Running:
         return await self.get("/accounts")
 
     async def act(self, alias: str, action: Action) -> JsonObject:
-        return await self._json("POST", f"/accounts/{_segment(alias)}/{action}")
+        return await self._json("POST", f"/accounts/{segment(alias)}/{action}")
 
     async def restart(self) -> JsonObject:
         """Have a new process take over; return what came of it."""
@@ -148,7 +148,7 @@ class Running:
 
     async def why(self, request_id: str) -> JsonObject:
         """Return the story of a turn."""
-        return await self.get(f"/why/{_segment(request_id)}")
+        return await self.get(f"/why/{segment(request_id)}")
 
     async def follow(self) -> AsyncIterator[tuple[list[JsonObject], int]]:
         """Yield the requests that end from now on, the newest first, and how many more there were."""
@@ -177,17 +177,35 @@ class Running:
             raise self._silent(exc) from exc
 
     async def _json(self, method: str, path: str) -> JsonObject:
+        said = await self.ask(method, path)
+        with contextlib.suppress(BadJson):
+            if isinstance(document := loads(said), dict):
+                return document
+        raise ProxyError("the daemon answered 200, and not what was asked for")
+
+    async def ask(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+    ) -> bytes:
+        """Ask for anything, with a JSON *body* if there is to be one.
+
+        Raises:
+            ProxyError: With the daemon's own words, when it refuses.
+            NoDaemon: If it does not answer.
+        """
+        url = yarl.URL(f"{path}?{urlencode(query)}" if query else path, encoded=True)
+        sent = None if body is None else dumps(body)
+        headers = {} if sent is None else {"Content-Type": "application/json"}
         try:
-            async with self._session.request(method, yarl.URL(path, encoded=True)) as answer:
-                status, body = answer.status, await answer.read()
+            async with self._session.request(method, url, data=sent, headers=headers) as answer:
+                status, said = answer.status, await answer.read()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as exc:
             raise self._silent(exc) from exc
+        if status in (200, 201):
+            return said
         try:
-            document: Any = loads(body)
+            document: Any = loads(said)
         except BadJson:
             document = None
-        if status == 200 and isinstance(document, dict):
-            return document
         error = document.get("error") if isinstance(document, dict) else None
         if isinstance(error, dict) and error.get("code") == "unknown_url":
             raise ProxyError(
@@ -207,7 +225,8 @@ class Running:
         return ProxyError("the daemon went away or does not answer; nothing is known of what was asked")
 
 
-def _segment(text: str) -> str:
+def segment(text: str) -> str:
+    """Return *text* as it can be one segment of a path."""
     # Dots too: a client takes a path apart at them.
     return quote(text, safe="", errors="replace").replace(".", "%2E")
 

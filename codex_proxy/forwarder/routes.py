@@ -16,6 +16,9 @@ MAX_UID = 999_999_999
 # `/u7/v1/...` is route 7, `/v1/...` the default one; a number has one way to be written.
 _TARGET = re.compile(r"(?:/u(0|[1-9][0-9]{0,8}))?(/v1(?:[/?#].*)?)", re.DOTALL)
 
+# yarl takes more for a host than a name may have.
+_TYPED = re.compile(r"[\x21-\x7e]+")
+
 # The names by which clients call one conversation, the most telling first.
 _SESSION_FIELDS = (
     b"x-session-affinity",
@@ -56,6 +59,8 @@ def upstream_of(url: str) -> Upstream:
         ValueError: With what is wrong, if it is none.
     """
     try:
+        if _TYPED.fullmatch(url) is None:
+            raise ValueError
         address: Address = address_of(url)
     except ValueError:
         raise ValueError("is no http:// or https:// address of a server") from None

@@ -5,7 +5,7 @@ import hmac
 import logging
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +67,15 @@ def _tell(story: _Story) -> Line:
 
 
 class Forwarder:
-    """A relay on one address."""
+    """A relay on one address.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        now: The clock by which callers are counted and upstreams come last.
+    """
+
+    def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
+        self._now = now
         self.port = 0
         # Reading whom to trust takes longer than everything else here.
         is_tls = any(one.place.is_tls for one in settings.routes.all())
@@ -84,7 +89,7 @@ class Forwarder:
         """Connections with a request in work."""
         self._idle = asyncio.Event()
         self._is_closing = False
-        self._started = time.monotonic()
+        self._started = now()
         self._counts = {"requests": 0, "refused": 0, "failed": 0}
         self._later = Later(logger, _tell)
         self._server: Server | None = None
@@ -169,9 +174,9 @@ class Forwarder:
         refusal = self._refusal(http)
         if refusal is not None:
             self._counts["refused"] += 1
-            self._log(http, way, None, time.monotonic(), refusal.status, "refused", 0)
+            self._log(http, way, None, self._now(), refusal.status, "refused", 0)
             return refusal
-        started = time.monotonic()
+        started = self._now()
         relay = Relay(http, self.settings.timeout, self._closes)
         upstream: Upstream | None = None
         status, failure = 0, ""
@@ -241,7 +246,7 @@ class Forwarder:
             connection = await self._relays.connect(place, min(CONNECT_SECONDS, self.settings.timeout))
         except NetError as exc:
             logger.warning("upstream not reached reason=%s", exc)
-            self._down[place] = time.monotonic() + _DOWN_SECONDS
+            self._down[place] = self._now() + _DOWN_SECONDS
             return None
         self._down.pop(place, None)
         return connection
@@ -253,7 +258,7 @@ class Forwarder:
             yield upstreams[0]
             return
         order = in_order(upstreams, affinity(way.uid, http.message.raw_headers, self._address(http)))
-        now = time.monotonic()
+        now = self._now()
         # A stable order: among those that are up, and among those that are not, it stays.
         yield from sorted(order, key=lambda one: self._down.get(one.place, 0.0) > now)
 
@@ -262,7 +267,7 @@ class Forwarder:
         message = http.message
         settings = self.settings
         if self._limiter is not None:
-            wait = self._limiter.admit(slot_of(self._address(http)), time.monotonic())
+            wait = self._limiter.admit(slot_of(self._address(http)), self._now())
             if wait > 0:
                 return error(
                     429, "rate_limit_exceeded",
@@ -306,7 +311,7 @@ class Forwarder:
     ) -> None:
         # A query may hold a key.
         path = way.target.partition("?")[0][:_MAX_SHOWN_PATH]
-        seconds = time.monotonic() - started
+        seconds = self._now() - started
         name = upstream.name if upstream is not None else ""
         self._later.add(_Story(http.message.method, path, way.uid, name, status, failure, seconds, size))
 
@@ -363,7 +368,7 @@ class Forwarder:
         settings = self.settings
         return {
             "version": __version__,
-            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "uptime_seconds": round(self._now() - self._started, 1),
             "upstreams": [one.url for one in settings.routes.default],
             "routes": {
                 f"u{uid}": [one.url for one in found] for uid, found in settings.routes.by_uid.items()
@@ -375,7 +380,7 @@ class Forwarder:
             "counts": dict(self._counts),
             "upstream_connections": self._relays.statistics(),
             "unreachable": [
-                one.url for one in settings.routes.all() if self._down.get(one.place, 0.0) > time.monotonic()
+                one.url for one in settings.routes.all() if self._down.get(one.place, 0.0) > self._now()
             ],
         }
 

@@ -43,7 +43,15 @@ class Taken(Away):
 
 
 class Again(Exception):
-    """A transaction got into another's way and did nothing."""
+    """A transaction got into another's way and did nothing.
+
+    Args:
+        is_taken: What was to be written was there already, by another's doing; who looks again will see it.
+    """
+
+    def __init__(self, message: str, *, is_taken: bool = False) -> None:
+        super().__init__(message)
+        self.is_taken = is_taken
 
 
 class Base(Protocol):
@@ -61,8 +69,8 @@ class Base(Protocol):
         """
         ...
 
-    def transaction(self, work: Callable[[Connection], T]) -> T:
-        """Do *work* in a transaction.
+    def transaction(self, work: Callable[[Connection], T], *, is_trial: bool = False) -> T:
+        """Do *work* in a transaction; a trial is not given much time.
 
         Raises:
             Away: If the database cannot be used now; whether it was done is not known.
@@ -106,6 +114,7 @@ class FileBase:
         self._lock = lock
         self._schema = schema
         self._engine: Engine | None = None
+        self._connection: Connection | None = None
 
     def open(self) -> None:
         """Open it, and give it its last shape; what it was before is kept beside it."""
@@ -145,7 +154,7 @@ class FileBase:
         except BaseException:
             engine.dispose()
             raise
-        self._engine = engine
+        self._engine, self._connection = engine, engine.connect()
 
     def _back_up(self, engine: Engine, revision: str) -> None:
         kept = self.path.with_name(f"{self.path.name}.before-{self._schema.revisions[-1]}")
@@ -167,24 +176,37 @@ class FileBase:
         os.replace(new, kept)
         logger.info("database was copied before it changes its shape from=%s kept=%s", revision, kept)
 
-    def transaction(self, work: Callable[[Connection], T]) -> T:
+    def transaction(self, work: Callable[[Connection], T], *, is_trial: bool = False) -> T:
         """Do *work* in a transaction."""
-        if self._engine is None:
+        if self._connection is None:
             raise Away("it is not open")
         try:
-            with self._engine.begin() as connection:
-                return work(connection)
+            with self._connection.begin():
+                return work(self._connection)
         except DBAPIError as exc:
-            if isinstance(exc.orig, sqlite3.OperationalError) or type(exc.orig) is sqlite3.DatabaseError:
+            if _is_away(exc.orig):
                 raise Away(reason_of(exc)) from exc
+            raise
+        except sqlite3.Error as exc:
+            # Not by way of SQLAlchemy (`storage.bulk`).
+            if _is_away(exc):
+                raise Away(str(exc)[:200]) from exc
             raise
 
     def give_up(self) -> None:
         """Close it, and let another process write it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
         self._lock.release(self._schema.name)
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Tell whether it is the file that does not do, and not what was to be written."""
+    return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
 
 
 class FileReader:

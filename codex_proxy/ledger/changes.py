@@ -191,6 +191,11 @@ def everybody(connection: Connection) -> tuple[list[User], list[tuple[Key, bytes
     return everyone, [known_key_of(row) for row in connection.execute(select(client_keys))]
 
 
+def touch(connection: Connection) -> None:
+    """Write something that changes nothing, to see whether it can be written."""
+    connection.execute(update(state).values(version=state.c.version))
+
+
 def note_change(connection: Connection) -> None:
     """Have other processes notice that a user, a key or something else that they remember has changed."""
     connection.execute(update(state).values(version=state.c.version + 1))

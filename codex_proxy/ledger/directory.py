@@ -18,6 +18,8 @@ class Directory:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._users: dict[str, User] = {}
+        self._balances: dict[str, tuple[int, int, bool]] = {}
+        """Newer ones than those in `_users`."""
         self._keys: dict[str, Key] = {}
         self._by_digest: dict[bytes, Key] = {}
         self._old: dict[bytes, tuple[Key, int]] = {}
@@ -37,7 +39,20 @@ class Directory:
 
     def user(self, id: str) -> User | None:  # noqa: A002 -- what it is called everywhere
         """Return a user; None if there is none."""
+        self._settle_balances()
         return self._users.get(id)
+
+    def look_up(self, id: str) -> User | None:  # noqa: A002
+        """Return a user whose balance may be an old one, which costs less; None if there is none."""
+        return self._users.get(id)
+
+    def standing(self, id: str) -> tuple[bool, int] | None:  # noqa: A002
+        """Return whether a user is billed, and how much it has that is not held; None for one that may not ask."""
+        user = self._users.get(id)
+        if user is None or user.status != "active":
+            return None
+        balance, held, _ = self._balances.get(id) or (user.balance, user.held, False)
+        return user.is_billed, balance - held
 
     def keys(self) -> list[Key]:
         """Return all keys, the oldest first."""
@@ -45,17 +60,20 @@ class Directory:
 
     def users(self) -> list[User]:
         """Return all users, the oldest first."""
+        self._settle_balances()
         return sorted(self._users.values(), key=lambda user: (user.created, user.id))
 
     def load(self, users: Iterable[User], keys: Iterable[tuple[Key, bytes | None, int | None]]) -> None:
         """Forget everything, and know these."""
         self._users = {user.id: user for user in users}
+        self._balances.clear()
         self._keys, self._by_digest, self._old = {}, {}, {}
         for known in keys:
             self.put_key(*known)
 
     def put_user(self, user: User) -> None:
         """Know a user as it is now."""
+        self._balances.pop(user.id, None)
         self._users[user.id] = user
 
     def put_key(self, key: Key, old_digest: bytes | None, old_until: int | None) -> None:
@@ -74,9 +92,15 @@ class Directory:
 
     def put_balance(self, id: str, balance: int, held: int, *, is_past_due: bool) -> None:  # noqa: A002
         """Know what a user has now."""
-        user = self._users.get(id)
-        if user is not None:
-            self._users[id] = replace(user, balance=balance, held=held, is_past_due=is_past_due)
+        # Far more often than anybody looks.
+        self._balances[id] = balance, held, is_past_due
+
+    def _settle_balances(self) -> None:
+        for id_, (balance, held, is_past_due) in self._balances.items():
+            user = self._users.get(id_)
+            if user is not None:
+                self._users[id_] = replace(user, balance=balance, held=held, is_past_due=is_past_due)
+        self._balances.clear()
 
     def note_used(self, key_id: str, at: int) -> None:
         """Know that a key was used; it is written down later."""

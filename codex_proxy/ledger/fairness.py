@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_WAITING = 4096
 """How many turns wait in all, at most."""
@@ -17,8 +18,7 @@ MAX_WAITING_OF_ONE = 256
 """How many of them may be of one key."""
 
 
-@dataclass(slots=True, frozen=True)
-class Ceilings:
+class Ceilings(NamedTuple):
     """How many turns may be under way: of the key, of its user, of all; None is any number."""
 
     key: int | None = None

@@ -17,7 +17,7 @@ ceiling for all, nothing to pay, usage is kept.
 import itertools
 import logging
 import secrets
-from collections.abc import Callable
+from functools import lru_cache
 
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
@@ -68,9 +68,11 @@ ENDPOINTS = {
 """How limits call a route where that is not its name."""
 
 
-def may_use(limits: Limits, names: tuple[str, ...]) -> bool:
-    """Tell whether one of the *names* of a model is among those that *limits* allow."""
-    return not limits.models or any(fits(pattern, name) for pattern in limits.models for name in names)
+# The same few are asked for again and again.
+@lru_cache(maxsize=4096)
+def may_use(patterns: tuple[str, ...], model: str, asked: str) -> bool:
+    """Tell whether a model, by its own name or by what a caller calls it, is one of those that are allowed."""
+    return any(fits(pattern, name) for pattern in patterns for name in (model, asked))
 
 
 class TurnGate:
@@ -99,13 +101,12 @@ class TurnGate:
         if self.places.waiting:
             self.places.look()
 
-    def models_of(self, caller_id: str) -> Callable[[str], bool] | None:
-        """Return which names of models a caller may use; None when all."""
+    def models_of(self, caller_id: str) -> tuple[tuple[str, ...], ...]:
+        """Return the patterns of models that a caller may use, its key's and its user's; none for all."""
         key, user = self._who(caller_id)
-        limits = [one for one in (NO_LIMITS if key is None else key.limits, user.limits) if one.models]
-        if not limits:
-            return None
-        return lambda name: all(may_use(one, (name,)) for one in limits)
+        return tuple([
+            one.models for one in (NO_LIMITS if key is None else key.limits, user.limits) if one.models
+        ])
 
     def request_id(self, trace: Trace) -> str:
         """Return a name for a turn that nothing else in the ledger has."""
@@ -113,7 +114,7 @@ class TurnGate:
 
     def _ceilings(self, key_id: str, user_id: str) -> Ceilings:
         directory = self.ledger.directory
-        key, user = directory.key(key_id), directory.user(user_id)
+        key, user = directory.key(key_id), directory.look_up(user_id)
         return Ceilings(
             None if key is None else key.limits.concurrency,
             None if user is None else user.limits.concurrency,
@@ -123,7 +124,7 @@ class TurnGate:
     def _who(self, caller_id: str) -> tuple[Key | None, User]:
         directory = self.ledger.directory
         key = directory.key(caller_id)
-        user = directory.user(OWNER_ID if key is None else key.user_id)
+        user = directory.look_up(OWNER_ID if key is None else key.user_id)
         if user is None:
             raise KeyRefused("the owner of this key is not there any more", code="user_suspended")
         return key, user
@@ -178,11 +179,10 @@ class TurnPassage:
             LedgerAway: If that cannot be found out.
         """
         try:
-            key, user = self._permit()
-            await self._take_place()
-            if key is not None:
-                # It may have been changed while we waited.
-                key, user = self._permit()
+            user = self._permit()
+            if await self._has_waited_for_place():
+                # It may have been changed meanwhile.
+                user = self._permit()
             await self._hold_money(user)
         except ProxyError:
             self._give_back()
@@ -190,7 +190,8 @@ class TurnPassage:
         # The body is not needed, and may be large.
         self._request = None
 
-    def _permit(self) -> tuple[Key | None, User]:
+    def _permit(self) -> User:
+        """Return whose turn it is."""
         gate, trace, request = self._gate, self._trace, self._request
         assert request is not None
         key, user = gate._who(trace.caller.id)
@@ -213,26 +214,31 @@ class TurnPassage:
                     code="endpoint_not_allowed",
                 )
             # A search names no model.
-            if request.model and not may_use(one, (request.model, request.asked_model)):
+            if one.models and request.model and not may_use(one.models, request.model, request.asked_model):
                 raise NotAllowed(
                     f"this key may not use the model {request.asked_model!r}: it may use {', '.join(one.models)}",
                     code="model_not_allowed",
                     param="model",
                 )
         both = ((self._key_id, limits), (user.id, user.limits))
-        self._owners = tuple([one for one in both if one[1].has_rates])
-        self._budgets = tuple([(owner, budget) for owner, one in both for budget in one.budgets])
-        return key, user
+        if limits.has_rates or user.limits.has_rates:
+            self._owners = both
+        if limits.budgets or user.limits.budgets:
+            self._budgets = tuple([(owner, budget) for owner, one in both for budget in one.budgets])
+        return user
 
-    async def _take_place(self) -> None:
+    async def _has_waited_for_place(self) -> bool:
+        """Take a place; tell whether that took time."""
         places = self._gate.places
-        if not places.try_enter(self._key_id, self._user_id):
-            seconds = self._gate.live.current.queue_timeout
-            try:
-                await places.enter(self._key_id, self._user_id, seconds)
-            except Crowded as exc:
-                raise RateLimited(_crowded_words(exc), retry_after=_CROWDED_SECONDS) from exc
+        if places.try_enter(self._key_id, self._user_id):
+            self._has_place = True
+            return False
+        try:
+            await places.enter(self._key_id, self._user_id, self._gate.live.current.queue_timeout)
+        except Crowded as exc:
+            raise RateLimited(_crowded_words(exc), retry_after=_CROWDED_SECONDS) from exc
         self._has_place = True
+        return True
 
     async def _hold_money(self, user: User) -> None:
         gate, request = self._gate, self._request
@@ -274,8 +280,7 @@ class TurnPassage:
         if not self._owners:
             return
         gate, now = self._gate, self._gate.clock.monotonic()
-        refusal = gate.meters.take(self._owners, tokens, now)
-        self._trace.allowance = gate.meters.allowance(self._owners, now)
+        refusal, self._trace.allowance = gate.meters.take(self._owners, tokens, now)
         if refusal is not None:
             whose = "this key" if refusal.owner == self._key_id else "all keys of this user together"
             raise RateLimited(

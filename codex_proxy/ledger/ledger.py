@@ -5,6 +5,7 @@ was asked. Nothing is said to be done before it is on disk, in the database or i
 """
 
 import asyncio
+import importlib
 import logging
 import secrets
 import time
@@ -20,6 +21,7 @@ from codex_proxy.errors import ConfigError, KeyRefused, LedgerAway, ProxyError
 from codex_proxy.ledger import changes
 from codex_proxy.ledger.bases import Away, Base, FileBase, FileReader, Reader
 from codex_proxy.ledger.checks import check
+from codex_proxy.ledger.cleaning import clean, clean_hold
 from codex_proxy.ledger.directory import Directory
 from codex_proxy.ledger.keys import digest_of, make_key
 from codex_proxy.ledger.model import NO_LIMITS, Entry, Hold, Key, Limits, Mode, Settlement, User
@@ -182,6 +184,7 @@ class Ledger:
         """
         if self._is_over:
             raise LedgerAway("the proxy is ending")
+        hold = clean_hold(hold)
         standing = self.directory.standing(hold.user_id)
         if standing is None:
             raise KeyRefused("the owner of this key is suspended", code="user_suspended")
@@ -223,12 +226,14 @@ class Ledger:
 
     def settle(self, settlement: Settlement) -> None:
         """Release what was set aside for a turn, and take what it cost. Once; a second time changes nothing."""
+        settlement = clean(settlement)
         self._open.pop(settlement.request_id, None)
         self.directory.note_used(settlement.key_id, settlement.at)
         self._put(Settle(settlement))
 
     async def settled(self, settlement: Settlement) -> None:
         """Settle, and wait until it is on disk."""
+        settlement = clean(settlement)
         self._open.pop(settlement.request_id, None)
         await self._ask(lambda promise: Settle(settlement, promise))
 
@@ -484,5 +489,8 @@ def _hint(text: str) -> str:
 
 
 def _bases(folder: Path, lock: StoreLock, database_url: str) -> tuple[Base, Reader]:
+    if database_url:
+        server = importlib.import_module("codex_proxy.ledger.server")
+        return server.ServerBase(database_url), server.ServerReader(database_url)
     base = FileBase(folder, lock)
     return base, FileReader(base.path)

@@ -95,7 +95,7 @@ class Key:
     """Written once a minute at most."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Hold:
     """Money set aside before a turn begins."""
 
@@ -113,7 +113,7 @@ class Hold:
     """Whose (a user's or a key's id) budgets have to have room for it."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class AttemptRow:
     """One try of a turn on one target."""
 
@@ -124,7 +124,7 @@ class AttemptRow:
     milliseconds: int
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Settlement:
     """What became of a turn; from it the usage row is written, and the debit."""
 

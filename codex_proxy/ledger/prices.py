@@ -43,6 +43,7 @@ LONG_ABOVE = 272_000
 MOST_PRICE = 100_000 * NANOS
 """What a million tokens may cost at most."""
 
+_ALWAYS = 1 << 62
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 # How many names a book remembers the meaning of: callers can make up any number of them.
 _MAX_NAMES = 1024
@@ -94,7 +95,7 @@ class Price:
         return self.long if self.long is not None and input_tokens > self.long_above else self.short
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Cost:
     """What a turn costs, and of what that was made."""
 
@@ -178,6 +179,8 @@ class PriceBook:
         for one in sorted(self.own, key=lambda one: (one.since, one.id)):
             self._own.setdefault(one.model, {}).setdefault(one.tier, []).append(one)
         self._names: dict[str, str | None] = {}
+        self._found: dict[tuple[str, str | None], tuple[Price | None, int, int]] = {}
+        """What was found before, and from when to when that is right."""
 
     @classmethod
     def load(cls) -> "PriceBook":
@@ -218,12 +221,33 @@ class PriceBook:
         A flex or batch turn without a price of its own costs what a standard one does. Any other tier without
         a price has none, for it is dearer.
         """
+        known = self._found.get((model, tier))
+        if known is not None and known[1] <= at < known[2]:
+            return known[0]
+        price, since, until = self._find(model, at, tier)
+        if len(self._found) >= _MAX_NAMES:
+            self._found.clear()
+        self._found[model, tier] = price, since, until
+        return price
+
+    def _find(self, model: str, at: int, tier: str | None) -> tuple[Price | None, int, int]:
         name = self.name_of(model)
         if name is None:
-            return None
+            return None, 0, _ALWAYS
         word = STANDARD if tier in _PLAIN else str(tier)
         prices = self._own_at(name, at) or self._package_at(name, at)
-        return prices.get(word) or (prices.get(STANDARD) if word in _CHEAPER else None)
+        price = prices.get(word) or (prices.get(STANDARD) if word in _CHEAPER else None)
+        rows: list[Price | OwnPrice] = [
+            row
+            for tiers in (self._by_model.get(name, {}), self._own.get(name, {}))
+            for some in tiers.values()
+            for row in some
+        ]
+        return (
+            price,
+            max((row.since for row in rows if row.since <= at), default=0),
+            min((row.since for row in rows if row.since > at), default=_ALWAYS),
+        )
 
     def all_at(self, at: int) -> list[Price]:
         """Return every price that counts at a moment, by model and tier."""

@@ -1,4 +1,5 @@
-"""What is asked of the ledger: functions of a connection, for `Ledger.read`; a few milliseconds on a million turns.
+"""What is asked of the ledger: functions of a connection, for `Ledger.read`. On a million turns a page takes a few
+milliseconds, a sum over everything some tens.
 
 Sums come from the sums of days, which are written with each turn; so they are of whole days, by UTC. Lists come in
 pages, the newest first: a page's cursor is the place of its last row, so what is new meanwhile moves nothing.
@@ -6,7 +7,7 @@ pages, the newest first: a page's cursor is the place of its last row, so what i
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import (
@@ -20,6 +21,7 @@ from sqlalchemy import (
     and_,
     cast,
     func,
+    null,
     or_,
     select,
 )
@@ -163,7 +165,7 @@ def usage_page(
     Raises:
         RequestError: If the cursor is none.
     """
-    question = select(usage).where(*_turns(wanted)).order_by(usage.c.at.desc(), usage.c.id.desc())
+    question = _all_of_usage.where(*_turns(wanted)).order_by(usage.c.at.desc(), usage.c.id.desc())
     if before is not None:
         match = _CURSOR.fullmatch(before)
         if match is None:
@@ -180,7 +182,7 @@ def usage_page(
 def usage_of(connection: Connection, request_id: str) -> UsageRow | None:
     """Return the turn with this id, with its attempts; the last one where a caller has used it for several."""
     question = (
-        select(usage)
+        _all_of_usage
         .where(
             or_(
                 usage.c.request_id == request_id,
@@ -198,9 +200,11 @@ def usage_of(connection: Connection, request_id: str) -> UsageRow | None:
         .where(usage_attempts.c.request_id == row.request_id)
         .order_by(usage_attempts.c.number)
     )
-    return _usage_row(
-        row, tuple([AttemptRow(one.target, one.outcome, one.status, one.milliseconds) for one in found])
-    )
+    attempts = [AttemptRow(one.target, one.outcome, one.status, one.milliseconds) for one in found]
+    if not attempts and row.target:
+        # Of one good attempt the row itself tells everything.
+        attempts = [AttemptRow(row.target, "ok", row.status, row.milliseconds)]
+    return _usage_row(row, tuple(attempts))
 
 
 def usage_sums(connection: Connection, by: Sequence[str], wanted: UsageFilter) -> list[UsageSum]:
@@ -220,10 +224,10 @@ def usage_sums(connection: Connection, by: Sequence[str], wanted: UsageFilter) -
         "model": usage_days.c.model,
         "day": usage_days.c.day,
     }
-    groups: list[Column[Any]] = [columns[name] for name in GROUPS if name in by]
-    sums = [cast(func.coalesce(func.sum(usage_days.c[name]), 0), BigInteger).label(name) for name in SUMS]
+    groups = [columns[name] for name in GROUPS if name in by]
+    sums = [cast(func.sum(usage_days.c[name]), BigInteger) for name in SUMS]
     question = (
-        select(*(columns[name].label(f"by_{name}") for name in GROUPS if name in by), *sums)
+        select(*(columns[name] if name in by else null() for name in GROUPS), *sums)
         .where(*_days(wanted))
         .group_by(*groups)
         # A day that a turn was taken back from has a row and no turn.
@@ -233,13 +237,7 @@ def usage_sums(connection: Connection, by: Sequence[str], wanted: UsageFilter) -
     if "day" in by:
         question = question.order_by(usage_days.c.day.desc())
     question = question.order_by(func.sum(usage_days.c.cost).desc(), func.sum(usage_days.c.turns).desc())
-    return [
-        UsageSum(
-            **{name: getattr(row, f"by_{name}") if name in by else None for name in GROUPS},
-            **{name: int(getattr(row, name)) for name in SUMS},
-        )
-        for row in connection.execute(question)
-    ]
+    return [UsageSum(*row) for row in connection.execute(question)]
 
 
 def names(connection: Connection) -> dict[str, list[str]]:
@@ -275,21 +273,29 @@ def _days(wanted: UsageFilter) -> Iterator[ColumnElement[bool]]:
 
 
 def _who(table: Table, wanted: UsageFilter) -> Iterator[ColumnElement[bool]]:
-    if wanted.user is not None:
-        yield table.c.user_id == wanted.user
     if wanted.key is not None:
         yield table.c.key_id == wanted.key
+    if wanted.user is not None:
+        # A key has one user, so its own rows are all that need to be looked at.
+        other = table.alias()
+        of_key = select(other.c.user_id).where(other.c.key_id == wanted.key).limit(1).scalar_subquery()
+        yield (table.c.user_id if wanted.key is None else of_key) == wanted.user
     if wanted.model is not None:
         yield table.c.model == wanted.model
 
 
+_COLUMNS = [one.name for one in fields(UsageRow) if one.name != "attempts"]
+_all_of_usage = select(*(usage.c[name] for name in _COLUMNS))
+_REQUEST_ID, _FLAGS, _PRICES, _IS_BILLED = map(_COLUMNS.index, ("request_id", "flags", "prices", "is_billed"))
+
+
 def _usage_row(row: Row[Any], attempts: tuple[AttemptRow, ...] | None = None) -> UsageRow:
-    values = dict(row._mapping)
-    values["request_id"] = values["request_id"].partition(_MARK)[0]
-    values["flags"] = tuple(values["flags"].split())
-    values["prices"] = loads(values["prices"])
-    values["is_billed"] = bool(values["is_billed"])
-    return UsageRow(**values, attempts=attempts)
+    values = [*row, attempts]
+    values[_REQUEST_ID] = values[_REQUEST_ID].partition(_MARK)[0]
+    values[_FLAGS] = tuple(values[_FLAGS].split())
+    values[_PRICES] = loads(values[_PRICES])
+    values[_IS_BILLED] = bool(values[_IS_BILLED])
+    return UsageRow(*values)
 
 
 # -- money -----------------------------------------------------------------------------------

@@ -87,23 +87,30 @@ class Meters:
     def __init__(self) -> None:
         self._meters: dict[str, _Meter] = {}
 
-    def take(self, owners: Owners, tokens: int, now: float) -> Refusal | None:
-        """Count one request of so many tokens for all *owners*, or for none: then return the longest wait."""
-        worst: Refusal | None = None
+    def take(self, owners: Owners, tokens: int, now: float) -> tuple[Refusal | None, Allowance | None]:
+        """Count one request of so many tokens for all *owners*, or for none.
+
+        Returns:
+            The longest wait where it was for none; and what may still be asked, by the limit of each kind that leaves
+            the least.
+        """
+        requested, tokened, worst = [], [], None
         for owner, limits in owners:
             meter = self._meter(owner)
-            for what, bucket, units, limit in (
-                ("requests", meter.requests, 1, limits.requests_per_minute),
-                ("tokens", meter.tokens, tokens, limits.tokens_per_minute),
-            ):
-                if limit is None:
-                    continue
-                seconds = bucket.wait(units, limit, now)
-                if seconds > 0 and (worst is None or seconds > worst.seconds):
-                    worst = Refusal(owner, what, limit, seconds)
+            if (limit := limits.requests_per_minute) is not None:
+                requested.append((meter.requests, limit))
+                worst = _longer(worst, owner, "requests", limit, meter.requests.wait(1, limit, now))
+            if (limit := limits.tokens_per_minute) is not None:
+                tokened.append((meter.tokens, limit))
+                worst = _longer(worst, owner, "tokens", limit, meter.tokens.wait(tokens, limit, now))
         if worst is None:
-            self.correct(owners, 1, tokens, now)
-        return worst
+            for bucket, _ in requested:
+                bucket.level += MINUTE
+            for bucket, _ in tokened:
+                bucket.level += tokens * MINUTE
+        if not requested and not tokened:
+            return worst, None
+        return worst, Allowance(_tightest(requested, now), _tightest(tokened, now))
 
     def correct(self, owners: Owners, requests: int, tokens: int, now: float) -> None:
         """Count so many more; negative numbers are given back."""
@@ -114,18 +121,6 @@ class Meters:
             if tokens and limits.tokens_per_minute is not None:
                 meter.tokens.take(tokens, limits.tokens_per_minute, now)
 
-    def allowance(self, owners: Owners, now: float) -> Allowance | None:
-        """Return what may still be asked, by the limit of each kind that leaves the least; None without limits."""
-        requests: Room | None = None
-        tokens: Room | None = None
-        for owner, limits in owners:
-            meter = self._meter(owner)
-            if limits.requests_per_minute is not None:
-                requests = _tighter(requests, meter.requests.room(limits.requests_per_minute, now))
-            if limits.tokens_per_minute is not None:
-                tokens = _tighter(tokens, meter.tokens.room(limits.tokens_per_minute, now))
-        return None if requests is None and tokens is None else Allowance(requests, tokens)
-
     def _meter(self, owner: str) -> _Meter:
         meter = self._meters.get(owner)
         if meter is None:
@@ -133,5 +128,19 @@ class Meters:
         return meter
 
 
-def _tighter(one: Room | None, other: Room) -> Room:
-    return other if one is None or other.remaining < one.remaining else one
+def _longer(worst: Refusal | None, owner: str, what: str, limit: int, seconds: float) -> Refusal | None:
+    if seconds > 0 and (worst is None or seconds > worst.seconds):
+        return Refusal(owner, what, limit, seconds)
+    return worst
+
+
+def _tightest(buckets: Sequence[tuple[Bucket, int]], now: float) -> Room | None:
+    if not buckets:
+        return None
+    bucket, limit = min(buckets, key=_left) if len(buckets) > 1 else buckets[0]
+    return bucket.room(limit, now)
+
+
+def _left(one: tuple[Bucket, int]) -> int:
+    bucket, limit = one
+    return limit * MINUTE - bucket.level

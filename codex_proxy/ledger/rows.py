@@ -20,7 +20,7 @@ from codex_proxy.ledger.tables import (
     users,
 )
 from codex_proxy.ledger.windows import DAY, bounds
-from codex_proxy.storage.bulk import change, deletion, insertion, look_up
+from codex_proxy.storage.bulk import Bulk, change, deletion, insertion, look_up
 
 Budgets = Sequence[tuple[str, Budget]]
 
@@ -34,6 +34,14 @@ _find_accounts_locked = look_up(users.c.id, _ACCOUNT, ending="ORDER BY id FOR UP
 _find_accounts = look_up(users.c.id, _ACCOUNT)
 _find_keys = look_up(client_keys.c.id, (client_keys.c.id, client_keys.c.status, client_keys.c.expires))
 _find_holds = look_up(holds.c.request_id, _HOLD)
+# A key is one user's, so what it holds is among that.
+_find_held = Bulk(
+    [holds.c.user_id],
+    lambda rows: (
+        f"SELECT user_id, key_id, CAST(sum(nanos) AS BIGINT) FROM holds WHERE user_id IN ({rows}) "
+        "GROUP BY user_id, key_id"
+    ),
+)
 _find_settled = look_up(usage.c.request_id, _SETTLED)
 _find_counters = look_up(counters.c.owner, tuple(counters.c))
 
@@ -134,8 +142,8 @@ class Loader:
                     start, until = bounds(budget.window, at)
                     spent = self._spent(owner == user_id, owner, budget.window, start, until)
                     book.add_counter(Counter(owner, budget.window, start, until, spent), is_new=True)
-                if not self._is_alone:
-                    self._load_held(owner == user_id, owner)
+        if not self._is_alone:
+            self._load_held({(user_id,) for user_id, _, _ in wanted.budgets})
 
     def _spent(self, is_user: bool, owner: str, window: Window, start: int, until: int) -> int:
         """Return what was spent in a window so far."""
@@ -150,12 +158,11 @@ class Loader:
             values = {"owner": owner, "start": start // DAY, "until": min(until // DAY, 2**31 - 1)}
         return int(self._connection.execute(text(question), values).scalar_one())
 
-    def _load_held(self, is_user: bool, owner: str) -> None:
-        if owner in self._book.held:
-            return
-        column = "user_id" if is_user else "key_id"
-        question = text(f"SELECT CAST(coalesce(sum(nanos), 0) AS BIGINT) FROM holds WHERE {column} = :owner")
-        self._book.held[owner] = int(self._connection.execute(question, {"owner": owner}).scalar_one())
+    def _load_held(self, of: Iterable[tuple[str]]) -> None:
+        held = self._book.held
+        for user_id, key_id, nanos in _find_held.fetch(self._connection, sorted(of)):
+            for owner in {user_id, key_id}:
+                held[owner] = held.get(owner, 0) + int(nanos)
 
 
 def write(connection: Connection, changes: Changes) -> None:

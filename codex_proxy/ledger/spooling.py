@@ -75,10 +75,17 @@ class Spool:
         self.trouble = ""
 
     @property
+    def path(self) -> Path | None:
+        """The file that is open."""
+        return None if self._writer is None else self._writer.path
+
+    @property
     def is_full(self) -> bool:
         """Whether nothing more should come to be settled."""
         # Asked from another thread, also while what is kept is just being written.
-        return bool(self.kept and self.trouble) or self.rows >= self._most_rows or self.bytes >= self._most_bytes
+        return (
+            bool(self.kept and self.trouble) or self.rows >= self._most_rows or self.bytes >= self._most_bytes
+        )
 
     def open(self) -> bool:
         """Have the file; False when it cannot be had."""
@@ -118,6 +125,8 @@ class Spool:
         path = self._writer.path
         self._writer.close()
         self._writer = None
+        if not self.rows:
+            path.unlink(missing_ok=True)
         return path
 
     def emptied(self) -> None:

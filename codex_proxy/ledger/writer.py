@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, delete, insert, select, update
 
 from codex_proxy.errors import LedgerAway, ProxyError
 from codex_proxy.ledger import changes, rows
@@ -40,7 +40,7 @@ from codex_proxy.ledger.operations import (
     Work,
 )
 from codex_proxy.ledger.spooling import Spool, process_of, settlement_of, spools_in
-from codex_proxy.ledger.tables import client_keys, holds, users
+from codex_proxy.ledger.tables import client_keys, holds, processes, users
 from codex_proxy.storage.spool import SpoolReader
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,9 @@ _LOOK_SECONDS = 0.5
 """How often it is looked whether a spool has grown, another process has changed a key, the database is back."""
 _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 8.0
+_BEAT_SECONDS = 10.0
+_DEAD_SECONDS = 60.0
+"""How long a process on another machine may show no sign of life before what it holds is released."""
 _TRIES = 5
 """Of a transaction that gets into another's way."""
 
@@ -122,6 +125,10 @@ class Writer:
         self._retry_at = 0.0
         self._retry_seconds = _FIRST_RETRY_SECONDS
         self._look_at = 0.0
+        self._beat_at = 0.0
+        self._beats: dict[str, tuple[int, float]] = {}
+        """The last sign of life of other processes, and when it was new."""
+        self._version = 0
         self._blind: dict[str, int] = {}
         self._loans: dict[str, int] = {}
         """What was lent to turns, by request."""
@@ -180,7 +187,11 @@ class Writer:
     def _run(self, promise: asyncio.Future[Any]) -> None:
         try:
             self._open()
+            # What a process has left that is no more comes first: its holds are its users' money.
+            self._read_spools()
+            self._release_dead()
         except BaseException as exc:
+            self._spool.close()
             self._base.give_up()
             self._answer([(promise, None, exc)])
             return
@@ -206,6 +217,7 @@ class Writer:
                 self._do_work(batch)
             else:
                 self._do(batch)
+            self._look()
         return False
 
     def _take(self) -> list[Decided] | Work | Errand | None:
@@ -235,6 +247,11 @@ class Writer:
         elif errand.name == "look":
             self._look_at = 0.0
             self._look()
+            if not self.is_away:
+                try:
+                    self._release_dead()
+                except Away as exc:
+                    self._went_away(str(exc))
         elif errand.name == "end":
             self._end()
         if errand.promise is not None:
@@ -246,10 +263,23 @@ class Writer:
         if self._spool.kept and not self._spool.put(()):
             logger.error("%d settlements could not be written anywhere", len(self._spool.kept))
         self._spool.close()
+        if self._is_open and not self._base.is_alone:
+            with contextlib.suppress(Away):
+                self._transaction(
+                    lambda connection: connection.execute(
+                        delete(processes).where(processes.c.id == self._process)
+                    ),
+                    is_trial=True,
+                )
         self._close()
 
     def _hand_over(self) -> None:
-        """Let another process write; from now on what comes goes to a spool, which that one reads."""
+        """Let another process write; from now on what comes goes to a spool, which that one reads.
+
+        On a server both can write, and there is nothing to hand over.
+        """
+        if not self._base.is_alone:
+            return
         # It is there before the lock is free: the other one must not think that nobody is left.
         self._spool.open()
         self._close()
@@ -265,38 +295,56 @@ class Writer:
     def _open(self) -> None:
         self._base.open()
         try:
-            self._transaction(lambda connection: changes.make_owner(connection, self._at()))
+            self._transaction(self._enter)
         except BaseException:
             self._base.give_up()
             raise
         self._is_open = True
-        self._release_dead()
-        self._tell(News([], [], [], [], self._transaction(_everybody)))
+        self._know_everybody(self._transaction(_everybody))
+        if not self._base.is_alone:
+            # While it is there, and locked, this process is alive, whatever its machine is called.
+            self._spool.open()
 
-    def _transaction(self, work: Callable[[Connection], Any]) -> Any:
+    def _enter(self, connection: Connection) -> None:
+        changes.make_owner(connection, self._at())
+        if not self._base.is_alone:
+            own = processes.c.id == self._process
+            if (
+                connection.execute(update(processes).where(own).values(beats=processes.c.beats + 1)).rowcount
+                == 0
+            ):
+                connection.execute(insert(processes).values(id=self._process, beats=0, started=self._at()))
+
+    def _transaction(self, work: Callable[[Connection], Any], *, is_trial: bool = False) -> Any:
         for _ in range(_TRIES - 1):
             with contextlib.suppress(Again):
-                return self._base.transaction(work)
+                return self._base.transaction(work, is_trial=is_trial)
         try:
-            return self._base.transaction(work)
+            return self._base.transaction(work, is_trial=is_trial)
         except Again as exc:
+            if exc.is_taken and exc.__cause__ is not None:
+                raise exc.__cause__ from None
             raise Away(f"it is too busy: {exc}") from exc
 
     def _look(self) -> None:
         """Find out whether the database is there, and whether something has come in another way."""
         now = self._monotonic()
-        if self._has_handed_over or (self._trouble and now < self._retry_at):
-            return
-        if not self._trouble and self._is_open and now < self._look_at:
+        if self._has_handed_over or now < (self._retry_at if self._trouble else self._look_at):
             return
         self._look_at = now + _LOOK_SECONDS
         try:
             if not self._is_open:
                 self._open()
+                self._release_dead()
             elif self._trouble:
-                self._transaction(lambda connection: connection.execute(text("SELECT 1")).scalar())
-            self._came_back()
+                # To read is not enough: a disk may be full.
+                self._transaction(changes.touch, is_trial=True)
+            self._settle_kept()
+            self._recovered()
             self._read_spools()
+            if not self._base.is_alone:
+                self._spool.open()
+                self._follow_others()
         except (Away, NotOpened) as exc:
             self._went_away(str(exc))
 
@@ -304,30 +352,53 @@ class Writer:
         self._book = None
         if not self._trouble:
             logger.error("the ledger cannot be written: %s; tried again until it works", reason)
-            self._retry_seconds = _FIRST_RETRY_SECONDS
         self._trouble = reason
         self._retry_at = self._monotonic() + self._retry_seconds
         self._retry_seconds = min(self._retry_seconds * 2, _LAST_RETRY_SECONDS)
 
-    def _came_back(self) -> None:
+    def _recovered(self) -> None:
         if self._trouble:
             logger.warning("the ledger can be written again")
         self._trouble = ""
         self._retry_seconds = _FIRST_RETRY_SECONDS
-        if self._spool.kept:
-            self._spool.put(())
-        kept, self._spool.kept = self._spool.kept, []
-        unsure, self._unsure = self._unsure, []
-        again: list[Decided] = [*unsure, *[Settle(one) for one in kept]]
-        try:
-            if again:
-                self._apply(again)
-        except Away:
-            self._spool.kept += kept
-            self._unsure += unsure
-            raise
-        self._spool.close()
         self._blind.clear()
+        if self._spool.rows:
+            # It is over, and read like any other.
+            self._spool.close()
+
+    def _settle_kept(self) -> None:
+        """Write what is only in memory, and release what may have been set aside in vain."""
+        kept, unsure = self._spool.kept, self._unsure
+        if kept or unsure:
+            self._spool.kept, self._unsure = [], []
+            try:
+                self._apply([*unsure, *[Settle(one) for one in kept]])
+            except Away:
+                self._spool.kept += kept
+                self._unsure += unsure
+                raise
+
+    # -- on a server, with others ------------------------------------------------------------
+
+    def _follow_others(self) -> None:
+        """Show that this process is alive, and know what another one has changed."""
+        is_due = self._monotonic() >= self._beat_at
+        found, everyone = self._transaction(lambda connection: self._beat(connection, is_due=is_due))
+        if is_due:
+            self._beat_at = self._monotonic() + _BEAT_SECONDS
+        self._version = found
+        if everyone is not None:
+            self._book = None
+            self._know_everybody(everyone)
+
+    def _beat(self, connection: Connection, *, is_due: bool) -> tuple[int, Everybody | None]:
+        if is_due:
+            self._enter(connection)
+        found = changes.version(connection)
+        return found, None if found == self._version else _everybody(connection)
+
+    def _know_everybody(self, everyone: Everybody) -> None:
+        self._tell(News([], [], [], [], everyone))
 
     # -- turns -----------------------------------------------------------------------------
 
@@ -337,8 +408,11 @@ class Writer:
             return
         try:
             self._apply(batch)
-        except Away as exc:
-            self._went_away(str(exc))
+        except Exception as exc:
+            if not isinstance(exc, Away):
+                # A mistake of ours must not leave anybody waiting.
+                logger.exception("the ledger's writer failed")
+            self._went_away(str(exc) or type(exc).__name__)
             at = self._at()
             for one in batch:
                 if isinstance(one, Authorize) and one.is_billed:
@@ -346,7 +420,7 @@ class Writer:
                     self._unsure.append(Drop(hold.request_id, hold.user_id, hold.key_id, at))
             self._do_without(batch)
 
-    def _apply(self, batch: Sequence[Decided]) -> None:
+    def _apply(self, batch: list[Decided]) -> None:
         """Decide and write *batch*, and tell what came of it.
 
         Raises:
@@ -372,12 +446,13 @@ class Writer:
         if balances or answers:
             self._tell(News(answers, balances, [], []))
 
-    def _apply_apart(self, batch: Sequence[Decided], error: Exception) -> None:
+    def _apply_apart(self, batch: list[Decided], error: Exception) -> None:
         """Do one by one what could not be written together, so that one that cannot be written harms no other."""
         if len(batch) > 1:
             half = len(batch) // 2
-            self._apply(batch[:half])
-            self._apply(batch[half:])
+            # What of it becomes of the database meanwhile, each half finds out by itself.
+            self._do(batch[:half])
+            self._do(batch[half:])
             return
         (one,) = batch
         logger.error(
@@ -386,6 +461,9 @@ class Writer:
         )  # fmt: skip
         if isinstance(one, Settle):
             self._refused += 1
+            of = one.settlement
+            # That it was there is written down all the same, and nothing stays held.
+            self._do([Reap(of.request_id, of.user_id, of.key_id, self._at())])
         refusal = LedgerAway("what this request costs cannot be written down")
         if one.promise is not None:
             self._answer([(one.promise, None, refusal)])
@@ -518,9 +596,10 @@ class Writer:
 
     def _read_spools(self) -> None:
         """Write what this process, or another one, could not."""
-        is_any = False
-        for path in spools_in(self._folder):
-            is_any = True
+        paths = [path for path in spools_in(self._folder) if path != self._spool.path]
+        if not paths and self._spool.path is None:
+            self._spool.emptied()
+        for path in paths:
             reader = self._spools.setdefault(path, SpoolReader(path))
             # Before it is read to its end.
             is_over = reader.is_over()
@@ -531,14 +610,14 @@ class Writer:
                         # Whoever waits does not wait for all of it.
                         self._serve()
                 if is_over:
+                    self._spools.pop(path, None)
                     path.unlink(missing_ok=True)
-                    del self._spools[path]
-                    is_any = False
-                    self._release_dead()
+                    if process_of(path) != self._process:
+                        self._release([process_of(path)])
+            except FileNotFoundError:
+                self._spools.pop(path, None)
             except OSError as exc:
                 logger.warning("a spool cannot be read path=%s: %s", path, exc.strerror or type(exc).__name__)
-        if not is_any:
-            self._spool.emptied()
 
     def _serve(self) -> None:
         while self._waiting and not isinstance(self._waiting[0], Work | Errand):
@@ -549,11 +628,28 @@ class Writer:
     def _release_dead(self) -> None:
         """Release what processes hold that are no more."""
         living = {self._process, *[process_of(path) for path in spools_in(self._folder)]}
+        if self._base.is_alone:
+            holding = self._transaction(_holding)
+            self._release([one for one in holding if one not in living])
+            return
+        now = self._monotonic()
+        holding, beats = self._transaction(lambda connection: (_holding(connection), _beats(connection)))
+        dead = []
+        for one in {*holding, *beats} - living:
+            # No clock but our own: one that was set, here or there, is nobody's death.
+            seen, since = self._beats.get(one, (None, now))
+            if seen != beats.get(one, -1):
+                self._beats[one] = beats.get(one, -1), now
+            elif now - since > _DEAD_SECONDS:
+                dead.append(one)
+        self._release(dead)
+
+    def _release(self, dead: list[str]) -> None:
+        if not dead:
+            return
         found = self._transaction(
             lambda connection: connection.execute(
-                select(holds.c.request_id, holds.c.user_id, holds.c.key_id).where(
-                    holds.c.process.not_in(sorted(living))
-                )
+                select(holds.c.request_id, holds.c.user_id, holds.c.key_id).where(holds.c.process.in_(dead))
             ).all()
         )
         at = self._at()
@@ -561,6 +657,10 @@ class Writer:
             self._apply([Reap(row[0], row[1], row[2], at) for row in found[start : start + _MOST_TOGETHER]])
         if found:
             logger.warning("turns were lost with the process that served them count=%d", len(found))
+        if not self._base.is_alone:
+            self._transaction(
+                lambda connection: connection.execute(delete(processes).where(processes.c.id.in_(dead)))
+            )
 
 
 def _want(wanted: rows.Wanted, one: Decided) -> None:
@@ -596,6 +696,14 @@ def _parts(found: list[dict[str, Any]]) -> Iterator[list[Decided]]:
             except ValueError as exc:
                 logger.error("a line of a spool was left out: %s", exc)
         yield part
+
+
+def _holding(connection: Connection) -> list[str]:
+    return list(connection.execute(select(holds.c.process).distinct()).scalars())
+
+
+def _beats(connection: Connection) -> dict[str, int]:
+    return {row.id: row.beats for row in connection.execute(select(processes.c.id, processes.c.beats))}
 
 
 def _everybody(connection: Connection) -> Everybody:

@@ -86,7 +86,8 @@ class Frames:
         rest = b"".join(self._parts)
         self._parts.clear()
         self._size, self._tail = 0, b""
-        frame = Frame(rest.rstrip(b"\r\n") + b"\n\n")
+        # One that ends with a CR was held only for an LF that might have followed.
+        frame = Frame(rest if rest.endswith((b"\r\r", b"\n\r")) else rest.rstrip(b"\r\n") + b"\n\n")
         is_whole = bool(frame.lines) and all(line == DONE or is_json(line) for line in frame.payloads())
         return [frame] if is_whole else []
 

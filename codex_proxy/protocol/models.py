@@ -1,7 +1,7 @@
 """The model listings: OpenAI's shape, Anthropic's shape, and the backend's own for Codex clients."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from codex_proxy.errors import RequestError
@@ -17,6 +17,14 @@ MAX_OUTPUT_TOKENS = 128_000
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
+
+Shown = Callable[[str], bool]
+"""Whether a name is told of."""
+
+
+def everything(_: str) -> bool:
+    """Tell of all."""
+    return True
 
 
 def _entries(catalog: Catalog) -> list[tuple[str, ModelFacts]]:
@@ -65,14 +73,23 @@ def _find(catalog: Catalog, name: str) -> ModelFacts:
             has_effort = resolved.effort in (None, AUTO) or resolved.effort in facts.efforts
             if has_effort and (facts.fast or not resolved.fast):
                 return facts
-    raise RequestError(
+    raise _not_found(name)
+
+
+def _refuse_hidden(name: str, shown: Shown) -> None:
+    if not shown(name):
+        raise _not_found(name)
+
+
+def _not_found(name: str) -> RequestError:
+    return RequestError(
         f"the model {name!r} does not exist", param="model", code="model_not_found", status=404
     )
 
 
-def openai_list(catalog: Catalog) -> JsonObject:
+def openai_list(catalog: Catalog, shown: Shown = everything) -> JsonObject:
     """Return the listing as OpenAI's clients read it."""
-    return {"object": "list", "data": [_openai(name) for name in _names(catalog)]}
+    return {"object": "list", "data": [_openai(name) for name in _names(catalog) if shown(name)]}
 
 
 def _names(catalog: Catalog) -> list[str]:
@@ -88,12 +105,13 @@ def _others(catalog: Catalog, names: Iterable[str]) -> list[str]:
     return [name for name in catalog.also if name not in listed]
 
 
-def openai_one(catalog: Catalog, name: str) -> JsonObject:
+def openai_one(catalog: Catalog, name: str, shown: Shown = everything) -> JsonObject:
     """Return one model as OpenAI's clients read it.
 
     Raises:
         RequestError: If there is no such model.
     """
+    _refuse_hidden(name, shown)
     if name not in catalog.also:
         _find(catalog, name)
     return _openai(name)
@@ -109,6 +127,7 @@ def anthropic_list(
     limit: str | None = None,
     after_id: str | None = None,
     before_id: str | None = None,
+    shown: Shown = everything,
 ) -> JsonObject:
     """Return one page of the listing as Anthropic's clients read it; the arguments are the query's.
 
@@ -120,7 +139,7 @@ def anthropic_list(
         if not (limit.isascii() and limit.isdecimal() and len(limit) < 6 and 1 <= int(limit) <= MAX_LIMIT):
             raise RequestError(f"limit is {limit!r}; use a number from 1 to {MAX_LIMIT}", param="limit")
         size = int(limit)
-    entries = _entries_for_claude(catalog)
+    entries = [entry for entry in _entries_for_claude(catalog) if shown(entry[0])]
     if after_id is not None and before_id is not None:
         raise RequestError("after_id and before_id exclude each other", param="before_id")
     if before_id is not None:
@@ -138,12 +157,13 @@ def anthropic_list(
     }
 
 
-def anthropic_one(catalog: Catalog, name: str) -> JsonObject:
+def anthropic_one(catalog: Catalog, name: str, shown: Shown = everything) -> JsonObject:
     """Return one model as Anthropic's clients read it.
 
     Raises:
         RequestError: If there is no such model.
     """
+    _refuse_hidden(name, shown)
     facts = ModelFacts(name, name) if name in catalog.also else _find(catalog, name)
     return _anthropic(name, facts)
 
@@ -170,7 +190,7 @@ def _position(entries: list[tuple[str, ModelFacts]], name: str, param: str) -> i
     raise RequestError(f"{param} {name!r} names no model of this list", param=param)
 
 
-def codex_list(lists: Iterable[list[Any]]) -> tuple[bytes, str]:
+def codex_list(lists: Iterable[list[Any]], shown: Shown = everything) -> tuple[bytes, str]:
     """Return the backend's own objects and their ETag: the union by slug, the first list's object wins.
 
     The objects are not touched: one field that the Codex CLI misses makes it drop the whole
@@ -181,7 +201,7 @@ def codex_list(lists: Iterable[list[Any]]) -> tuple[bytes, str]:
     for entries in lists:
         for entry in entries:
             slug = entry.get("slug") if isinstance(entry, dict) else None
-            if isinstance(slug, str) and slug:
+            if isinstance(slug, str) and slug and shown(slug):
                 union.setdefault(slug, entry)
     body = dumps({"models": list(union.values())})
     return body, f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -91,7 +91,9 @@ class Native:
             fields.put("model", model)
         if asks:
             options = fields.get("stream_options")
-            fields.put("stream_options", {**(options if isinstance(options, dict) else {}), "include_usage": True})
+            fields.put(
+                "stream_options", {**(options if isinstance(options, dict) else {}), "include_usage": True}
+            )
         return fields.render()
 
     def release(self) -> None:

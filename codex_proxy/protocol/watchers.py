@@ -378,7 +378,12 @@ class MessagesWatcher(Watcher):
         """Take in the numbers, of which later ones replace earlier ones; cached tokens stand beside the others."""
         if not isinstance(usage, dict):
             return
-        for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
+        for name in (
+            "input_tokens",
+            "output_tokens",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+        ):
             # A zero at the end is what a server says that told it at the beginning.
             self._fields[name] = number(usage.get(name)) or self._fields.get(name, 0)
         cached, written = (

@@ -175,6 +175,10 @@ class Health:
     active: int
     """Accounts that could take a request now."""
     phase: Literal["starting", "ready", "draining"] = "ready"
+    upstreams: int = 0
+    """HTTP upstreams that are switched on."""
+    upstreams_active: int = 0
+    """Those of them that could take a request now."""
 
 
 @dataclass(slots=True)
@@ -320,6 +324,10 @@ class Admin(Protocol):
         """Return, by what conversations were known by, how well caches were hit."""
         ...
 
+    def upstreams(self) -> list[JsonObject]:
+        """Return what there is to say of each HTTP upstream; none where there are none."""
+        ...
+
     async def act(self, alias: str, action: Action) -> Done:
         """Do what the owner wants to one account.
 
@@ -357,11 +365,17 @@ def admin_handlers(
 
     async def health(request: web.Request) -> web.Response:
         now = admin.health()
-        status = "ok" if now.active else "degraded" if now.accounts else "unavailable"
+        can_serve = now.active or now.upstreams_active
+        status = "ok" if can_serve else "degraded" if now.accounts or now.upstreams else "unavailable"
         return json_answer({
             "status": status,
             "accounts": now.accounts,
             "active": now.active,
+            **(
+                {"upstreams": now.upstreams, "upstreams_active": now.upstreams_active}
+                if now.upstreams
+                else {}
+            ),
             "version": __version__,
         })
 
@@ -370,7 +384,8 @@ def admin_handlers(
 
     async def readyz(request: web.Request) -> web.Response:
         now = admin.health()
-        status: str = now.phase if now.phase != "ready" or now.accounts else "no_accounts"
+        has_targets = now.accounts or now.upstreams
+        status: str = now.phase if now.phase != "ready" or has_targets else "no_accounts"
         return json_answer({"status": status}, 200 if status == "ready" else 503)
 
     async def stats(request: web.Request) -> web.Response:
@@ -380,6 +395,9 @@ def admin_handlers(
         rest["problems"] = [asdict(problem) for problem in admin.problems()]
         rest["cache"] = {"by_source": {name: cache_json(view) for name, view in admin.cache().items()}}
         rest["decisions"] = decisions.last()
+        upstreams = admin.upstreams()
+        if upstreams:
+            rest["upstreams"] = upstreams
         rest["version"] = __version__
         rest["uptime_seconds"] = round(monotonic() - started, 3)
         return _body(await _around(shown, {"summary": summary_json(admin.summary())}, rest))

@@ -96,7 +96,7 @@ ROUTES: tuple[Route, ...] = (
     _turn("POST", "/v1/completions", "completions"),
     _turn("POST", "/v1/engines/{engine}/completions", "engine_completions"),
     _turn("POST", "/v1/edits", "edits"),
-    Route("POST", "/v1/embeddings", "embeddings", takes=Takes.JSON),
+    _turn("POST", "/v1/embeddings", "embeddings"),
     _turn("POST", "/v1/messages", "messages", dialect="anthropic"),
     Route("POST", "/v1/messages/count_tokens", "count_tokens", takes=Takes.JSON, dialect="anthropic"),
     # Claude Code asks this first, to see whether anybody is there.

@@ -229,4 +229,4 @@ def answering(request: BackendRequest, answered: Callable[[JsonObject], None]) -
     def make(around: Surroundings) -> responses.Encoder:
         return responses.make_encoder(request, around, answered)
 
-    return Decoded(request, make)
+    return Decoded(request, make, answered)

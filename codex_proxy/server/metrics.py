@@ -36,6 +36,7 @@ from codex_proxy.server.pulse import Work
 from codex_proxy.server.tally import Spread, Tally
 from codex_proxy.server.views import STATUS, window_name
 from codex_proxy.tasks import Background
+from codex_proxy.upstream.provider import STATES as UPSTREAM_STATES
 
 PREFIX = "codex_proxy"
 
@@ -73,6 +74,10 @@ class Sources:
     """Episodes that go on, by rule."""
     messages: Callable[[], Mapping[tuple[str, str], int]] = dict
     """Messages about them, by webhook and what came of them."""
+    upstreams: Callable[[], Sequence[tuple[str, str, int]]] = tuple
+    """HTTP upstreams: name, state, requests under way."""
+    drains: Callable[[], int] = lambda: 0
+    """Answers that are read on though their callers have left."""
     traces: Callable[[], Mapping[str, int]] = dict
     """Turns that were to be sent to a collector, by what came of them."""
     ledger: Callable[[], LedgerFigures | None] = lambda: None
@@ -287,9 +292,59 @@ class Metrics(Collector):
             [((result,), n) for result, n in sources.traces().items()],
         )
         yield from _ledger(sources.ledger())
+        yield from self._of_upstreams()
         alive = self._background.statistics()
         yield _gauge("background_tasks", "Tasks that the process owns.", sum(alive.values()))
         yield from self._pool_as_a_whole()
+
+    def _of_upstreams(self) -> Iterable[Metric]:
+        """Yield what there is of HTTP upstreams, of which there are few; nothing where there are none."""
+        tally, now = self._tally, self._sources.upstreams()
+        if not now and not tally.upstream_attempts:
+            return
+        yield _gauges(
+            "upstream_state",
+            "1 for the state that an HTTP upstream is in.",
+            ("upstream", "state"),
+            [((name, one), float(one == state)) for name, state, _ in now for one in UPSTREAM_STATES],
+        )
+        yield _gauges(
+            "upstream_requests_in_flight",
+            "Requests under way on an HTTP upstream.",
+            ("upstream",),
+            [((name,), float(count)) for name, _, count in now],
+        )
+        yield _counter(
+            "upstream_attempts",
+            "Attempts by HTTP upstream and outcome: ok, or why it failed.",
+            ("upstream", "outcome"),
+            [((name, outcome or "open"), n) for (name, outcome), n in tally.upstream_attempts.items()],
+        )
+        yield _counter(
+            "upstream_requests",
+            "Turns that an HTTP upstream served.",
+            ("upstream",),
+            [((name,), tokens.turns) for name, tokens in tally.upstreams.items()],
+        )
+        yield _counter(
+            "upstream_tokens",
+            "Tokens of an HTTP upstream by kind.",
+            ("upstream", "kind"),
+            [
+                ((name, kind), n)
+                for name, tokens in tally.upstreams.items()
+                for kind, n in (
+                    ("input", tokens.input),
+                    ("cached", tokens.cached),
+                    ("output", tokens.output),
+                )
+            ],
+        )
+        yield _gauge(
+            "drains_open",
+            "Answers of HTTP upstreams that are read on though their callers have left.",
+            self._sources.drains(),
+        )
 
     def _pool_as_a_whole(self) -> Iterable[Metric]:
         limits = self._pool.pool_limits()

@@ -10,8 +10,9 @@ from aiohttp import web
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
-from codex_proxy.errors import ProxyError, RequestError
+from codex_proxy.errors import ProxyError
 from codex_proxy.logs import Later, Said, Words
+from codex_proxy.patterns import fits
 from codex_proxy.protocol import models
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.chat import CHAT
@@ -20,6 +21,7 @@ from codex_proxy.protocol.completions import COMPLETIONS, EDITS, with_engine
 from codex_proxy.protocol.dialect import Decoded, Dialect
 from codex_proxy.protocol.messages import MESSAGES
 from codex_proxy.protocol.messages_request import countable
+from codex_proxy.protocol.models import Shown
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.protocol.responses import RESPONSES
 from codex_proxy.protocol.wire import dumps
@@ -29,35 +31,57 @@ from codex_proxy.server.continuations import Continuations
 from codex_proxy.server.counting import TokenCounter
 from codex_proxy.server.delivery import CollectSink, StreamSink, Terms, UnarySink
 from codex_proxy.server.front import CALLER, REQUEST_ID, Handler, Incoming, new_id
+from codex_proxy.server.natives import Decode, Natives, no_embeddings
 from codex_proxy.server.websocket import Sockets, SocketSink
 from codex_proxy.tasks import Job
 from codex_proxy.trace import LOCAL, Caller, Capture, End, Trace, TraceSink
 from codex_proxy.upstream.executor import Exchange, Executor, Sink
+from codex_proxy.upstream.providers import Providers
 
 logger = logging.getLogger(__name__)
 
 Headers = Mapping[str, str]
 MakeSink = Callable[[Decoded, Trace, Terms], Sink]
+Patterns = tuple[tuple[str, ...], ...]
+"""Patterns of models' names; a model fits when it fits one out of each."""
+
+# How many lists for callers with models of their own are kept.
+_MAX_LISTS = 64
 
 
 class Models:
-    """The catalogue and the Codex list, made anew when the accounts' lists change."""
+    """The catalogue and the Codex list, made anew when the lists of accounts and upstreams change."""
 
-    def __init__(self, pool: Pool, live: Live) -> None:
+    def __init__(self, pool: Pool, live: Live, providers: Providers | None = None) -> None:
         self._pool = pool
         self._live = live
+        self._providers = providers
         self._made_from: tuple[object, ...] = ()
         self._catalog = Catalog()
-        self._codex: tuple[bytes, str] = (b"", "")
+        # By the patterns of names that a caller may use; none for all.
+        self._codex: dict[Patterns, tuple[bytes, str]] = {}
 
     def _refresh(self) -> None:
-        settings = self._live.current
-        made_from = (self._pool.lists_version, settings.model_profiles, settings.model_map)
+        settings, providers = self._live.current, self._providers
+        made_from: tuple[object, ...] = (
+            self._pool.lists_version,
+            settings.model_profiles,
+            settings.model_map,
+            providers.version if providers is not None else 0,
+            # Without one, what stands in the built-in table is served by nobody.
+            len(self._pool) > 0,
+        )
         if self._made_from == made_from:
             return
         lists = self._pool.model_lists()
-        self._catalog = Catalog(settings.model_profiles, lists, settings.model_map)
-        self._codex = models.codex_list(lists)
+        self._catalog = Catalog(
+            settings.model_profiles,
+            lists,
+            settings.model_map,
+            providers.listed() if providers is not None else (),
+            has_accounts=len(self._pool) > 0,
+        )
+        self._codex = {}
         self._made_from = made_from
 
     @property
@@ -66,11 +90,27 @@ class Models:
         self._refresh()
         return self._catalog
 
-    @property
-    def codex(self) -> tuple[bytes, str]:
-        """The backend's own objects as JSON, and their etag."""
+    def codex(self, patterns: Patterns = ()) -> tuple[bytes, str]:
+        """Return the backend's own objects as JSON, and their etag."""
         self._refresh()
-        return self._codex
+        made = self._codex.get(patterns)
+        if made is None:
+            if len(self._codex) >= _MAX_LISTS:
+                self._codex.clear()
+            made = self._codex[patterns] = models.codex_list(self._pool.model_lists(), self.shown(patterns))
+        return made
+
+    def shown(self, patterns: Patterns) -> Shown:
+        """Return what tells which names a caller sees who may use what fits one out of each of *patterns*."""
+        if not patterns:
+            return models.everything
+        catalog = self.catalog
+
+        def is_shown(name: str) -> bool:
+            names = (name, catalog.resolve(name).model)
+            return all(any(fits(one, each) for one in some for each in names) for some in patterns)
+
+        return is_shown
 
 
 class Public:
@@ -87,8 +127,10 @@ class Public:
         counter: TokenCounter | None = None,
         resolve: Callable[[web.Request], Caller] | None = None,
         listeners: Sequence[TraceSink] | None = None,
+        providers: Providers | None = None,
+        models_of: Callable[[str], Patterns] | None = None,
     ) -> None:
-        """Make the handlers; *listeners* hear of turns that the executor never had: refused, or served here."""
+        """Make the handlers; *models_of* tells what the caller with an id may use; *listeners* hear of turns that the executor never had: refused, or served here."""
         self._executor = executor
         self._pool = pool
         self._live = live
@@ -97,6 +139,8 @@ class Public:
         self._counter = counter if counter is not None else TokenCounter()
         self._listeners = listeners if listeners is not None else (log_turn,)
         self._continuations = Continuations(clock)
+        self._models_of = models_of
+        self._natives = Natives(providers) if providers is not None else None
         self._sockets = Sockets(
             _SocketTurns(self),
             resolve if resolve is not None else _as_resolved,
@@ -143,22 +187,55 @@ class Public:
         """Serve one turn of the Responses dialect, which may go on from an answer that was given."""
 
         def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
-            decoded = self._continuations.decode(
-                raw,
-                headers,
-                catalog=self._models.catalog,
-                caller=trace.caller,
-                limit=self._live.current.max_body_bytes,
-            )
+            def decode(catalog: Catalog) -> Decoded:
+                return self._continuations.decode(
+                    raw,
+                    headers,
+                    catalog=catalog,
+                    caller=trace.caller,
+                    limit=self._live.current.max_body_bytes,
+                )
+
+            decoded = self._decode("responses", decode, http, raw, headers, trace)
             return self._begin(http, decoded, trace, RESPONSES)
 
         return await self._turn(request, "responses", RESPONSES, begin)
 
-    def _answering(self, route: str, dialect: Dialect) -> Handler:
+    def _decode(
+        self,
+        capability: str,
+        decode: Decode,
+        http: Incoming,
+        raw: bytes,
+        headers: Headers,
+        trace: Trace,
+        engine: str | None = None,
+    ) -> Decoded:
+        """Decode a request, for upstreams too where there are any."""
+        catalog, natives = self._models.catalog, self._natives
+        if natives is None or not natives.is_on:
+            return decode(catalog)
+        return natives.read(
+            capability,
+            raw,
+            headers,
+            decode,
+            catalog=catalog,
+            caller=trace.caller,
+            engine=engine,
+            # Clients of Anthropic's say it here as well as in a header.
+            query="?beta=true" if http.query.get("beta") == "true" else "",
+        )
+
+    def _answering(self, route: str, dialect: Dialect, engine: str | None = None) -> Handler:
         """Return the handler of a route whose turns are asked and answered in *dialect*."""
+        capability = "engines" if engine is not None else route
 
         def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
-            decoded = dialect.decode(raw, headers, catalog=self._models.catalog, caller=trace.caller.id)
+            def decode(catalog: Catalog) -> Decoded:
+                return dialect.decode(raw, headers, catalog=catalog, caller=trace.caller.id)
+
+            decoded = self._decode(capability, decode, http, raw, headers, trace, engine)
             return self._begin(http, decoded, trace, dialect)
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -168,15 +245,28 @@ class Public:
 
     async def engine_completions(self, request: web.Request) -> web.StreamResponse:
         """Serve the oldest form of a completion, whose model stands in the path."""
-        handle = self._answering("completions", with_engine(request.match_info["engine"]))
+        engine = request.match_info["engine"]
+        handle = self._answering("completions", with_engine(engine), engine)
         return await handle(request)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """Have an upstream embed texts; no account's backend has a model for that."""
+        natives = self._natives
+        if natives is None or not natives.takes("embeddings"):
+            raise no_embeddings()
+
+        def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+            decoded = natives.embedding(raw, headers, catalog=self._models.catalog, caller=trace.caller)
+            return self._begin(http, decoded, trace, RESPONSES)
+
+        return await self._turn(request, "embeddings", RESPONSES, begin)
 
     def _passthrough(self, endpoint: str) -> Handler:
         def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
             request = decode_passthrough(
                 endpoint, raw, headers, catalog=self._models.catalog, caller=trace.caller.id
             )
-            return Begun(request, UnarySink(http, request, trace, self._terms(RESPONSES)))
+            return Begun(request, UnarySink(http, request, trace, self._terms(RESPONSES, trace.caller)))
 
         async def handle(request: web.Request) -> web.StreamResponse:
             return await self._turn(request, endpoint, RESPONSES, begin)
@@ -184,7 +274,7 @@ class Public:
         return handle
 
     def _begin(self, http: Incoming, decoded: Decoded, trace: Trace, dialect: Dialect) -> "Begun":
-        terms = self._terms(dialect)
+        terms = self._terms(dialect, trace.caller)
         sink = (
             StreamSink(http, decoded, trace, terms)
             if decoded.request.stream
@@ -255,7 +345,7 @@ class Public:
         trace.request_bytes = len(raw)
         decoded = dialect.decode(raw, {}, catalog=self._models.catalog, caller=caller.id)
         trace.read = self._clock.monotonic()
-        sink = make_sink(decoded, trace, self._terms(dialect))
+        sink = make_sink(decoded, trace, self._terms(dialect, caller))
         return self._run(decoded.request, sink, trace, {}), trace
 
     @property
@@ -267,12 +357,12 @@ class Public:
         _describe(trace, request, headers)
         return self._executor.begin(request, sink, trace)
 
-    def _terms(self, dialect: Dialect) -> Terms:
+    def _terms(self, dialect: Dialect, caller: Caller) -> Terms:
         return Terms(
             dialect=dialect,
             now=self._clock.now,
             limits=self._executor.route.limits,
-            models_etag=self._models.codex[1],
+            models_etag=self._models.codex(self._patterns_of(caller))[1],
             stall_seconds=self._live.current.idle_timeout,
         )
 
@@ -290,15 +380,6 @@ class Public:
         body = countable(raw, headers, catalog=self._models.catalog)
         return _json(dumps({"input_tokens": await self._counter.count_request(body)}))
 
-    async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        """Refuse: the backend has no model that embeds."""
-        raise RequestError(
-            "embeddings are not served here: no backend of this proxy has a model for them",
-            param="model",
-            code="model_not_found",
-            status=404,
-        )
-
     async def hello(self, request: web.Request) -> web.StreamResponse:
         """Say that somebody is here; a person with a browser is shown the page."""
         if "text/html" in request.headers.get("Accept", "") and self._live.current.ui == "on":
@@ -309,7 +390,7 @@ class Public:
         """List the models, in the shape that the caller knows."""
         if request.get(IS_CODEX_PATH, False) or "client_version" in request.query:
             return self._codex_models(request)
-        catalog = self._models.catalog
+        catalog, shown = self._models.catalog, self._shown_to(request)
         if "anthropic-version" in request.headers:
             query = request.query
             return _json(
@@ -319,13 +400,20 @@ class Public:
                         limit=query.get("limit"),
                         after_id=query.get("after_id"),
                         before_id=query.get("before_id"),
+                        shown=shown,
                     )
                 )
             )
-        return _json(dumps(models.openai_list(catalog)))
+        return _json(dumps(models.openai_list(catalog, shown)))
+
+    def _patterns_of(self, caller: Caller) -> Patterns:
+        return self._models_of(caller.id) if self._models_of is not None else ()
+
+    def _shown_to(self, request: web.Request) -> Shown:
+        return self._models.shown(self._patterns_of(request.get(CALLER, LOCAL)))
 
     def _codex_models(self, request: web.Request) -> web.StreamResponse:
-        body, etag = self._models.codex
+        body, etag = self._models.codex(self._patterns_of(request.get(CALLER, LOCAL)))
         known = request.headers.get("if-none-match", "")
         # A relay that compresses makes an etag a weak one.
         if known.strip() == "*" or etag in {one.strip().removeprefix("W/") for one in known.split(",")}:
@@ -335,10 +423,10 @@ class Public:
     async def model(self, request: web.Request) -> web.StreamResponse:
         """Describe one model."""
         name = request.match_info["model"]
-        catalog = self._models.catalog
+        catalog, shown = self._models.catalog, self._shown_to(request)
         if "anthropic-version" in request.headers:
-            return _json(dumps(models.anthropic_one(catalog, name)))
-        return _json(dumps(models.openai_one(catalog, name)))
+            return _json(dumps(models.anthropic_one(catalog, name, shown)))
+        return _json(dumps(models.openai_one(catalog, name, shown)))
 
 
 @dataclass(slots=True, frozen=True)
@@ -362,8 +450,15 @@ class _SocketTurns:
     def catalog(self) -> Catalog:
         return self._public._models.catalog
 
-    def terms(self) -> Terms:
-        return self._public._terms(RESPONSES)
+    def let_upstreams(
+        self, request: BackendRequest, headers: Headers, caller: Caller, again: Callable[[], BackendRequest]
+    ) -> None:
+        natives = self._public._natives
+        if natives is not None and natives.is_on:
+            natives.translate(request, headers, caller, again)
+
+    def terms(self, caller: Caller) -> Terms:
+        return self._public._terms(RESPONSES, caller)
 
     async def run(self, request: BackendRequest, sink: SocketSink, trace: Trace, headers: Headers) -> None:
         await _end_of(self._public._run(request, sink, trace, headers))

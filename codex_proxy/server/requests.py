@@ -1,6 +1,6 @@
 """What became of requests, for the owner: from the records, or from memory where none are kept."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 from aiohttp import web
 
@@ -32,6 +32,8 @@ class Requests:
     def __init__(self, records: Records, recent: Recent) -> None:
         self._records = records
         self._recent = recent
+        self.usage_of: Callable[[str], Awaitable[JsonObject | None]] | None = None
+        """What one has used and cost, by the ledger, where there is one."""
 
     def feed(self) -> Tail:
         """Return what tells of turns as they finish."""
@@ -50,6 +52,12 @@ class Requests:
 
     async def find(self, request_id: str) -> JsonObject | None:
         """Return all that is known of one."""
+        told = await self._find(request_id)
+        if told is None or self.usage_of is None:
+            return told
+        return {**told, "ledger": await self.usage_of(request_id)}
+
+    async def _find(self, request_id: str) -> JsonObject | None:
         if self._records.is_on:
             found = await self._records.find(request_id)
             if found is not None:

@@ -24,6 +24,9 @@ LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _MAX_CALLERS = 100
 # Every account that ever was, by what its attempts came to.
 _MAX_ATTEMPTS = 50_000
+# The same for upstreams, of which there are a hundred at a time at most, and some come and go.
+_MAX_UPSTREAMS = 200
+_MAX_UPSTREAM_ATTEMPTS = 3_000
 # How many names a caller can make up until their meaning is forgotten.
 _MAX_NAMES = 1_000
 _MAX_NAME_LENGTH = 256
@@ -81,6 +84,10 @@ class Tally:
         self.callers: dict[str, Tokens] = {}
         self.attempts: dict[tuple[str, str], int] = {}
         """By account and outcome."""
+        self.upstream_attempts: dict[tuple[str, str], int] = {}
+        """The same by upstream."""
+        self.upstreams: dict[str, Tokens] = {}
+        """By the upstream that served."""
         self.retries: dict[str, int] = {}
         """By the outcome of the attempt before."""
         self.lag = Spread(LAG_BOUNDS)
@@ -113,14 +120,30 @@ class Tally:
                 spread = self.firsts[model] = Spread(FIRST_TOKEN_BOUNDS)
             spread.add(first - trace.started)
         before = ""
+        if trace.upstream:
+            self._add_upstream(trace)
         for attempt in trace.attempts:
             tried = (attempt.alias, attempt.outcome)
-            if tried not in self.attempts and len(self.attempts) >= _MAX_ATTEMPTS:
-                tried = (OTHER, attempt.outcome)
-            self.attempts[tried] = self.attempts.get(tried, 0) + 1
+            if attempt.is_upstream:
+                if tried not in self.upstream_attempts and len(self.upstream_attempts) >= _MAX_UPSTREAM_ATTEMPTS:
+                    tried = (OTHER, attempt.outcome)
+                self.upstream_attempts[tried] = self.upstream_attempts.get(tried, 0) + 1
+            else:
+                if tried not in self.attempts and len(self.attempts) >= _MAX_ATTEMPTS:
+                    tried = (OTHER, attempt.outcome)
+                self.attempts[tried] = self.attempts.get(tried, 0) + 1
             if before:
                 self.retries[before] = self.retries.get(before, 0) + 1
             before = attempt.outcome
+
+    def _add_upstream(self, trace: Trace) -> None:
+        name = trace.upstream if trace.upstream in self.upstreams or len(self.upstreams) < _MAX_UPSTREAMS else OTHER
+        tokens, usage = self._of(self.upstreams, name), trace.usage
+        tokens.turns += 1
+        tokens.input += usage.input_tokens
+        tokens.cached += usage.cached_tokens
+        tokens.output += usage.output_tokens
+        tokens.reasoning += usage.reasoning_tokens
 
     def _of(self, kept: dict[str, Tokens], name: str) -> Tokens:
         tokens = kept.get(name)
@@ -145,6 +168,8 @@ class Tally:
             self._model_names.clear()
         slug = catalog.resolve(name).model if name else ""
         is_served = any(facts.slug == slug for facts in catalog.models)
+        if not is_served and name in catalog.also:
+            slug, is_served = name, True
         if not is_served or (slug not in self.models and len(self.models) >= _MAX_MODELS):
             slug = OTHER
         if len(name) <= _MAX_NAME_LENGTH:

@@ -12,6 +12,7 @@ from codex_proxy.accounts.tokens import mask_email, mask_name
 from codex_proxy.accounts.upkeep import Keeper, Result
 from codex_proxy.accounts.words import words
 from codex_proxy.clock import Clock
+from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.server.admin import (
     AccountView,
     CacheView,
@@ -30,6 +31,7 @@ from codex_proxy.server.admin import (
 )
 from codex_proxy.tasks import Background
 from codex_proxy.trace import Usage
+from codex_proxy.upstream.providers import Providers
 
 Phase = Literal["starting", "ready", "draining"]
 
@@ -63,8 +65,10 @@ class PoolAdmin:
         clock: Clock,
         background: Background,
         phase: Callable[[], Phase],
+        providers: Providers | None = None,
     ) -> None:
         self._pool = pool
+        self._providers = providers
         self._actions = actions
         self._clock = clock
         self._phase = phase
@@ -77,7 +81,12 @@ class PoolAdmin:
         """Count the accounts, and those that could serve now."""
         accounts = self._pool.accounts()
         active = sum(account.state is State.READY for account in accounts)
-        return Health(len(accounts), active, self._phase())
+        on, well = (0, 0) if self._providers is None else self._providers.count()
+        return Health(len(accounts), active, self._phase(), on, well)
+
+    def upstreams(self) -> list[JsonObject]:
+        """Return what there is to say of each upstream."""
+        return [] if self._providers is None else self._providers.state()
 
     def accounts(self) -> Sequence[AccountView]:
         """Return a view of every account, by alias; made when it is looked at."""

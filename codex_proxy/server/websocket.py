@@ -35,7 +35,14 @@ from codex_proxy.protocol.request import (
 )
 from codex_proxy.protocol.responses_request import decode_fields
 from codex_proxy.protocol.sse import Batch, Event
-from codex_proxy.protocol.transcript import Transcript, decode_continued, go_on, not_found, take_previous
+from codex_proxy.protocol.transcript import (
+    PREVIOUS,
+    Transcript,
+    decode_continued,
+    go_on,
+    not_found,
+    take_previous,
+)
 from codex_proxy.protocol.wire import JsonObject, dumps, loads
 from codex_proxy.server.continuations import Continuations, answering, begin_chain
 from codex_proxy.server.delivery import EncodedSink, Terms
@@ -104,7 +111,17 @@ class Turns(Protocol):
         """What there is to serve."""
         ...
 
-    def terms(self) -> Terms:
+    def let_upstreams(
+        self,
+        request: BackendRequest,
+        headers: Mapping[str, str],
+        caller: Caller,
+        again: Callable[[], BackendRequest],
+    ) -> None:
+        """Let a request go to upstreams too, where there are any; *again* decodes it in the standard shape."""
+        ...
+
+    def terms(self, caller: Caller) -> Terms:
         """Return what an answer needs to know of the proxy."""
         ...
 
@@ -425,10 +442,10 @@ class Socket:
             previous = take_previous(fields)
             is_generated = _take_generate(fields)
             headers = turn_headers(self._headers, fields)
-            decoded = self._decode(fields, headers, trace.caller, lane, previous, len(raw))
+            decoded = self._decode(fields, headers, trace.caller, lane, previous, raw)
             trace.read = clock.monotonic()
             del fields, raw
-            sink = SocketSink(self._wire, decoded, trace, sockets.turns.terms(), lane)
+            sink = SocketSink(self._wire, decoded, trace, sockets.turns.terms(trace.caller), lane)
             request = decoded.request
             del decoded
             if is_generated:
@@ -484,30 +501,42 @@ class Socket:
         caller: Caller,
         lane: str | None,
         previous: str | None,
-        size: int,
+        raw: bytes,
     ) -> Decoded:
         sockets = self._sockets
         catalog = sockets.turns.catalog
-        fields["stream"] = True
         # Before the decoder puts it into the backend's shape.
         sent = render_body({"input": fields.get("input")})
         before: Transcript | None = None
-        if previous is None:
-            request = decode_fields(fields, headers, catalog=catalog, caller=caller.id)
-        else:
+        if previous is not None:
             before = self._find(caller, previous)
             if before is None:
                 raise not_found(previous)
-            request = decode_continued(
+
+        def read(fields: JsonObject, catalog: Catalog) -> BackendRequest:
+            fields["stream"] = True
+            if before is None or previous is None:
+                return decode_fields(fields, headers, catalog=catalog, caller=caller.id)
+            return decode_continued(
                 fields,
                 headers,
                 catalog=catalog,
                 caller=caller.id,
                 response_id=previous,
                 before=before,
-                new_bytes=size,
+                new_bytes=len(raw),
                 limit=sockets.live.current.max_body_bytes,
             )
+
+        def again() -> BackendRequest:
+            fields = read_frame(raw)
+            for name in ("stream_id", "generate", PREVIOUS):
+                fields.pop(name, None)
+            turn_headers({}, fields)
+            return read(fields, catalog.as_standard())
+
+        request = read(fields, catalog)
+        sockets.turns.let_upstreams(request, headers, caller, again)
         begin_chain(request)
 
         def remember(final: JsonObject) -> None:

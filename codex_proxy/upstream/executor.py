@@ -311,6 +311,8 @@ class Exchange:
         trace, now = self._trace, self._executor.clock.monotonic()
         # What was sent was read: a caller who leaves early has used something all the same.
         is_sent = any(attempt.outcome in ("", "ok") for attempt in trace.attempts)
+        if is_sent and not trace.alias and trace.attempts[-1].is_upstream:
+            trace.upstream = trace.attempts[-1].alias
         trace.usage = self._sink.usage(estimate=self._committed or (end is End.CALLER_GONE and is_sent))
         trace.answer_bytes = self._sink.delivered_bytes
         if trace.finish(end, now):

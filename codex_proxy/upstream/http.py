@@ -18,7 +18,14 @@ from codex_proxy.errors import BackendFault, UpstreamError, Verdict
 from codex_proxy.net import Answer, Deadlines, NetError, Outbound
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.native import standard_body
-from codex_proxy.protocol.request import LITE_HEADER, TURN_STATE, BackendRequest, Refused, never, without_reasoning
+from codex_proxy.protocol.request import (
+    LITE_HEADER,
+    TURN_STATE,
+    BackendRequest,
+    Refused,
+    never,
+    without_reasoning,
+)
 from codex_proxy.trace import Decision
 from codex_proxy.upstream.backend import MAX_ERROR_SIZE, net_failure, refusal, split_turn_state
 from codex_proxy.upstream.ejection import may_eject
@@ -195,9 +202,7 @@ class HttpLease:
         output = payload.get("output")
         for item in (payload.get("item"), *(output if isinstance(output, list) else ())):
             if isinstance(item, Mapping) and isinstance(item.get("encrypted_content"), str):
-                self._around.origins.issued(
-                    item["encrypted_content"], self.key, self._around.clock.now()
-                )
+                self._around.origins.issued(item["encrypted_content"], self.key, self._around.clock.now())
 
     def ok(self) -> None:
         """Report that the upstream answered."""
@@ -208,6 +213,8 @@ class HttpLease:
         if was_ejected and outlier.until == 0.0:
             logger.info("upstream is back name=%s model=%s", provider.name, self._way.model)
         self._is_probe = False
+        # An answer is worth more than any check.
+        provider.refused, provider.failed_checks = "", 0
 
     def failed(self, error: UpstreamError) -> None:
         """Report a failure."""

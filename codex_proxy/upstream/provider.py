@@ -39,6 +39,9 @@ DISABLED_SECONDS = 300.0
 FAILED_CHECKS = 2
 """Health checks in a row that fail until nothing goes there."""
 
+STATES = ("healthy", "degraded", "ejected", "disabled", "unknown")
+"""How an upstream may be."""
+
 _MAX_MODELS = 200
 _OTHER = "*"
 """Stands for all models beyond so many: callers can make names up."""
@@ -201,9 +204,9 @@ class Provider:
 
     def blocked(self, model: str, now: float) -> Blocked | None:
         """Return why nothing is to go there for *model* now; None when something may."""
-        if self.refused:
-            if not (self._cannot_be_checked and now >= self.refused_at + DISABLED_SECONDS):
-                return Blocked("refused", self.refused, self.refused_at + DISABLED_SECONDS)
+        may_try = self._cannot_be_checked and now >= self.refused_at + DISABLED_SECONDS
+        if self.refused and not may_try:
+            return Blocked("refused", self.refused, self.refused_at + DISABLED_SECONDS)
         for place in ("", model):
             until, why = self.rests.get(place, (0.0, ""))
             if until > now:
@@ -271,7 +274,7 @@ class Provider:
             self.failed_checks += 1
 
     def state(self, now: float) -> str:
-        """Return how it is: healthy, degraded, ejected, disabled or unknown."""
+        """Return how it is: one of `STATES`."""
         if not self.definition.enabled or self.refused:
             return "disabled"
         ejected = [one.is_ejected(now) or one.until > 0.0 for one in self.outliers.values()]

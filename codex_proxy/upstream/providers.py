@@ -10,7 +10,7 @@ from typing import Any, Literal
 from codex_proxy.accounts.affinity import Origins
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live, Settings, Upstream, masked_upstream
-from codex_proxy.errors import ConfigError, UpstreamError, clean, fault_of
+from codex_proxy.errors import ConfigError, clean, fault_of
 from codex_proxy.net import NetError, Outbound, Reply
 from codex_proxy.protocol.catalog import Catalog
 from codex_proxy.protocol.request import BackendRequest
@@ -108,7 +108,9 @@ class Providers:
         for name in names:
             if names.count(name) > 1 or name in other:
                 where = "in the configuration" if name in other else "twice"
-                raise ConfigError(f"upstreams: the name {name!r} is there {where}; each needs a name of its own")
+                raise ConfigError(
+                    f"upstreams: the name {name!r} is there {where}; each needs a name of its own"
+                )
         self._defined[source] = found
         before, self._all = self._all, {}
         for kept in ("config", "database"):
@@ -150,6 +152,12 @@ class Providers:
         serving = [one for one in self._all.values() if one.definition.enabled and one.serves(model)]
         return len(serving), sum(one.is_ejected(model, now) for one in serving)
 
+    def count(self) -> tuple[int, int]:
+        """Return how many are switched on, and how many of those could take a request now."""
+        now = self.clock.monotonic()
+        on = [one for one in self._all.values() if one.definition.enabled]
+        return len(on), sum(one.state(now) not in ("disabled", "ejected") for one in on)
+
     def listed(self) -> list[str]:
         """Return the names of all models that they serve."""
         names = [name for provider in self.all() for name in provider.listed()]
@@ -175,9 +183,7 @@ class Providers:
         providers = self.all()
         await self._check(providers)
         now = self.clock.monotonic()
-        return [
-            _result(provider, now) for provider in providers if self._all.get(provider.name) is provider
-        ]
+        return [_result(provider, now) for provider in providers if self._all.get(provider.name) is provider]
 
     async def check_one(self, name: str) -> JsonObject | None:
         """Check one of them now; None when there is none of that name."""
@@ -285,7 +291,11 @@ def _read_check(reply: Reply, at: float, seconds: float) -> Check:
         models = _models_in(payload)
         if models is None:
             return Check(
-                at, False, status, seconds, "what it answers at /v1/models is no list of models; is base-url right?"
+                at,
+                False,
+                status,
+                seconds,
+                "what it answers at /v1/models is no list of models; is base-url right?",
             )
         return Check(at, True, status, seconds, f"it lists {len(models)} models", models)
     if status in (401, 403):
@@ -294,9 +304,17 @@ def _read_check(reply: Reply, at: float, seconds: float) -> Check:
         words = f"it has no list of models at /v1/models (status {status}); is base-url right?"
         return Check(at, False, status, seconds, words, is_inconclusive=True)
     if 300 <= status < 400:
-        return Check(at, False, status, seconds, f"it sends requests elsewhere (status {status}); redirects are not followed")
+        return Check(
+            at,
+            False,
+            status,
+            seconds,
+            f"it sends requests elsewhere (status {status}); redirects are not followed",
+        )
     words = clean(fault_of(payload, f"status {status}").message)
-    return Check(at, False, status, seconds, f"status {status}: {words}" if words != f"status {status}" else words)
+    return Check(
+        at, False, status, seconds, f"status {status}: {words}" if words != f"status {status}" else words
+    )
 
 
 def _models_in(payload: Any) -> tuple[str, ...] | None:
@@ -309,8 +327,10 @@ def _models_in(payload: Any) -> tuple[str, ...] | None:
     ids = [
         name
         for entry in entries[:_MAX_LISTED]
-        if isinstance(entry, dict) and isinstance(name := entry.get("id", entry.get("slug")), str)
-        and 0 < len(name) <= 256 and name.isprintable()
+        if isinstance(entry, dict)
+        and isinstance(name := entry.get("id", entry.get("slug")), str)
+        and 0 < len(name) <= 256
+        and name.isprintable()
     ]
     return tuple(dict.fromkeys(ids))
 

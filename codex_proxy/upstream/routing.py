@@ -57,9 +57,7 @@ class _Look:
 class MergedRoute:
     """Picks accounts and upstreams."""
 
-    def __init__(
-        self, accounts: AccountRoute, providers: Providers, *, live: Live, clock: Clock
-    ) -> None:
+    def __init__(self, accounts: AccountRoute, providers: Providers, *, live: Live, clock: Clock) -> None:
         self._accounts = accounts
         self._providers = providers
         self._live = live
@@ -125,9 +123,7 @@ class MergedRoute:
     ) -> Lease | None:
         """Take the first of one priority that can serve."""
         members = {ACCOUNTS if one is None else one[0].key: one for one in group}
-        weights = [
-            (key, 1.0 if one is None else one[0].definition.weight) for key, one in members.items()
-        ]
+        weights = [(key, 1.0 if one is None else one[0].definition.weight) for key, one in members.items()]
         ranked = order(self._name_of(request), weights)
         home = self._home(request, members)
         if home is not None:
@@ -149,9 +145,7 @@ class MergedRoute:
                 return lease
         return None
 
-    def _pick_account(
-        self, request: BackendRequest, tried: Collection[str], look: _Look
-    ) -> Lease | None:
+    def _pick_account(self, request: BackendRequest, tried: Collection[str], look: _Look) -> Lease | None:
         try:
             return self._accounts.pick(request, tried)
         except PoolBusy as exc:
@@ -184,7 +178,9 @@ class MergedRoute:
             look.blocked.append((provider, way, blocked))
             return None
         is_probe = provider.outlier(way.model).is_half_open(now)
-        rule = "probe" if is_probe else "failover" if look.excluded else "goes on here" if is_home else "order"
+        rule = (
+            "probe" if is_probe else "failover" if look.excluded else "goes on here" if is_home else "order"
+        )
         return self._lease(provider, way, rule, look, is_probe=is_probe)
 
     def _lease(

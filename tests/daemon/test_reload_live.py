@@ -20,6 +20,7 @@ from codex_proxy.net import http as net
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.records.book import Book
 from codex_proxy.simulator import Simulator
+from codex_proxy.simulator.upstream import SimUpstream
 from codex_proxy.storage import store
 from codex_proxy.upstream.packing import PACKED_FROM
 from tests.daemon.sockets import line
@@ -127,6 +128,29 @@ async def _(stand: Stand, edits: Edits) -> None:
         await outbound.aclose()
         assert await status(stand) == 200
         assert bool(outbound.native.statistics()["open"]) is (name == "native")
+
+
+@checks("upstreams")
+async def _(stand: Stand, edits: Edits) -> None:
+    async with SimUpstream() as upstream:
+        said = {"name": "up", "base-url": upstream.base_url, "api-key": upstream.key, "priority": -1}
+        await edits.edit(upstreams=json.dumps([said]))
+        assert await status(stand) == 200
+        assert len(upstream.turns) == 1
+        await edits.edit(upstreams="[]")
+        assert await status(stand) == 200
+        assert len(upstream.turns) == 1
+
+
+@checks("accounts-priority")
+async def _(stand: Stand, edits: Edits) -> None:
+    async with SimUpstream() as upstream:
+        said = {"name": "up", "base-url": upstream.base_url, "api-key": upstream.key}
+        await edits.edit(upstreams=json.dumps([said]))
+        for priority, turns in ((20, 1), (0, 1)):
+            await edits.edit(accounts_priority=priority)
+            assert await status(stand) == 200
+            assert len(upstream.turns) == turns
 
 
 @checks("compress-uploads")
@@ -697,12 +721,44 @@ async def _(stand: Stand, edits: Edits) -> None:
     assert [r.query for r in lists] == ["client_version=7.8.9"] * len(stand.accounts)
 
 
+@checks("max-turns")
+async def _(stand: Stand, edits: Edits) -> None:
+    await edits.edit(max_turns=1, queue_timeout=0)
+    stand.sim.set_all("stall", where="middle")
+    async with stand.asking() as answer:
+        assert answer.status == 200
+        assert await status(stand) == 429
+        stand.sim.set_all("ok")
+        await edits.edit(max_turns=2)
+        assert await status(stand) == 200
+
+
+@checks("reserve-tokens")
+async def _(stand: Stand, edits: Edits) -> None:
+    assert stand.daemon.books is not None
+    ledger = stand.daemon.books.ledger
+    user = await ledger.create_user("ada", is_billed=True, actor="test")
+    # A cent: enough for a short answer alone.
+    await ledger.credit(user.id, 10_000_000, reason="test", idempotency_key="cent", actor="test")
+    _, text = await ledger.create_key(user.id, "laptop", actor="test")
+    assert await status(stand, authorization=f"Bearer {text}") == 429
+    await edits.edit(reserve_tokens=256)
+    assert await status(stand, authorization=f"Bearer {text}") == 200
+
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "max-turns": {"ledger": "personal"},
+    "reserve-tokens": {"ledger": "billing"},
+}
+"""What has to be on for a key to have an effect."""
+
+
 @pytest.mark.parametrize("key", [key.name for key in KEYS.values() if key.live])
 async def test_an_edit_of_the_file_counts(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(store, "GATHER_SECONDS", 0.01)
     monkeypatch.setattr(store, "LOOK_SECONDS", 0.05)
-    async with standing(tmp_path, accounts=4) as stand:
+    async with standing(tmp_path, accounts=4, **NEEDS.get(key, {})) as stand:
         await CHECKS[key](stand, Edits(stand))
 
 

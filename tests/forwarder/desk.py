@@ -139,8 +139,10 @@ def wanted(*upstreams: str, **more: Any) -> settings.Settings:
 
 
 @contextlib.asynccontextmanager
-async def forwarding(made: settings.Settings) -> AsyncIterator[Forwarder]:
-    forwarder = Forwarder(made)
+async def forwarding(
+    made: settings.Settings, now: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Forwarder]:
+    forwarder = Forwarder(made, now)
     await forwarder.start()
     try:
         yield forwarder
@@ -149,9 +151,12 @@ async def forwarding(made: settings.Settings) -> AsyncIterator[Forwarder]:
 
 
 @contextlib.asynccontextmanager
-async def desk(**more: Any) -> AsyncIterator[Desk]:
+async def desk(now: Callable[[], float] = time.monotonic, **more: Any) -> AsyncIterator[Desk]:
     """Start a far server and a forwarder in front of it."""
-    async with far_server() as far, forwarding(wanted(f"http://127.0.0.1:{far.port}", **more)) as forwarder:
+    async with (
+        far_server() as far,
+        forwarding(wanted(f"http://127.0.0.1:{far.port}", **more), now) as forwarder,
+    ):
         made = Desk(far, forwarder)
         try:
             yield made

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from codex_proxy.forwarder import service
 from tests.forwarder.desk import Desk, desk, far_server, fields, forwarding, lines, until, wanted
 from tests.net.peers import unused_port
 
@@ -69,9 +68,8 @@ async def test_what_it_knows_is_told_on_this_machine_and_holds_no_secret() -> No
     ],
 )
 async def test_it_is_not_told_through_a_reverse_proxy_on_this_machine(
-    more: str, monkeypatch: pytest.MonkeyPatch
+    more: str,
 ) -> None:
-    monkeypatch.setenv("NOT", "USED")
     if "wrong" in more:
         more += "\r\nVia: 1.1 nginx"
     async with desk() as d:
@@ -135,10 +133,9 @@ async def test_with_it_the_callers_own_goes_on_and_ours_does_not(tmp_path: Any) 
 # -- how often --------------------------------------------------------------------------------
 
 
-async def test_an_address_may_ask_only_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_address_may_ask_only_so_often() -> None:
     now = [1000.0]
-    monkeypatch.setattr(service.time, "monotonic", lambda: now[0])
-    async with desk(rate_limit=2, timeout=60) as d:
+    async with desk(now=lambda: now[0], rate_limit=2) as d:
         caller, far, _ = await d.ask(GET)
         far.write(OK)
         await caller.until(b"ok")
@@ -264,7 +261,8 @@ async def test_a_line_in_the_log_tells_of_a_request_and_of_no_secret(
         await caller.until(b"ok")
         await until(lambda: "forwarded" in caplog.text)
         assert f"method=GET path=/v1/models uid=42 upstream=127.0.0.1:{d.far.port} status=200" in caplog.text
-        caller, far, _ = await d.ask(GET)
+        caller.write(GET)
+        await far.head()
         caller.abort()
         await far.is_over()
         await until(lambda: "error=caller_gone" in caplog.text)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codex_proxy.ledger.model import Limits
-from codex_proxy.ledger.rates import MINUTE, Bucket, Meters, Refusal
-from codex_proxy.trace import Room
+from codex_proxy.ledger.rates import MINUTE, Bucket, Meters, Owners, Refusal
+from codex_proxy.trace import Allowance, Room
 
 NOW = 1000.0
 
@@ -137,35 +137,38 @@ KEY = ("key", Limits(requests_per_minute=2, tokens_per_minute=1000))
 USER = ("user", Limits(requests_per_minute=100, tokens_per_minute=1500))
 
 
+def refusal_of(meters: Meters, owners: Owners, tokens: int) -> Refusal | None:
+    return meters.take(owners, tokens, NOW)[0]
+
+
 def test_a_turn_counts_for_its_key_and_its_user_or_for_neither() -> None:
     meters = Meters()
-    assert meters.take([KEY, USER], 900, NOW) is None
-    refusal = meters.take([KEY, USER], 700, NOW)
-    # The key has room in 36 s, the user in 4 s.
+    refusal, allowance = meters.take([KEY, USER], 900, NOW)
+    assert refusal is None
+    assert allowance == Allowance(Room(2, 1, 30.0), Room(1000, 100, 54.0))
+    refusal, allowance = meters.take([KEY, USER], 700, NOW)
+    # The key has room in 36 s, the user in 4 s; nothing was counted.
     assert refusal == Refusal("key", "tokens", 1000, 36.0)
+    assert allowance == Allowance(Room(2, 1, 30.0), Room(1000, 100, 54.0))
     other = ("key-2", KEY[1])
-    assert meters.take([other, USER], 700, NOW) == Refusal("user", "tokens", 1500, 4.0)
-    assert meters.take([other, USER], 600, NOW) is None
-    allowance = meters.allowance([KEY, USER], NOW)
-    assert allowance is not None
-    assert allowance.requests == Room(2, 1, 30.0)
-    assert allowance.tokens == Room(1500, 0, 60.0)
+    assert refusal_of(meters, [other, USER], 700) == Refusal("user", "tokens", 1500, 4.0)
+    refusal, allowance = meters.take([other, USER], 600, NOW)
+    assert refusal is None
+    assert allowance == Allowance(Room(2, 1, 30.0), Room(1500, 0, 60.0))
 
 
 def test_requests_have_a_limit_of_their_own() -> None:
     meters = Meters()
-    assert [meters.take([KEY], 0, NOW) for _ in range(2)] == [None, None]
-    assert meters.take([KEY], 0, NOW) == Refusal("key", "requests", 2, 30.0)
+    assert [refusal_of(meters, [KEY], 0) for _ in range(2)] == [None, None]
+    assert refusal_of(meters, [KEY], 0) == Refusal("key", "requests", 2, 30.0)
     meters.correct([KEY], -1, 0, NOW)
-    assert meters.take([KEY], 0, NOW) is None
+    assert refusal_of(meters, [KEY], 0) is None
 
 
 def test_without_limits_nothing_is_counted_and_nothing_told() -> None:
     meters = Meters()
     free = [("key", Limits()), ("user", Limits())]
     for _ in range(1000):
-        assert meters.take(free, 10**9, NOW) is None
-    assert meters.allowance(free, NOW) is None
-    only = meters.allowance([("key", Limits(tokens_per_minute=5))], NOW)
-    assert only is not None
-    assert (only.requests, only.tokens) == (None, Room(5, 5, 0.0))
+        assert meters.take(free, 10**9, NOW) == (None, None)
+    _, allowance = meters.take([("key", Limits(tokens_per_minute=5))], 0, NOW)
+    assert allowance == Allowance(None, Room(5, 5, 0.0))

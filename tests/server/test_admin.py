@@ -20,7 +20,7 @@ from codex_proxy.clock import ManualClock
 from codex_proxy.config import Live, Settings
 from codex_proxy.errors import ProxyError
 from codex_proxy.protocol.sse import Parser
-from codex_proxy.protocol.wire import dumps
+from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.server.access import Access, Level
 from codex_proxy.server.admin import (
     AccountView,
@@ -125,6 +125,9 @@ class FakeAdmin:
         self.planned = len(items)
         for item in items:
             self.steps.put_nowait(item)
+
+    def upstreams(self) -> list[JsonObject]:
+        return []
 
     def health(self) -> Health:
         return Health(len(self.views), sum(view.status == "active" for view in self.views), self.phase)

@@ -73,7 +73,8 @@ def test_a_good_probe_brings_it_back_and_calm_makes_the_next_one_shorter() -> No
     one = Outlier()
     eject(one, 0.0)
     one.good(one.until)
-    assert not one.is_ejected(BASE_SECONDS) and not one.is_half_open(BASE_SECONDS)
+    assert not one.is_ejected(BASE_SECONDS)
+    assert not one.is_half_open(BASE_SECONDS)
     assert eject(one, BASE_SECONDS + 1) == 2 * BASE_SECONDS
     back = one.until
     one.good(back)
@@ -91,7 +92,8 @@ def test_a_probe_that_tells_nothing_leaves_room_for_another() -> None:
     one = Outlier()
     eject(one, 0.0)
     one.is_probed = True
-    assert one.is_ejected(BASE_SECONDS) and not one.is_half_open(BASE_SECONDS)
+    assert one.is_ejected(BASE_SECONDS)
+    assert not one.is_half_open(BASE_SECONDS)
     one.unprobed()
     assert one.is_half_open(BASE_SECONDS)
 

@@ -69,6 +69,12 @@ class Played(Answer):
 class Target:
     """One played target: what it does, time after time."""
 
+    upstream = ""
+    is_native = False
+    drains = False
+    max_retries: int | None = None
+    first_byte_timeout: float | None = None
+
     def __init__(self, key: str, *does: Played | UpstreamError) -> None:
         self.key = self.alias = key
         self.decision = Decision(self.key, "played", "none", 0.0)
@@ -164,6 +170,12 @@ class Caller:
 
     async def body(self, data: bytes) -> None:
         self.log.append(f"body {len(data)}")
+
+    async def pass_on(self, data: bytes) -> None:
+        self.log.append(f"passed {len(data)}")
+
+    def mute(self) -> None:
+        self.log.append("mute")
 
     async def keepalive(self) -> None:
         self.log.append("keepalive")

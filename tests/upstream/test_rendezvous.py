@@ -55,9 +55,7 @@ def test_a_score_is_a_number_whatever_the_hash_says(monkeypatch: pytest.MonkeyPa
             return self.value
 
     for data in (b"\0" * 8, b"\xff" * 8):
-        monkeypatch.setattr(
-            rendezvous.hashlib, "blake2b", lambda *_args, data=data, **_options: Hash(data)
-        )
+        monkeypatch.setattr(rendezvous.hashlib, "blake2b", lambda *_args, data=data, **_options: Hash(data))
         assert 0.0 < score("k", "n", 1.0) < math.inf
 
 

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import itertools
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -273,16 +273,31 @@ class Page:
 
     async def setup(self, request: web.Request) -> web.StreamResponse:
         """Tell what to paste into clients."""
-        models = [facts.slug for facts in self._public.catalog.models if not facts.hidden]
         settings = self._settings.current
-        needs_key = bool(settings.api_keys) or (settings.auth == "keys" and not settings.is_loopback)
+        holders = None if self._sessions.access is None else self._sessions.access.holders
+        needs_key = (
+            bool(settings.api_keys)
+            or (holders is not None and holders.are_there)
+            or (settings.auth == "keys" and not settings.is_loopback)
+        )
+        return _json(self._setup_json(request, needs_key=needs_key))
+
+    def holders_setup(self, request: web.Request, may_use: Callable[[str], bool]) -> JsonObject:
+        """Return what to paste into clients for whoever holds a key that may use some models."""
+        return self._setup_json(request, needs_key=True, may_use=may_use)
+
+    def _setup_json(
+        self, request: web.Request, *, needs_key: bool, may_use: Callable[[str], bool] = lambda _: True
+    ) -> JsonObject:
+        listed = (facts.slug for facts in self._public.catalog.models if not facts.hidden)
+        models = [name for name in listed if may_use(name)]
         base_url = f"{'https' if _is_secure(request) else 'http'}://{request.host}"
-        return _json({
+        return {
             "base_url": base_url,
             "needs_key": needs_key,
             "models": models,
             "clients": setup.clients(base_url, models[0] if models else "gpt-5.5", needs_key=needs_key),
-        })
+        }
 
     async def try_out(self, request: web.Request) -> web.StreamResponse:
         """Send a test request, and tell each step."""

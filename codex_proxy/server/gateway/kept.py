@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from codex_proxy.config import BadUpstream, Upstream, masked_upstream, read_upstream
-from codex_proxy.errors import RequestError
+from codex_proxy.errors import LedgerAway, RequestError
 from codex_proxy.ledger.changes import note_audit, note_change
 from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.tables import upstreams
@@ -45,12 +45,18 @@ class KeptUpstreams:
             await self.load()
 
     async def load(self) -> None:
-        """Take over what the database says."""
+        """Take over what the database says, or what it said last while it cannot be read."""
         self._is_stale = False
+        try:
+            rows = await self._ledger.read(_rows)
+        except LedgerAway as exc:
+            logger.warning("upstreams of the database are looked at again later reason=%s", exc.message)
+            self._is_stale = True
+            return
         # One whose name the configuration has meanwhile is left out, until one of the two has another one.
         taken = {one.name for one in self._providers.all() if one.source == "config"}
         found = []
-        for name, definition in await self._ledger.read(_rows):
+        for name, definition in rows:
             if definition is None:
                 logger.error("upstream of the database cannot be read and is left out name=%s", name)
             elif name in taken:

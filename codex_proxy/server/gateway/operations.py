@@ -94,6 +94,12 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("POST", "/keys/{id}/revoke", "people.revoke_key", "End a key"),
     Operation("GET", "/keys/{id}", "people.get_key", "One key"),
     Operation("PATCH", "/keys/{id}", "people.update_key", "Change a key"),
+    Operation("GET", "/usage", "usage.list_usage", "What requests have used"),
+    Operation("GET", "/usage/sums", "usage.sum_usage", "Usage added up"),
+    Operation("GET", "/usage.csv", "usage.usage_csv", "What requests have used, as a table"),
+    Operation("GET", "/usage/sums.csv", "usage.sums_csv", "Usage added up, as a table"),
+    Operation("GET", "/usage/{request_id}", "usage.get_usage", "What one request has used"),
+    Operation("GET", "/audit", "audit.list_audit", "What owners did"),
     Operation("GET", "/upstreams", "upstreams.list_upstreams", "Upstreams", needs_ledger=False),
     Operation(
         "POST", "/upstreams", "upstreams.add_upstream", "Add an upstream", status=201, needs_ledger=False

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from msgspec import UNSET
 
 from codex_proxy.errors import RequestError
-from codex_proxy.ledger import model
+from codex_proxy.ledger import model, queries
 from codex_proxy.server.gateway import shapes
 from codex_proxy.server.gateway.amounts import dollars, nanos
 from codex_proxy.server.gateway.desk import Call, Desk, maybe_moment, millis, moment
@@ -248,7 +248,10 @@ async def list_entries_of_user(desk: Desk, call: Call[PageQuery, Nothing]) -> En
 
 
 async def _entries(desk: Desk, user_id: str | None, limit: int, before: str | None) -> Entries:
-    raise NotImplementedError
+    page = await desk.ledger.read(
+        lambda connection: queries.entries_page(connection, user=user_id, limit=limit, before=before)
+    )
+    return Entries(entries=[entry_shape(desk, one) for one in page.rows], next=page.next)
 
 
 def entry_shape(desk: Desk, entry: model.Entry) -> shapes.Entry:

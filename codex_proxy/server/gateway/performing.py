@@ -37,7 +37,12 @@ async def perform(
     answer = await operation.handler()(desk, call)
     if isinstance(answer, Csv):
         return Answered(operation.status, "text/csv", answer.data, answer.name)
-    return Answered(operation.status, "application/json", msgspec.json.encode(answer))
+    return Answered(operation.status, "application/json", encode(answer))
+
+
+def encode(value: object) -> bytes:
+    """Return an answer as JSON."""
+    return msgspec.json.encode(value)
 
 
 def decode_body(raw: bytes, kind: Any) -> Any:

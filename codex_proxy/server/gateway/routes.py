@@ -3,13 +3,16 @@
 The page has the same rows below its own path, where its cookie is sent.
 """
 
+import importlib
 import logging
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
-from codex_proxy.errors import ProxyError
+from codex_proxy.errors import LedgerAway, ProxyError
+from codex_proxy.protocol.wire import JsonObject, loads
 from codex_proxy.server.access import Level
 from codex_proxy.server.app import Route, Takes
 from codex_proxy.server.body import read_body
@@ -84,6 +87,22 @@ def gateway_ui_handlers(desk: Desk) -> dict[str, Handler]:
         return web.Response(status=302, headers={"Location": place, "Cache-Control": "no-store"})
 
     return {**_handlers(desk, _PAGE), "ui_moved": moved}
+
+
+async def usage_told(desk: Desk, request_id: str) -> JsonObject | None:
+    """Return what one request has used and cost, as the API tells it; None when the ledger has nothing of it."""
+    usage, performing = _module("usage"), _module("performing")
+    try:
+        found = await usage.usage_of(desk, request_id)
+    except LedgerAway:
+        return None
+    told: JsonObject | None = None if found is None else loads(performing.encode(found))
+    return told
+
+
+def _module(name: str) -> Any:
+    """Return a module of this package that needs the ledger."""
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 def _handlers(desk: Desk, place: _Place) -> dict[str, Handler]:

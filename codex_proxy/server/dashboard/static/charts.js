@@ -30,9 +30,9 @@ const DASHES = [[], [6, 4], [2, 3]];
  *
  * *lines* are `{name, color, fill, format}` with color a variable of the style sheet; `update(rows)` takes
  * `[at, value, ...]` rows, null for what is unknown.
- * Without *hasLatest* a value is told only under the pointer; *bars* stand for what was summed over a time.
+ * Without *hasLatest* a value is told only under the pointer; *bars* stand for what was summed over a time, a day each where *days* says so.
  */
-export function chart({ title, hint = "", lines, format = short, height = 150, seconds = false, hasLatest = true, bars = false }) {
+export function chart({ title, hint = "", lines, format = short, height = 150, seconds = false, hasLatest = true, bars = false, days = false }) {
   const canvas = h("div", { class: "plot", role: "img", "aria-label": title });
   const latest = lines.map(() => h("b", {}));
   const legend = h(
@@ -73,7 +73,7 @@ export function chart({ title, hint = "", lines, format = short, height = 150, s
           padding: [8, 8, 0, 0],
           scales: { x: { time: true, range: spread }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
           axes: [
-            { ...axis, space: 64, size: 26, ...(seconds ? {} : { incrs: STEPS }), values: (_, marks) => labels(marks, seconds) },
+            { ...axis, space: 64, size: 26, ...(seconds ? {} : { incrs: STEPS }), values: (_, marks) => (days ? marks.map(weekday) : labels(marks, seconds)) },
             { ...axis, size: 52, space: 36, values: (_, marks) => marks.map((value) => format(value)) },
           ],
           series: [

@@ -44,10 +44,11 @@ export function screen(context) {
 /** What was before and what is now, of what differs. */
 function changeOf(row) {
   const [before, after] = [read(row.before), read(row.after)];
-  const names = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => JSON.stringify(before[name]) !== JSON.stringify(after[name]));
-  return names.map((name) =>
-    raw("span", { class: "change" }, h("b", {}, name), " ", row.before !== null && [h("del", {}, said(before[name])), " → "], h("span", {}, said(after[name]))),
-  );
+  const names = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => said(name, before[name]) !== said(name, after[name]));
+  return names.map((name) => {
+    const [was, is] = [said(name, before[name]), said(name, after[name])];
+    return raw("span", { class: "change" }, h("b", {}, name), " ", was !== "" && h("del", {}, was), was !== "" && is !== "" && " → ", is);
+  });
 }
 
 function read(text) {
@@ -59,7 +60,13 @@ function read(text) {
   }
 }
 
-function said(value) {
-  if (value === undefined || value === null) return t("unknown.sign");
-  return typeof value === "string" ? value : JSON.stringify(value);
+const MOMENTS = ["since", "until", "expires", "effective_from"];
+
+/** A value in a line; empty where there is nothing to say. */
+function said(name, value) {
+  if (value === undefined || value === null) return "";
+  if (typeof value === "number" && MOMENTS.includes(name)) return full(value / 1000);
+  if (typeof value !== "object") return String(value);
+  const parts = Object.entries(value).map(([key, one]) => (Array.isArray(value) ? said(name, one) : `${key}: ${said(key, one)}`));
+  return parts.join(", ");
 }

@@ -101,15 +101,22 @@ export function choiceField(param, label, options, { value = [], hint = "" } = {
   };
 }
 
-/** Fields that stand together below a title; what they hold is one object. */
-export function group(title, fields, { value, param = null } = {}) {
+/** Fields that stand together below a title, folded up unless *isOpen*; what they hold is one object. */
+export function group(title, fields, { value, param = null, isOpen = false } = {}) {
+  const element = h("details", { class: "form-group", open: isOpen }, h("summary", {}, title), h("div", { class: "form-grid" }, fields.map((one) => one.element)));
+  // What is wrong has to be seen.
+  element.addEventListener("invalid", () => (element.open = true), true);
   return {
     param,
     fields,
     value,
     control: fields[0].control,
-    tell: (text) => fields[0].tell(text),
-    element: h("fieldset", { class: "form-group" }, h("legend", {}, title), fields.map((one) => one.element)),
+    tell(text) {
+      if (text !== "") element.open = true;
+      fields[0].tell(text);
+    },
+    open: () => (element.open = true),
+    element,
   };
 }
 
@@ -137,7 +144,7 @@ export function form({ title, intro = "", fields, verb, submit, isDangerous = fa
       if (go.disabled) return;
       go.disabled = true;
       error.tell(null);
-      for (const one of fields) one.tell("");
+      for (const one of fields.flatMap((found) => found.fields ?? [found])) one.tell("");
       try {
         found = await submit(Object.fromEntries(fields.filter((one) => one.param !== null).map((one) => [one.param, one.value()])));
         box.close();
@@ -154,6 +161,7 @@ export function form({ title, intro = "", fields, verb, submit, isDangerous = fa
       const all = fields.flatMap((one) => [...(one.fields ?? []), one]);
       const guilty = all.find((one) => one.param !== null && (failure.param === one.param || failure.param.startsWith(`${one.param}.`)));
       if (guilty === undefined) return;
+      fields.find((one) => one.fields?.includes(guilty))?.open();
       guilty.tell(failure.message);
       guilty.control.focus();
     }

@@ -18,9 +18,9 @@ export function screen(context) {
   const error = trouble();
   const facts = h("dl", { class: "facts panel" });
   const budgets = h("section", { class: "panel", hidden: true, "aria-labelledby": "budgets" });
-  const tiles = { turns: tile(t("usage.turns"), t("own.days", { count: DAYS })), input: tile(t("usage.input")), output: tile(t("usage.output")), cost: tile(t("usage.cost")) };
-  const cost = chart({ title: t("usage.cost.days"), height: 160, hasLatest: false, bars: true, format: (value) => money(String(value)), lines: [{ name: t("usage.cost"), color: "--accent" }] });
-  const tokens = chart({ title: t("usage.tokens.days"), height: 160, hasLatest: false, bars: true, lines: [{ name: t("chart.tokens.input"), color: "--accent" }, { name: t("chart.tokens.cached"), color: "--good" }] });
+  const tiles = { turns: tile(t("usage.turns")), input: tile(t("usage.input")), output: tile(t("usage.output")), cost: tile(t("usage.cost")) };
+  const cost = chart({ title: t("usage.cost.days"), height: 160, hasLatest: false, bars: true, days: true, format: (value) => money(String(value)), lines: [{ name: t("usage.cost"), color: "--accent" }] });
+  const tokens = chart({ title: t("usage.tokens.days"), height: 160, hasLatest: false, bars: true, days: true, lines: [{ name: t("chart.tokens.input"), color: "--accent" }, { name: t("chart.tokens.cached"), color: "--good" }] });
   const models = h("section", { class: "panel", "aria-labelledby": "own-models" });
   const rows = listing(
     t("usage.rows"),
@@ -41,6 +41,7 @@ export function screen(context) {
     error.element,
     facts,
     budgets,
+    h("h2", { class: "above" }, t("own.days", { count: DAYS })),
     h("dl", { class: "tiles four" }, Object.values(tiles).map((one) => one.element)),
     h("div", { class: "charts" }, cost.element, tokens.element),
     models,
@@ -77,7 +78,7 @@ export function screen(context) {
     for (let day = last - DAYS + 1; day <= last; day += 1) points.push([day * DAY_SECONDS, byDay.get(new Date(day * DAY_SECONDS * 1000).toISOString().slice(0, 10)) ?? null]);
     cost.update(points.map(([at, one]) => [at, Number(one?.cost ?? 0)]));
     tokens.update(points.map(([at, one]) => [at, one?.input_tokens ?? 0, one?.cached_tokens ?? 0]));
-    put(models, h("h2", { id: "own-models" }, t("usage.by.model")), found.models.length === 0 ? h("p", { class: "muted" }, t("usage.none")) : modelsTable(found.models));
+    put(models, h("h2", { id: "own-models" }, t("cache.by_model")), found.models.length === 0 ? h("p", { class: "muted" }, t("usage.none")) : modelsTable(found.models));
     if (turns !== total.turns) latest.load();
     turns = total.turns;
   }

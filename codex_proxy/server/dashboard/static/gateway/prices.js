@@ -3,7 +3,7 @@
 import { post, remove } from "../api.js";
 import { debounced, h, put, raw, say, show } from "../dom.js";
 import { icon } from "../icons.js";
-import { confirm, failureText, heading, trouble } from "../parts.js";
+import { choice, confirm, failureText, heading, trouble } from "../parts.js";
 import { collate, number, t } from "../text.js";
 import { form, group, momentField, moneyField, numberField, selectField, textField } from "./forms.js";
 import { act, listing, money, watching, when } from "./shared.js";
@@ -14,6 +14,7 @@ const RATES = ["input", "cached", "cache_write", "output"];
 export function screen(context) {
   let found = { prices: [], own: [] };
   let needle = context.route.query.get("q") ?? "";
+  let tier = TIERS.includes(context.route.query.get("tier")) ? context.route.query.get("tier") : "standard";
   const head = heading(
     t("gateway.prices"),
     h("button", { type: "button", on: { click: rerate } }, t("prices.rerate")),
@@ -29,6 +30,11 @@ export function screen(context) {
       draw();
     }, 120),
   );
+  const tiers = choice("tier", t("prices.tier"), [["all", t("all")], ...TIERS.map((one) => [one, one, true])], tier, (wanted) => {
+    tier = wanted;
+    context.setQuery({ tier: tier === "standard" ? "" : tier });
+    draw();
+  });
   const rate = (name) => [`prices.${name}`, (one) => [money(one[name]), one.long !== null && h("span", { class: "under" }, money(one.long[name]))], "number"];
   const list = listing(
     t("gateway.prices"),
@@ -54,7 +60,7 @@ export function screen(context) {
     (one) => one.id,
   );
   put(own, h("h2", { id: "own-prices" }, t("prices.history")), history.element);
-  const element = h("div", {}, head.element, h("p", { class: "muted" }, t("prices.unit")), h("div", { class: "filters" }, h("label", { class: "field search" }, search)), error.element, own, list.element);
+  const element = h("div", {}, head.element, h("p", { class: "muted" }, t("prices.unit")), h("div", { class: "filters" }, h("label", { class: "field search" }, search), tiers.element), error.element, own, list.element);
   const prices = watching(
     () => "/admin/prices",
     (answer) => {
@@ -65,7 +71,7 @@ export function screen(context) {
   );
 
   function draw() {
-    const shown = found.prices.filter((one) => needle === "" || [one.model, ...one.aliases].some((name) => name.toLowerCase().includes(needle)));
+    const shown = found.prices.filter((one) => (tier === "all" || one.tier === tier || one.source === "own") && (needle === "" || [one.model, ...one.aliases].some((name) => name.toLowerCase().includes(needle))));
     shown.sort((a, b) => (a.source === b.source ? 0 : a.source === "own" ? -1 : 1) || collate(a.model, b.model) || TIERS.indexOf(a.tier) - TIERS.indexOf(b.tier));
     list.show(shown);
     history.show(found.own);
@@ -89,7 +95,7 @@ export function screen(context) {
         selectField("tier", t("prices.tier"), TIERS.map((tier) => [tier, tier, true]), { value: one?.tier ?? "standard" }),
         momentField("effective_from", t("prices.from"), { hint: t("prices.from.hint") }),
         ...plain,
-        group(t("prices.long"), [...long, above], { value: () => null }),
+        group(t("prices.long"), [...long, above], { value: () => null, isOpen: one !== null && one.long !== null }),
       ],
       verb: t("form.save"),
       wide: true,

@@ -20,9 +20,14 @@ export function money(text) {
   return new Intl.NumberFormat(navigator.language ?? "en", { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: 2, maximumFractionDigits: Math.max(2, digits) }).format(value);
 }
 
+/** Dollars to the last place. */
+export function exactly(text) {
+  return `${text.startsWith("-") ? "-" : ""}$${text.replace("-", "")}`;
+}
+
 /** The same as an element, which says the exact sum when it is asked. */
 export function moneyText(text, kind = null) {
-  return h("span", { class: kind, title: text === null || text === undefined ? null : `$${text}` }, money(text));
+  return h("span", { class: kind, title: text === null || text === undefined ? null : exactly(text) }, money(text));
 }
 
 /** A moment, in full when it is asked; a dash where there is none. */
@@ -49,6 +54,10 @@ export function limitsText(limits) {
   return h("span", {}, parts.join(" · "), rest !== "" && raw("span", { class: "under" }, rest));
 }
 
+function hasLimits(limits) {
+  return Object.values(limits).some((value) => value !== null && value.length !== 0);
+}
+
 /** Fields for limits. */
 export function limitsField(limits) {
   const requests = numberField("limits.requests_per_minute", t("limits.requests"), { value: limits?.requests_per_minute, most: 1_000_000, placeholder: t("unlimited") });
@@ -61,6 +70,7 @@ export function limitsField(limits) {
   const networks = listField("limits.networks", t("limits.networks"), { value: limits?.networks, hint: t("limits.networks.hint"), placeholder: t("all") });
   return group(t("limits.title"), [requests, tokens, concurrency, ...budgets, models, endpoints, networks], {
     param: "limits",
+    isOpen: limits !== null && hasLimits(limits),
     value: () => ({
       requests_per_minute: requests.value(),
       tokens_per_minute: tokens.value(),

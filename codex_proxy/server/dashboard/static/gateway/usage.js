@@ -26,8 +26,8 @@ export function screen(context) {
   const keys = choice("usage-key", t("keys.one"), [["", t("all")]], view.key, (key) => change({ key }));
   const models = choice("usage-model", t("requests.model"), [["", t("all")]], view.model, (model) => change({ model }));
   const tiles = { turns: tile(t("usage.turns")), input: tile(t("usage.input")), output: tile(t("usage.output")), cost: tile(t("usage.cost"), t("usage.cost.hint")) };
-  const cost = chart({ title: t("usage.cost.days"), height: 170, hasLatest: false, bars: true, format: (value) => money(String(value)), lines: [{ name: t("usage.cost"), color: "--accent" }] });
-  const tokens = chart({ title: t("usage.tokens.days"), height: 170, hasLatest: false, bars: true, lines: [{ name: t("chart.tokens.input"), color: "--accent" }, { name: t("chart.tokens.cached"), color: "--good" }] });
+  const cost = chart({ title: t("usage.cost.days"), height: 170, hasLatest: false, bars: true, days: true, format: (value) => money(String(value)), lines: [{ name: t("usage.cost"), color: "--accent" }] });
+  const tokens = chart({ title: t("usage.tokens.days"), height: 170, hasLatest: false, bars: true, days: true, lines: [{ name: t("chart.tokens.input"), color: "--accent" }, { name: t("chart.tokens.cached"), color: "--good" }] });
   const group = segments(t("usage.by"), GROUPS.map((one) => [one, t(`usage.by.${one}`)]), view.by, (by) => change({ by }));
   const sumsLink = h("a", { class: "button", download: "" }, t("usage.csv"));
   const rowsLink = h("a", { class: "button", download: "" }, t("usage.csv.rows"));
@@ -66,9 +66,14 @@ export function screen(context) {
   }
 
   const days = watching(() => `/admin/usage/sums?${asks({ by: "day" })}`, drawDays, error);
-  const sums = watching(() => `/admin/usage/sums?${asks({ by: view.by })}`, drawSums, error);
+  const sums = watching(() => `/admin/usage/sums?${asks({ by: grouping() })}`, drawSums, error);
   const people = watching(() => "/admin/users", (found) => who.fill([["", t("all")], ...named(found.users).map((user) => [user.id, user.name, true])], view.user), error);
   const owned = watching(() => "/admin/keys", (found) => keys.fill([["", t("all")], ...named(found.keys).map((key) => [key.id, `${key.name} (${key.user})`, true])], view.key), error);
+
+  // A key is told with its user's name.
+  function grouping() {
+    return view.by === "key" ? "user,key" : view.by;
+  }
 
   function drawDays(found) {
     const total = found.total;
@@ -117,7 +122,7 @@ export function screen(context) {
   }
 
   function load() {
-    sumsLink.href = `/ui/api/admin/usage/sums.csv?${asks({ by: view.by })}`;
+    sumsLink.href = `/ui/api/admin/usage/sums.csv?${asks({ by: grouping() })}`;
     rowsLink.href = `/ui/api/admin/usage.csv?${asks()}`;
     days.again();
     sums.again();

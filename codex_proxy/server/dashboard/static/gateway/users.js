@@ -6,7 +6,7 @@ import { icon } from "../icons.js";
 import { confirm, copyButton, failureText, heading, trouble } from "../parts.js";
 import { full, number, seconds, t, term } from "../text.js";
 import { checkField, form, moneyField, textField } from "./forms.js";
-import { act, countOf, limitsField, limitsText, listing, moneyText, paged, standing, watching, when } from "./shared.js";
+import { act, countOf, exactly, limitsField, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
 
 export function screen(context) {
   return context.id === null ? listScreen(context) : oneScreen(context);
@@ -20,7 +20,7 @@ function listScreen(context) {
     [
       ["users.name", (user) => h("a", { href: hrefOf(user), translate: "no" }, h("strong", {}, user.name))],
       ["accounts.state", (user) => [standing(user.status, term("users.status", user.status)), user.is_past_due && h("span", { class: "under owes" }, t("users.owes"))]],
-      ["users.balance", (user) => (user.is_billed ? [moneyText(user.balance), Number(user.held) > 0 && h("span", { class: "under" }, t("users.held", { amount: user.held }))] : h("span", { class: "muted" }, t("users.free"))), "number"],
+      ["users.balance", (user) => (user.is_billed ? [moneyText(user.balance), Number(user.held) > 0 && h("span", { class: "under" }, t("users.held", { amount: money(user.held) }))] : h("span", { class: "muted" }, t("users.free"))), "number"],
       ["limits.title", (user) => limitsText(user.limits), "wide-cell"],
       ["users.keys", (user) => h("a", { href: `#/gateway/keys?user=${encodeURIComponent(user.id)}` }, number(user.keys)), "number"],
       [null, (user) => h("span", { class: "row-acts" }, buttonsOf(user, context, again)), "acts"],
@@ -79,7 +79,7 @@ function buttonsOf(user, context, again) {
       submit: (values) => post(`${path}/${kind}`, { ...values, idempotency_key: key }),
     });
     if (done === null) return;
-    context.toast(t("users.paid", { name: user.name, amount: done.balance_after }));
+    context.toast(t("users.paid", { name: user.name, amount: exactly(done.balance_after) }));
     again();
   }
 
@@ -136,8 +136,8 @@ function oneScreen(context) {
     [
       ["requests.at", (entry) => h("time", { datetime: entry.at }, full(seconds(entry.at)))],
       ["users.kind", (entry) => term("users.kind", entry.kind) ?? entry.kind],
-      ["users.amount", (entry) => moneyText(entry.amount, entry.amount.startsWith("-") ? null : "plus"), "number"],
-      ["users.balance", (entry) => moneyText(entry.balance_after), "number"],
+      ["users.change", (entry) => h("span", { class: entry.amount.startsWith("-") ? null : "plus" }, exactly(entry.amount)), "number"],
+      ["users.balance", (entry) => exactly(entry.balance_after), "number"],
       ["users.reason", (entry) => (entry.request_id ? h("a", { href: `#/requests/${encodeURIComponent(entry.request_id)}`, translate: "no" }, h("code", {}, entry.request_id)) : raw("span", {}, entry.reason)), "wide-cell"],
       ["users.actor", (entry) => raw("span", {}, entry.actor)],
     ],

@@ -384,12 +384,20 @@ function story(request) {
       fact("request.input", tokensText(request.input_tokens, request.cached_tokens)),
       fact("request.output", request.output_tokens === null ? t("unknown.sign") : t("request.output.text", { output: number(request.output_tokens), reasoning: number(request.reasoning_tokens ?? 0) })),
       fact("request.source", term("source", request.usage_source) ?? request.usage_source ?? t("unknown.sign")),
+      request.ledger && fact("usage.cost", cost(request.ledger)),
       fact("request.size", t("request.size.text", { request: bytes(request.request_bytes), answer: bytes(request.answer_bytes) })),
     ),
     h("section", { class: "panel", "aria-labelledby": "waterfall" }, h("h2", { id: "waterfall" }, t("request.waterfall")), waterfall(request)),
     h("section", { class: "panel", "aria-labelledby": "why" }, h("h2", { id: "why" }, t("request.why")), why(request)),
     request.capture && captured(request.capture),
   ];
+}
+
+/** What the ledger says that a request cost, and at which unit prices. */
+function cost(row) {
+  if (row.cost === null) return t("usage.no_price");
+  const prices = Object.entries(row.prices).map(([name, price]) => `${name} ${price}`).join(" · ");
+  return [raw("span", {}, `$${row.cost}`), row.is_billed && h("span", { class: "muted" }, " ", t("request.paid", { amount: `$${row.debit}` })), raw("span", { class: "under" }, prices)];
 }
 
 function ruleText(rule) {

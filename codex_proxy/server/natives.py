@@ -1,0 +1,237 @@
+"""Requests for targets that need no translation: read as far as choosing one needs, and otherwise as they came.
+
+Whatever a decoder cannot translate is refused only when no upstream takes it as it is.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from codex_proxy.errors import ProxyError, RequestError, UpstreamError
+from codex_proxy.protocol.binding import bind
+from codex_proxy.protocol.catalog import Catalog
+from codex_proxy.protocol.dialect import Decoded, Surroundings
+from codex_proxy.protocol.native import Native, passing_headers, read_native
+from codex_proxy.protocol.request import BackendRequest, is_codex_client
+from codex_proxy.protocol.responses_request import LIMITS, Survey
+from codex_proxy.protocol.sse import Batch
+from codex_proxy.protocol.watchers import Watcher, watcher_for
+from codex_proxy.protocol.wire import JsonObject
+from codex_proxy.trace import Caller, End, Usage
+from codex_proxy.upstream.providers import Providers
+
+Decode = Callable[[Catalog], Decoded]
+"""Decodes a request by what is known of models."""
+
+
+def no_embeddings() -> RequestError:
+    """Return the error for embeddings that nobody makes."""
+    return RequestError(
+        "embeddings are not served here: no backend of this proxy has a model for them",
+        param="model",
+        code="model_not_found",
+        status=404,
+    )
+
+
+# Pictures and files in a body: bytes that are no text.
+_OPAQUE = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=]{4096,})"')
+
+
+class Natives:
+    """Adds to requests what upstreams need of them."""
+
+    def __init__(self, providers: Providers) -> None:
+        self._providers = providers
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are upstreams at all."""
+        return len(self._providers) > 0
+
+    def takes(self, capability: str) -> bool:
+        """Tell whether an upstream speaks a dialect."""
+        return any(
+            one.definition.enabled and capability in one.definition.capabilities
+            for one in self._providers.all()
+        )
+
+    def read(
+        self,
+        capability: str,
+        raw: bytes,
+        headers: Mapping[str, str],
+        decode: Decode,
+        *,
+        catalog: Catalog,
+        caller: Caller,
+        engine: str | None = None,
+        query: str = "",
+    ) -> Decoded:
+        """Decode a request, for accounts and upstreams.
+
+        Raises:
+            RequestError: If it can be translated for nobody, and no upstream speaks its dialect.
+        """
+        try:
+            decoded = decode(catalog)
+        except RequestError as exc:
+            # What is too large is so for everybody.
+            if exc.status != 400 or not self.takes(capability):
+                raise
+            return _untranslated(
+                capability, raw, headers, exc, catalog=catalog, caller=caller, engine=engine, query=query
+            )
+        request = decoded.request
+        native = Native(
+            capability, raw, passing_headers(headers), request.asked_model, request.stream, caller=caller.id
+        )
+        native.query = query
+        # A Responses body may be asked for in Chat's place, and what goes on from an answer names what only we know.
+        native.is_whole = request.previous_response_id is None and (
+            capability != "chat" or b'"messages"' in raw
+        )
+        if capability == "chat" and request.stream:
+            native.wants_usage = b"include_usage" in raw and read_native("chat", raw, {})[0].wants_usage
+        native.standard = _standard(request, lambda: decode(catalog.as_standard()).request)
+        request.native = native
+        return decoded
+
+    def translate(
+        self,
+        request: BackendRequest,
+        headers: Mapping[str, str],
+        caller: Caller,
+        again: Callable[[], BackendRequest],
+    ) -> None:
+        """Let *request*, which is answered in frames of our own, go to upstreams too; *again* decodes it in the standard shape."""
+        native = Native(
+            "responses", b"", passing_headers(headers), request.asked_model, stream=True, caller=caller.id
+        )
+        native.is_whole = False
+        native.standard = _standard(request, again)
+        request.native = native
+
+    def embedding(
+        self, raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: Caller
+    ) -> Decoded:
+        """Read a request for embeddings.
+
+        Raises:
+            RequestError: If it is none, or no upstream has embeddings.
+        """
+        if not self.takes("embeddings"):
+            raise no_embeddings()
+        return _untranslated(
+            "embeddings", raw, headers, no_embeddings(), catalog=catalog, caller=caller, engine=None, query=""
+        )
+
+
+def _standard(request: BackendRequest, again: Callable[[], BackendRequest]) -> Callable[[], BackendRequest]:
+    """Return what makes *request* in the standard shape, which it mostly has already."""
+    return again if request.was_lite_encoded else lambda: request
+
+
+def _untranslated(
+    capability: str,
+    raw: bytes,
+    headers: Mapping[str, str],
+    refusal: RequestError,
+    *,
+    catalog: Catalog,
+    caller: Caller,
+    engine: str | None,
+    query: str,
+) -> Decoded:
+    """Return a request that goes as it came or not at all.
+
+    Raises:
+        RequestError: If nothing can be made of it at all.
+    """
+    try:
+        native, fields = read_native(capability, raw, headers, engine=engine)
+    except RequestError:
+        if capability == "embeddings":
+            raise
+        raise refusal from None
+    native.refusal, native.caller, native.query = refusal, caller.id, query
+    items = fields.get("messages", fields.get("input", fields.get("prompt")))
+    model = catalog.resolve(native.model).model
+    survey = Survey.of(items) if capability == "responses" else Survey()
+    request = BackendRequest(
+        endpoint=capability,
+        asked_model=native.model,
+        model=model,
+        body=b"",
+        stream=native.stream,
+        is_codex=is_codex_client(headers),
+        binding=bind(
+            caller.id,
+            headers,
+            fields,
+            model=model,
+            instructions=fields.get("instructions", fields.get("system")),
+            # What is embedded is no conversation: one caller's requests stay together.
+            items=None if capability == "embeddings" else items if isinstance(items, list | str) else [],
+        ),
+        max_output_tokens=_limit_in(fields),
+        encrypted=tuple(survey.encrypted),
+        compacted=tuple(survey.compacted),
+        input_bytes=len(raw) - sum(map(len, _OPAQUE.findall(raw))),
+        context_window=facts.context_window if (facts := catalog.facts(model)) is not None else 0,
+        native=native,
+    )
+    wants_usage = native.wants_usage
+
+    def make(around: Surroundings) -> Silent:
+        return Silent(watcher_for(capability, around.now, wants_usage=wants_usage), request)
+
+    return Decoded(request, make)
+
+
+def _limit_in(fields: JsonObject) -> int | None:
+    for name in LIMITS:
+        value: Any = fields.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+class Silent:
+    """The encoder of a request that nobody can translate: it only knows how its dialect waits, and breaks off."""
+
+    def __init__(self, watcher: Watcher, request: BackendRequest) -> None:
+        self._watcher = watcher
+        self._request = request
+        self.usage = Usage()
+        self.ended: End | None = None
+        self.failure: UpstreamError | None = None
+        self.ended_early = False
+        self.delivered = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has been broken off."""
+        return self.ended is not None
+
+    def encode(self, batch: Batch) -> bytes:
+        """Take no events."""
+        raise AssertionError("nothing is translated for this request")
+
+    def whole(self) -> bytes:
+        """Have no answer."""
+        raise AssertionError("nothing is translated for this request")
+
+    def keepalive(self) -> bytes:
+        """Return the dialect's sign of life."""
+        return self._watcher.keepalive
+
+    def cut(self, error: ProxyError) -> bytes:
+        """Return the dialect's own end for *error*."""
+        self.ended = End.FAILED
+        return self._watcher.cut(error)
+
+    def estimate(self) -> Usage:
+        """Return what was sent, as an estimate."""
+        self.usage = self._watcher.estimate(self._request.input_bytes)
+        return self.usage
