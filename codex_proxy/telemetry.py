@@ -220,6 +220,7 @@ def _of_turn(trace: Trace, operation: str) -> dict[str, Value]:
         "codex_proxy.client": trace.client,
         "codex_proxy.outcome": trace.end.value,
         "codex_proxy.account": trace.alias,
+        "codex_proxy.upstream": trace.upstream,
         "codex_proxy.rule": trace.decision,
         "codex_proxy.binding": trace.binding,
         "codex_proxy.attempts": len(trace.attempts),

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench.perf.contenders import AGAINST, CONTENDERS, Contender, Place
+from bench.perf.contenders import AGAINST, ASKED_FOR, CONTENDERS, Contender, Place
 from bench.perf.processes import Broken, Cores, Kit, Mock, stop_all
 from bench.perf.report import render
 from bench.perf.rows import (
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         prog="make bench ARGS=...",
         description="Measure codex-proxy beside a byte forwarder and a minimal proxy in Go.",
     )
-    names = ",".join(one.name for one in CONTENDERS)
+    names = ",".join(one.name for one in (*CONTENDERS, *ASKED_FOR))
     made.add_argument(
         "--quick", action="store_true", help="about a minute: less of everything, and no large rows"
     )
@@ -113,10 +113,10 @@ def choose(args: argparse.Namespace) -> tuple[list[str], list[Contender], Size]:
         rows = args.only.split(",")
         if unknown := [row for row in rows if row not in ROWS]:
             raise Broken(f"no such row: {', '.join(unknown)}")
-    known = [*CONTENDERS, *(AGAINST if args.against else ())]
-    chosen = known
+    chosen = known = [*CONTENDERS, *(AGAINST if args.against else ())]
     if args.contenders:
         wanted = args.contenders.split(",")
+        known = [*known, *ASKED_FOR]
         chosen = [one for one in known if one.name.startswith(tuple(wanted))]
         for want in wanted:
             if not any(one.name.startswith(want) for one in known):

@@ -1,5 +1,6 @@
 """What is measured beside each other: each a process on the proxy's core, in front of the same mock backend."""
 
+import asyncio
 import re
 import shutil
 import socket
@@ -11,7 +12,13 @@ from pathlib import Path
 
 from bench.perf.fixtures import PATHS, ask, request
 from bench.perf.processes import ROOT, Broken, Cores, Process, build, wait_until
+from codex_proxy.clock import SystemClock
+from codex_proxy.ledger.changes import create_key
+from codex_proxy.ledger.keys import digest_of
+from codex_proxy.ledger.ledger import Ledger
+from codex_proxy.ledger.model import NO_LIMITS
 from codex_proxy.simulator import Simulator
+from codex_proxy.storage.lock import StoreLock
 
 KEY = "sk-bench-0123456789abcdef"
 """What callers show; it opens nothing but the daemon under test."""
@@ -96,6 +103,11 @@ CONTENDERS = (
     Contender("ours-chat", "codex-proxy, chat", "ours", "chat"),
     Contender("ours-messages", "codex-proxy, messages", "ours", "messages"),
 )
+ASKED_FOR = (
+    Contender("personal-responses", "with a ledger (personal), responses", "personal", "responses"),
+    Contender("billing-responses", "with a ledger (billing), responses", "billing", "responses"),
+)
+"""Measured only when they are named: what a ledger adds."""
 AGAINST = tuple(
     Contender(f"other-{dialect}", f"other checkout, {dialect}", "other", dialect)
     for dialect in ("responses", "chat", "messages")
@@ -189,7 +201,14 @@ def _that_tells_its_port(place: Place, name: str, command: list[str]) -> Server:
 
 def _forward(place: Place) -> Server:
     """Start the forwarder as anybody does, with its log into a file."""
-    command = ["codex_proxy", "forward", "--upstream", f"http://127.0.0.1:{place.backend_port}", "--port", "0"]
+    command = [
+        "codex_proxy",
+        "forward",
+        "--upstream",
+        f"http://127.0.0.1:{place.backend_port}",
+        "--port",
+        "0",
+    ]
     process = Process(
         "forward",
         place.python("forward", *command),
@@ -204,20 +223,58 @@ def _ours(place: Place) -> Server:
     return _daemon(place, "ours", ROOT, place.settings)
 
 
+def _with_ledger(mode: str) -> Callable[[Place], Server | None]:
+    def start(place: Place) -> Server:
+        return _daemon(place, mode, ROOT, {**place.settings, "ledger": mode}, _open_account)
+
+    return start
+
+
+def _open_account(data: Path) -> None:
+    """Have whoever shows `KEY` be somebody with money."""
+    data.mkdir(mode=0o700)
+    asyncio.run(_opened(data))
+
+
+async def _opened(data: Path) -> None:
+    ledger = Ledger(data, mode="billing", clock=SystemClock(), lock=StoreLock(data))
+    await ledger.start()
+    user = await ledger.create_user("bench", is_billed=True, actor="bench")
+    await ledger.credit(user.id, 10**18, reason="bench", idempotency_key="bench", actor="bench")
+    await ledger.write(
+        lambda connection: create_key(
+            connection, id="key_bench", user_id=user.id, name="bench", digest=digest_of(KEY), hint="sk-...",
+            limits=NO_LIMITS, expires=None, actor="bench", at=1,
+        )
+    )  # fmt: skip
+    await ledger.aclose()
+
+
 def _other(place: Place) -> Server | None:
     # It may not know a setting of today.
     return None if place.against is None else _daemon(place, "other", place.against, {})
 
 
-def _daemon(place: Place, name: str, checkout: Path, more: Mapping[str, str]) -> Server:
-    """Start the whole daemon: accounts from files, a key, and the log as it is by default, into a file."""
+def _daemon(
+    place: Place,
+    name: str,
+    checkout: Path,
+    more: Mapping[str, str],
+    prepare: Callable[[Path], None] | None = None,
+) -> Server:
+    """Start the whole daemon: accounts from files, a key, and the log as it is by default, into a file.
+
+    With *prepare*, what it does to the data-dir makes the key a good one.
+    """
     folder = place.own_folder(name)
     place.simulator.write_auth_files(folder / "auths")
     settings = {
         "listen": "127.0.0.1:0", "auth-dir": str(folder / "auths"), "data-dir": str(folder / "data"),
         "base-url": place.backend, "oauth-issuer": f"http://127.0.0.1:{place.backend_port}",
-        "api-keys": f"[{KEY}]", **more,
+        "api-keys": f"[{KEY if prepare is None else 'sk-of-nobody-here'}]", **more,
     }  # fmt: skip
+    if prepare is not None:
+        prepare(folder / "data")
     config = folder / "config.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()), encoding="utf-8")
     process = Process(
@@ -257,6 +314,8 @@ STARTERS: Mapping[str, Callable[[Place], Server | None]] = {
     "bare": _bare,
     "forward": _forward,
     "ours": _ours,
+    "personal": _with_ledger("personal"),
+    "billing": _with_ledger("billing"),
     "other": _other,
 }
 """By the name of the server; None where what it needs is not installed."""

@@ -283,7 +283,10 @@ def limits_in_words(limits: JsonObject) -> str:
         )
         if limits[name] is not None
     ]
-    words += [f"${budget['amount']} per {budget['window']}" for budget in limits["budgets"]]
+    words += [
+        f"${budget['amount']} {'in all' if budget['window'] == 'total' else 'per ' + budget['window']}"
+        for budget in limits["budgets"]
+    ]
     words += [" ".join(limits[name]) for name in ("models", "endpoints", "networks") if limits[name]]
     return ", ".join(words) or "none"
 

@@ -45,7 +45,11 @@ async def _status(gateway: Gateway, args: argparse.Namespace) -> int:
         f"{found['users']} users, {found['keys']} keys, balances {found['balance']}, held {found['held']}",
     )
     for name, value in found["figures"].items():
-        say(f"  {printable(name.removeprefix('writer_').replace('_', ' '))}: {value}")
+        # What was said above, and what there is none of.
+        if name in ("mode", "is_away") or value == "":
+            continue
+        said = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        say(f"  {printable(name.removeprefix('writer_').replace('_', ' '))}: {said}")
     return 0
 
 

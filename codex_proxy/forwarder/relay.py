@@ -46,8 +46,16 @@ class CallerGoneError(ConnectionResetError):
     """Nobody is there to take the answer."""
 
 
+def _no_body() -> Failed:
+    return Failed(400, "bad_body", "the body of the request cannot be read")
+
+
 class Body:
-    """The body of a request, framed as it goes on: what has come, and what is still to come."""
+    """The body of a request, framed as it goes on: what has come, and what is still to come.
+
+    Raises:
+        Failed: If what has come is no body.
+    """
 
     __slots__ = ("_is_chunked", "_payload", "is_all", "sent")
 
@@ -60,6 +68,9 @@ class Body:
         self.is_all = payload is EMPTY_PAYLOAD
         if not self.is_all:
             self._take(payload.read_nowait())
+            if http.protocol._messages and not payload.at_eof():
+                # Behind a body that has not ended stands an error, if anything.
+                raise _no_body()
 
     async def more(self) -> bytes:
         """Wait for more of it; empty when it ends without a byte more.
@@ -339,7 +350,7 @@ class Relay:
         except TimeoutError:
             self._give_up(connection, _failed(SILENT, connection.place.host))
         except (RequestPayloadError, ConnectionError):
-            self._give_up(connection, Failed(400, "bad_body", "the body of the request cannot be read"))
+            self._give_up(connection, _no_body())
 
     def _give_up(self, connection: RelayConnection, fault: Failed) -> None:
         if self._connection is connection:

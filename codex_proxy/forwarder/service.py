@@ -243,7 +243,7 @@ class Forwarder:
 
     async def _connected(self, place: Place) -> RelayConnection | None:
         try:
-            connection = await self._relays.connect(place, min(CONNECT_SECONDS, self.settings.timeout))
+            connection = await self._relays.connect(place, CONNECT_SECONDS)
         except NetError as exc:
             logger.warning("upstream not reached reason=%s", exc)
             self._down[place] = self._now() + _DOWN_SECONDS

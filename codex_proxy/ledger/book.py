@@ -293,14 +293,7 @@ class Book:
             # Nothing is left of one that is used up to the last, whatever a turn is expected to cost.
             if spent + self.held.get(owner, 0) + max(1, nanos) <= budget.nanos:
                 continue
-            words = f"the budget of {format_money(budget.nanos)} dollars ({_WORDS[budget.window]}) is used up"
-            if budget.window is Window.TOTAL or counter is None:
-                raise OutOfFunds(words)
-            raise BudgetUsedUp(
-                words,
-                resets_at=counter.until / 1_000.0,
-                retry_after=max(1.0, (counter.until - at) / 1_000.0),
-            )
+            raise used_up(budget, counter.until if counter is not None else at, at)
 
     def _hold(self, hold: Reserved, nanos: int) -> None:
         """Count *nanos* more, or less, as held."""
@@ -352,6 +345,14 @@ class Book:
 
     def _changed(self, counter: Counter) -> None:
         self.changes.counters[counter.owner, counter.window, counter.start] = counter
+
+
+def used_up(budget: Budget, until: int, at: int) -> OutOfFunds:
+    """Return what is said of a budget that has no room before *until*."""
+    words = f"the budget of {format_money(budget.nanos)} dollars ({_WORDS[budget.window]}) is used up"
+    if budget.window is Window.TOTAL:
+        return OutOfFunds(words)
+    return BudgetUsedUp(words, resets_at=until / 1_000.0, retry_after=max(1.0, (until - at) / 1_000.0))
 
 
 def lost(hold: Reserved, at: int) -> Settlement:

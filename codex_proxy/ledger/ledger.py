@@ -141,12 +141,13 @@ class Ledger:
             return
         self._is_over = True
         self._write_used()
+        # First, so that the writer is the last one and leaves nothing beside the file.
+        await self._reader.aclose()
         try:
             async with asyncio.timeout(_END_SECONDS):
                 await self._errand("end")
         except TimeoutError:
             logger.error("the ledger is not closed: its database does not answer")
-        await self._reader.aclose()
 
     async def _errand(self, name: str) -> None:
         promise = asyncio.get_running_loop().create_future()

@@ -124,19 +124,15 @@ def clamped(usage: Usage, price: Price | None = None) -> tuple[Usage, tuple[str,
     An upstream has claimed a billion tokens before, and no balance survives that.
     """
     read, written = (MOST_READ, MOST_WRITTEN) if price is None else (price.most_read, price.most_written)
-    into = min(max(usage.input_tokens, 0), read)
-    cached = min(max(usage.cached_tokens, 0), into)
-    writes = min(max(usage.cache_write_tokens, 0), into - cached)
-    out = min(max(usage.output_tokens, 0), written)
-    reasoning = min(max(usage.reasoning_tokens, 0), out)
-    if (
-        into == usage.input_tokens
-        and cached == usage.cached_tokens
-        and writes == usage.cache_write_tokens
-        and out == usage.output_tokens
-        and reasoning == usage.reasoning_tokens
-    ):
+    into, cached, writes = usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens
+    out, reasoning = usage.output_tokens, usage.reasoning_tokens
+    if 0 <= cached <= into <= read and 0 <= writes <= into - cached and 0 <= reasoning <= out <= written:
         return usage, ()
+    into = min(max(into, 0), read)
+    cached = min(max(cached, 0), into)
+    writes = min(max(writes, 0), into - cached)
+    out = min(max(out, 0), written)
+    reasoning = min(max(reasoning, 0), out)
     return Usage(into, cached, writes, out, reasoning, usage.source), (CLAMPED,)
 
 

@@ -398,7 +398,7 @@ def _put(connection: Connection, row: Row[Any], fresh: Cost, debit: int, shortfa
             usage_days.c.model == row.model,
         )
         .values(
-            priced=usage_days.c.priced + (row.cost is None),
+            priced=usage_days.c.priced + int(row.cost is None),
             cost=usage_days.c.cost + difference,
             debit=usage_days.c.debit + (debit - row.debit),
             shortfall=usage_days.c.shortfall + (shortfall - row.shortfall),

@@ -10,13 +10,15 @@ from sqlalchemy.exc import DBAPIError
 
 from codex_proxy.ledger.bases import Again, Away, NotOpened
 from codex_proxy.ledger.tables import SCHEMA
-from codex_proxy.storage.migrating import ForeignSchema, Schema, bring_up
+from codex_proxy.storage.migrating import ForeignSchema, Schema, bring_up, revision_of
 from codex_proxy.storage.postgres import TRANSACTION_SECONDS, InTheWay, Postgres, Unreachable
 
 T = TypeVar("T")
 
 # It is only about the shape of one database.
 _SHAPE_LOCK = 0x0C0DE_1ED6E5
+# How long a change of the shape may take, or another process's.
+_SHAPE_SECONDS = 1_800.0
 
 # For a server that does not answer there are others who wait.
 _TRIAL_SECONDS = 1.5
@@ -44,11 +46,13 @@ class ServerBase:
             self._loop = asyncio.new_event_loop()
 
         def work(connection: Connection) -> None:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _SHAPE_LOCK})
             bring_up(connection, self._schema)
 
         try:
-            self.transaction(work)
+            if self.transaction(revision_of) != self._schema.revisions[-1]:
+                self._run(work, _SHAPE_SECONDS)
         except ForeignSchema as exc:
             raise NotOpened(
                 f"the database that database-url names cannot be used: {exc}. Give the ledger one of its own"
@@ -60,9 +64,11 @@ class ServerBase:
 
     def transaction(self, work: Callable[[Connection], T], *, is_trial: bool = False) -> T:
         """Do *work* in a transaction."""
+        return self._run(work, _TRIAL_SECONDS if is_trial else TRANSACTION_SECONDS)
+
+    def _run(self, work: Callable[[Connection], T], seconds: float) -> T:
         if self._loop is None:
             raise Away("it is not open")
-        seconds = _TRIAL_SECONDS if is_trial else TRANSACTION_SECONDS
         try:
             return self._loop.run_until_complete(self._server.transaction(work, seconds=seconds))
         except Unreachable as exc:

@@ -24,8 +24,8 @@ from sqlalchemy import Connection, delete, insert, select, update
 from codex_proxy.errors import LedgerAway, ProxyError
 from codex_proxy.ledger import changes, rows
 from codex_proxy.ledger.bases import Again, Away, Base, NotOpened
-from codex_proxy.ledger.book import Book
-from codex_proxy.ledger.model import Mode, Settlement
+from codex_proxy.ledger.book import Book, used_up
+from codex_proxy.ledger.model import Mode, Settlement, Window
 from codex_proxy.ledger.operations import (
     Authorize,
     Decided,
@@ -134,6 +134,8 @@ class Writer:
         """What was lent to turns, by request."""
         self._lent: dict[str, int] = {}
         """What users have had of their balance without the database knowing, by user."""
+        self._spent: dict[tuple[str, Window], tuple[int, int, int]] = {}
+        """Of windows: when they begin and end, and what was spent in them as far as this process knows."""
         self._unsure: list[Decided] = []
         """Holds that were refused when it was not known whether they had been written."""
         self._settled = self._reaped = self._shortfalls = self._refused = 0
@@ -439,6 +441,8 @@ class Writer:
         self._settled += len(done.charges)
         self._reaped += sum(1 for one in done.charges if one.settlement.end == "lost")
         self._shortfalls += sum(1 for one in done.charges if one.shortfall)
+        for one in done.counters.values():
+            self._spent[one.owner, one.window] = one.start, one.until, one.spent
         balances = [(one.id, one.balance, one.held, one.is_past_due) for one in done.accounts.values()]
         if self._base.is_alone:
             book.written()
@@ -519,11 +523,9 @@ class Writer:
                     if self._blind.pop(settlement.request_id, 0) or is_lent:
                         settlement = replace(settlement, flags=(*settlement.flags, BLIND))
                     settlements.append(settlement)
+                    self._spend(settlement)
                 case Authorize():
-                    if self._spool.is_full or (one.is_billed and not self._lend(one)):
-                        error = LedgerAway(
-                            "what this request costs cannot be written down now; try again in a moment"
-                        )
+                    error = self._why_not(one)
                 case TopUp():
                     given = self._blind.get(one.request_id, 0)
                     value = not one.is_billed or given < BLIND_TOP_UPS
@@ -538,6 +540,25 @@ class Writer:
         if settlements:
             self._spool.put(settlements)
         self._answer(answers)
+
+    def _why_not(self, asked: Authorize) -> ProxyError | None:
+        """Return why a turn may not begin now; None when it may."""
+        hold = asked.hold
+        for owner, budget in hold.budgets:
+            start, until, spent = self._spent.get((owner, budget.window), (0, 0, 0))
+            if start <= hold.at < until and spent + max(1, hold.nanos) > budget.nanos:
+                return used_up(budget, until, hold.at)
+        if self._spool.is_full or (asked.is_billed and not self._lend(asked)):
+            return LedgerAway("what this request costs cannot be written down now; try again in a moment")
+        return None
+
+    def _spend(self, settlement: Settlement) -> None:
+        if settlement.cost:
+            for owner in {settlement.user_id, settlement.key_id}:
+                for window in Window:
+                    start, until, spent = self._spent.get((owner, window), (0, 0, 0))
+                    if start <= settlement.at < until:
+                        self._spent[owner, window] = start, until, spent + settlement.cost
 
     def _lend(self, asked: Authorize) -> bool:
         """Let a turn begin on what its user had at last; False when that is not enough, or not to be relied on.
@@ -596,10 +617,9 @@ class Writer:
 
     def _read_spools(self) -> None:
         """Write what this process, or another one, could not."""
-        paths = [path for path in spools_in(self._folder) if path != self._spool.path]
-        if not paths and self._spool.path is None:
-            self._spool.emptied()
-        for path in paths:
+        for path in spools_in(self._folder):
+            if path == self._spool.path:
+                continue
             reader = self._spools.setdefault(path, SpoolReader(path))
             # Before it is read to its end.
             is_over = reader.is_over()
@@ -618,6 +638,10 @@ class Writer:
                 self._spools.pop(path, None)
             except OSError as exc:
                 logger.warning("a spool cannot be read path=%s: %s", path, exc.strerror or type(exc).__name__)
+        if self._spool.path is None and not any(
+            process_of(path) == self._process for path in spools_in(self._folder)
+        ):
+            self._spool.emptied()
 
     def _serve(self) -> None:
         while self._waiting and not isinstance(self._waiting[0], Work | Errand):

@@ -21,26 +21,31 @@ DONE = b"[DONE]"
 class Frame:
     """One frame: its bytes, with the blank line that ends it, and what its `data` lines say."""
 
-    __slots__ = ("lines", "raw")
+    __slots__ = ("raw",)
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
-        self.lines: list[bytes] = []
+
+    @property
+    def lines(self) -> list[bytes]:
         """The values of the `data` lines; a comment has none."""
-        for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines():
-            if line.startswith(b"data:"):
-                self.lines.append(line[6:] if line[5:6] == b" " else line[5:])
+        return [
+            line[6:] if line[5:6] == b" " else line[5:]
+            for line in self.raw.removeprefix(b"\xef\xbb\xbf").splitlines()
+            if line.startswith(b"data:")
+        ]
 
     def payloads(self) -> Iterator[bytes]:
         """Yield what it says: one text, or several where a relay has lost the blank lines between them."""
-        if len(self.lines) < 2:
-            yield from self.lines
+        lines = self.lines
+        if len(lines) < 2:
+            yield from lines
             return
-        whole = b"\n".join(self.lines)
+        whole = b"\n".join(lines)
         if is_json(whole):
             yield whole
         else:
-            yield from self.lines
+            yield from lines
 
 
 class Frames:

@@ -17,8 +17,9 @@ speak of its own keys and purse.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from codex_proxy.errors import ProxyError, UpstreamError, classify, fault_of
 from codex_proxy.protocol.frames import DONE, Frame
@@ -38,6 +39,53 @@ from codex_proxy.trace import End, Usage, UsageSource
 _BYTES_PER_TOKEN = 4
 
 _COMMENT = b": keep-alive\n\n"
+_KEEPALIVE = b'data: {"type":"keepalive"}\n\n'
+
+
+class _Glance:
+    """Knows the next delta by the last one: most frames of a stream differ in their text alone, and need no parsing.
+
+    Learned from a frame that was read; one with the very same bytes around its text says the same but for that.
+    """
+
+    __slots__ = ("_bare", "_before", "_tail")
+
+    def __init__(self) -> None:
+        self._before = b""
+        self._tail = b""
+        self._bare = b""
+
+    def learn(self, raw: bytes, key: bytes) -> None:
+        """Take in a frame that held nothing new but the text under *key*."""
+        mark = b'"%b":"' % key
+        start = raw.find(mark) + len(mark)
+        end = raw.find(b'"', start)
+        if start < len(mark) or end < 0 or raw.count(b'"%b"' % key) != 1 or raw.find(b"\\", start, end) >= 0:
+            return
+        self._before, self._tail = raw[:start], raw[end:]
+        self._bare = _bare(self._tail)
+
+    def text(self, raw: bytes) -> bytes | None:
+        """Return the text of a frame like the last one; None when it is another, or has escapes in it."""
+        before = self._before
+        if not before or not raw.startswith(before):
+            return None
+        start = len(before)
+        end = raw.find(b'"', start)
+        tail = raw[end:]
+        if raw.find(b"\\", start, end) >= 0 or (tail != self._tail and _bare(tail) != self._bare):
+            return None
+        return raw[start:end]
+
+
+_PADDING = re.compile(rb'(?<="obfuscation":")[A-Za-z0-9]*(?=")')
+
+
+def _bare(tail: bytes) -> bytes:
+    """Return what follows a text without what only hides its length: letters at OpenAI's, spaces at Anthropic's."""
+    if b'"obfuscation"' in tail:
+        return _PADDING.sub(b"", tail)
+    return tail.replace(b" ", b"") if tail.find(b'"', 1) < 0 else tail
 
 
 class Watcher:
@@ -47,9 +95,6 @@ class Watcher:
         now: The wall clock, for the ends of limits.
         wants_usage: Whether the caller asked for a frame with the usage alone.
     """
-
-    keepalive: ClassVar[bytes] = _COMMENT
-    """Says nothing but that we are here; fit between any two frames."""
 
     def __init__(self, now: Callable[[], float], *, wants_usage: bool = True) -> None:
         self.now = now
@@ -70,9 +115,17 @@ class Watcher:
         self._wants_usage = wants_usage
         self._reason: End | None = None
         """How it is going to end."""
+        self._glance = _Glance()
 
     def look(self, frame: Frame) -> bool:
         """Take in a frame; False when it is none for the caller: not asked for, or a failure in the upstream's words."""
+        text = self._glance.text(frame.raw)
+        if text is not None:
+            self.begun = True
+            self.delivered += len(text)
+            if self.words is not None and text:
+                self.words.append(text.decode("utf-8", "replace"))
+            return True
         passes = True
         for data in frame.payloads():
             if data.strip() == DONE:
@@ -82,6 +135,9 @@ class Watcher:
             payload = _object(data)
             if payload is not None and self.failure is None:
                 passes = self._read(payload, data) and passes
+                key = self._text_key(payload)
+                if key:
+                    self._glance.learn(frame.raw, key)
         return passes and self.failure is None
 
     def whole(self, data: bytes) -> None:
@@ -101,6 +157,10 @@ class Watcher:
         if self.ended is None and self.failure is None:
             self.ended = self._reason
         return self.ended
+
+    def keepalive(self) -> bytes:
+        """Return what says nothing but that we are here; fit between any two frames."""
+        return _COMMENT
 
     def cut(self, error: ProxyError) -> bytes:
         """Return what ends a stream of this dialect with *error*; empty when it has ended."""
@@ -133,6 +193,10 @@ class Watcher:
     def _read_whole(self, payload: JsonObject) -> None:
         """Take in a plain answer that is no error."""
         raise NotImplementedError
+
+    def _text_key(self, payload: JsonObject) -> bytes:
+        """Return where the text of a frame stands that holds nothing else; empty when it is none."""
+        return b""
 
     def _cut(self, error: ProxyError) -> bytes:
         return b"data: " + stream_error(error) + b"\n\n"
@@ -204,6 +268,15 @@ class ChatWatcher(Watcher):
                 self._read_choice(choice, "delta")
         return True
 
+    def _text_key(self, payload: JsonObject) -> bytes:
+        match payload:
+            case {"choices": [{"delta": {"content": str(text)} as delta} as choice]} if (
+                text and len(delta) == 1
+            ):
+                return b"" if choice.get("finish_reason") or payload.get("usage") else b"content"
+            case _:
+                return b""
+
     def _read_whole(self, payload: JsonObject) -> None:
         self._take_usage(payload.get("usage"))
         for choice in _objects(payload.get("choices")):
@@ -241,6 +314,13 @@ def _chat_texts(said: JsonObject) -> Iterable[Any]:
 class CompletionsWatcher(ChatWatcher):
     """Reads the older completions, and edits."""
 
+    def _text_key(self, payload: JsonObject) -> bytes:
+        match payload:
+            case {"choices": [{"text": str(text)} as choice]} if text:
+                return b"" if choice.get("finish_reason") or payload.get("usage") else b"text"
+            case _:
+                return b""
+
     def _read_choice(self, choice: JsonObject, key: str) -> None:
         if self._add([choice.get("text")]):
             self.begun = True
@@ -265,6 +345,23 @@ class ResponsesWatcher(Watcher):
         self._response: JsonObject = {}
         self._sequence = -1
         self._items: list[JsonObject] = []
+
+    def look(self, frame: Frame) -> bool:
+        """See `Watcher.look`; deltas are known by their form."""
+        match = _DELTA(frame.raw)
+        if match is None or match[2] is None or self.failure is not None:
+            return super().look(frame)
+        self.begun = True
+        self.delivered += len(match[2])
+        if match[1] is not None:
+            self._sequence = max(self._sequence, int(match[1]))
+        if self.words is not None and match[2]:
+            self.words.append(match[2].decode("utf-8", "replace"))
+        return True
+
+    def keepalive(self) -> bytes:
+        """Return an event: the Codex CLI counts nothing else. Before `created` an SDK's helper would raise on it."""
+        return _KEEPALIVE if self._response else _COMMENT
 
     def _read(self, payload: JsonObject, data: bytes) -> bool:
         kind = payload.get("type")
@@ -317,6 +414,14 @@ class ResponsesWatcher(Watcher):
         return failed_event(error, self._response, self._sequence + 1).frame()
 
 
+_DELTA = re.compile(
+    rb'(?:event: response\.[a-z_]+\.delta\n)?data: \{"type":"response\.[a-z_]+\.delta"'
+    rb'(?:,"(?:sequence_number":(\d{1,15})|item_id":"[\w.-]*+"|(?:output|content|summary)_index":\d{1,9}'
+    rb'|logprobs":\[\]|obfuscation":"\w*+"|delta":"([^"\\]*+)"))*+\}\n\n'
+).fullmatch
+"""Matches a delta as OpenAI writes it, whose text has no escapes."""
+
+
 def _item_texts(item: JsonObject) -> Iterable[Any]:
     yield item.get("arguments") or item.get("input")
     for key in ("content", "summary"):
@@ -327,11 +432,13 @@ def _item_texts(item: JsonObject) -> Iterable[Any]:
 class MessagesWatcher(Watcher):
     """Reads the events of a Messages stream, or one message."""
 
-    keepalive = PING
-
     def __init__(self, now: Callable[[], float], *, wants_usage: bool = True) -> None:
         super().__init__(now, wants_usage=wants_usage)
         self._fields: dict[str, int] = {}
+
+    def keepalive(self) -> bytes:
+        """Return a ping."""
+        return PING
 
     def _read(self, payload: JsonObject, data: bytes) -> bool:
         match payload.get("type"):
@@ -362,6 +469,16 @@ class MessagesWatcher(Watcher):
             case _:
                 pass
         return True
+
+    def _text_key(self, payload: JsonObject) -> bytes:
+        match payload:
+            case {
+                "type": "content_block_delta",
+                "delta": {"type": "text_delta", "text": str(text)} as delta,
+            } if text and len(delta) == 2:
+                return b"text"
+            case _:
+                return b""
 
     def _read_whole(self, payload: JsonObject) -> None:
         for block in _objects(payload.get("content")):

@@ -70,6 +70,7 @@ def detail_json(trace: Trace) -> JsonObject:
     """Tell all that is known of a turn, but for what it said."""
     return {
         **request_json(trace),
+        **({"upstream": trace.upstream} if trace.upstream else {}),
         "request_bytes": trace.request_bytes,
         "answer_bytes": trace.answer_bytes,
         "marks": marks(trace),
@@ -85,6 +86,7 @@ def short(trace: Trace) -> JsonObject:
         "at": _time(trace.started_wall),
         "model": trace.model,
         "account": trace.alias or None,
+        **({"upstream": trace.upstream} if trace.upstream else {}),
         "rule": rule_of(trace),
         "strategy": served.strategy if served is not None else None,
         "binding": trace.binding or None,
@@ -272,6 +274,8 @@ def _packed(trace: Trace) -> bytes:
                 round(one.seconds, 6),
                 None if one.connected is None else round(one.connected - began, 6),
                 None if one.headers is None else round(one.headers - began, 6),
+                # Only there where it is so: most attempts are on accounts.
+                *((True,) if one.is_upstream else ()),
             ]
             for one in trace.attempts
         ],
@@ -309,6 +313,16 @@ def _decision_of(packed: list[Any]) -> Decision:
     )
 
 
+def _upstream_of(account: str | None, attempts: list[list[Any]]) -> str:
+    """Return the upstream that served, if one did: whoever answered was tried last."""
+    last = attempts[-1] if attempts else []
+    return account if account and len(last) > _FIELDS_OF_ACCOUNTS and last[0] == account else ""
+
+
+# What is packed of an attempt on an account.
+_FIELDS_OF_ACCOUNTS = 7
+
+
 def trace_of(row: Columns, at: float) -> Trace:
     """Return a row as the turn it tells of; its times count from 0, the moment at which it came."""
     read, queued, queued_seconds, attempts, decisions = loads(row["story"])
@@ -323,11 +337,9 @@ def trace_of(row: Columns, at: float) -> Trace:
         model=row["model"] or "",
         stream=bool(row["stream"]),
         client=row["client"] or "",
-        attempts=[
-            Attempt(alias, started, outcome, status, seconds, connected, headers)
-            for alias, started, outcome, status, seconds, connected, headers in attempts
-        ],
+        attempts=[Attempt(*one) for one in attempts],
         alias=row["account"] or "",
+        upstream=_upstream_of(row["account"], attempts),
         decision=row["rule"] or "",
         decisions=[_decision_of(one) for one in decisions],
         binding=row["binding"] or "",

@@ -242,7 +242,7 @@ class StreamSink(EncodedSink):
         if not self._is_over and not self._is_muted:
             stream = self._stream if self._stream is not None else self._start({})
             watcher = self._watcher
-            await stream.write(self._encoder.keepalive() if watcher is None else watcher.keepalive)
+            await stream.write(self._encoder.keepalive() if watcher is None else watcher.keepalive())
 
     async def end(self) -> None:
         """Close the body."""

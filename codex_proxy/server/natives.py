@@ -154,6 +154,9 @@ def _untranslated(
         if capability == "embeddings":
             raise
         raise refusal from None
+    if capability == "edits" and fields.get("stream"):
+        # Nobody streams them.
+        raise refusal
     native.refusal, native.caller, native.query = refusal, caller.id, query
     items = fields.get("messages", fields.get("input", fields.get("prompt")))
     model = catalog.resolve(native.model).model
@@ -224,7 +227,7 @@ class Silent:
 
     def keepalive(self) -> bytes:
         """Return the dialect's sign of life."""
-        return self._watcher.keepalive
+        return self._watcher.keepalive()
 
     def cut(self, error: ProxyError) -> bytes:
         """Return the dialect's own end for *error*."""

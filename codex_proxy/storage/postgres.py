@@ -95,16 +95,26 @@ class Postgres:
             Unreachable: If the server cannot be used now; whether it was done is not known.
             InTheWay: If it was not done, and is worth another try.
         """
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + seconds
         try:
-            async with asyncio.timeout(seconds), self._engine.connect() as connection:
+            async with asyncio.timeout_at(ends_at):
+                connection = await self._engine.connect()
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            # To be told to stop, and to say goodbye, would be one more thing that it does not answer.
+            alarm = loop.call_at(ends_at, raw.terminate)
+            try:
                 if is_reading:
                     _ = await connection.execution_options(
                         isolation_level="REPEATABLE READ", postgresql_readonly=True
                     )
                 async with connection.begin():
                     return await connection.run_sync(work)
+            finally:
+                alarm.cancel()
+                await connection.close()
         except TimeoutError as exc:
-            raise Unreachable(f"it does not answer within {seconds:.0f}s") from exc
+            raise Unreachable(f"it does not answer within {seconds:g}s") from exc
         except OSError as exc:
             raise Unreachable(exc.strerror or type(exc).__name__) from exc
         except DBAPIError as exc:

@@ -141,7 +141,7 @@ class Provider:
         if native is None:
             return
         asked, slug = native.model, request.model
-        has_suffix = bool(slug) and slug != asked and asked.lower().startswith(slug.lower())
+        has_suffix = bool(slug) and len(slug) < len(asked) and asked.lower().startswith(slug.lower())
         speaks = native.capability in self.definition.capabilities and native.is_whole
         there = self._exactly(asked) or (None if has_suffix else self._called(asked))
         if speaks and there is not None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,9 @@ from tests.browser.desk import (
     tab,
     work,
 )
+from tests.daemon.test_admin_api import ADMIN, UPSTREAM_KEY, Gateway, gateway, upstream
 from tests.harness import Stand, standing
+from tests.server.desks import settlement
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "images"
 
@@ -64,6 +67,69 @@ async def take(folder: Path) -> None:
                 await at.page.keyboard.press("Enter")
                 await at.page.locator(".wizard").wait_for()
                 await at.page.screenshot(path=folder / "start-light.png")
+
+
+async def gateway_pictures(folder: Path) -> None:
+    """Take those of the gateway, with people who are not there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        async with browsing() as browser, upstream() as url, gateway(Path(scratch)) as gate:
+            editor = await _people(gate, url)
+            async with tab(browser, gate.stand.url) as at:
+                await _enter(gate, at, ADMIN)
+                for name in ("keys", "users", "usage", "upstreams"):
+                    await at.open(f"gateway/{name}")
+                    await at.page.locator("main .listing tbody tr").first.wait_for()
+                    if name == "upstreams":
+                        await at.press("Check now")
+                        await at.page.locator(".results li").first.wait_for()
+                    await asyncio.sleep(0.8)
+                    await at.page.mouse.move(0, 0)
+                    await at.page.screenshot(path=folder / f"gateway-{name}-light.png")
+            async with tab(browser, gate.stand.url) as at:
+                await _enter(gate, at, editor["secret"])
+                await at.page.locator(".chart canvas").first.wait_for()
+                await asyncio.sleep(0.8)
+                await at.page.screenshot(path=folder / "own-light.png")
+
+
+async def _enter(gate: Gateway, at: Tab, key: str) -> None:
+    await at.page.goto(f"{gate.stand.url}/ui")
+    await at.page.locator("#key").fill(key)
+    await at.page.keyboard.press("Enter")
+    await at.page.locator("nav").first.wait_for()
+
+
+async def _people(gate: Gateway, url: str) -> Any:
+    """Make users, keys and a month of usage; return one of the keys."""
+    day = {"window": "day", "amount": "8"}
+    limits: dict[str, Any] = {
+        "requests_per_minute": 120,
+        "budgets": [day, {"window": "month", "amount": "90"}],
+    }
+    editor = await gate.key("editor", "60", limits=limits)
+    made = [
+        editor,
+        await gate.key("night build", "25", limits={"concurrency": 4, "networks": ["10.0.0.0/8"]}),
+        await gate.key("notebook", "40", limits={"models": ["gpt-5*"], "endpoints": ["responses", "chat"]}),
+    ]
+    await gate.do("POST", "/upstreams", {"name": "reserve", "base_url": url, "api_key": UPSTREAM_KEY})
+    await gate.do(
+        "POST", "/upstreams", {"name": "far-away", "base_url": "http://127.0.0.1:9", "priority": 20}
+    )
+    ledger, now = gate.stand.daemon.books, gate.stand.daemon.clock.now()
+    assert ledger is not None
+    for number in range(240):
+        key, size = made[number % 3], 2_000 + (number * 7_919) % 30_000
+        cached, written = size * (number % 5) // 6, 150 + size // 40
+        at = int((now - (number * number % 29) * 86_400 - number * 37) * 1000)
+        cost = (size - cached) * 1_250 + cached * 125 + written * 10_000
+        tokens = {"input_tokens": size, "cached_tokens": cached, "output_tokens": written}
+        model = ("gpt-5.5", "gpt-5.4-mini", "gpt-6.1-sol")[number % 7 % 3]
+        target = NAMES[number % len(NAMES)]
+        await ledger.ledger.settled(
+            settlement(key["key"], f"req_{number:032x}", cost, at, model=model, target=target, **tokens)
+        )
+    return editor
 
 
 async def _screens(stand: Stand, at: Tab, request_id: str, folder: Path, suffix: str) -> None:
@@ -106,4 +172,5 @@ def shrink(folder: Path) -> None:
 if __name__ == "__main__":
     to = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     asyncio.run(take(to))
+    asyncio.run(gateway_pictures(to))
     shrink(to)

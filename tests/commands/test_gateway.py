@@ -95,9 +95,7 @@ def test_a_key_from_its_making_to_its_end(terminal: Terminal) -> None:
     assert made["key"]["id"] == key["id"]
     assert terminal.good("keys", "revoke", "laptop", "--yes") == "laptop: revoked\n"
     assert terminal.json("keys", "--status", "active")["keys"] == []
-    assert "cannot" in terminal.bad("keys", "rotate", "laptop") or "revoked" in terminal.bad(
-        "keys", "rotate", "laptop"
-    )
+    assert "revoked" in terminal.bad("keys", "rotate", "laptop")
 
 
 def test_a_key_is_named_so_that_one_is_meant(terminal: Terminal) -> None:
@@ -150,29 +148,29 @@ def test_a_user_and_its_money(terminal: Terminal) -> None:
     assert terminal.json("ledger")["balance"] == "5.00"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["users", "credit", "owner", "ten", "--reason", "x"], "amount"),
-        (["users", "credit", "owner", "-1", "--reason", "x"], "must be more than 0"),
-        (["users", "credit", "nobody", "1", "--reason", "x"], "there is no user 'nobody'"),
-        (["users", "adjust", "owner", "-1", "--reason", "x"], "0.00"),
-        (["users", "create", "  "], "name"),
-        (["users", "create", "owner"], "owner"),
-        (["keys", "create", "x", "--network", "here"], "networks.0"),
-        (["keys", "create", "x", "--user", "nobody"], "there is no user 'nobody'"),
-        (["keys", "create", "x", "--budget", "day=lots"], "amount"),
-        (["keys", "create", "x", "--expires", "2020-01-01"], "expires_at"),
-        (["usage", "req_none"], "no usage of a request"),
-        (["usage", "--since", "2026-02-01", "--until", "2026-01-01"], "until"),
-        (["prices", "set", "m", "--input", "x", "--output", "1"], "input"),
-        (["prices", "end", "77"], "price"),
-        (["upstreams", "check", "nowhere"], "nowhere"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_what_cannot_be_done_is_said(terminal: Terminal, arguments: list[str], words: str) -> None:
-    assert words in terminal.bad(*arguments)
+REFUSED = [
+    (["users", "credit", "owner", "ten", "--reason", "x"], "amount"),
+    (["users", "credit", "owner", "-1", "--reason", "x"], "must be more than 0"),
+    (["users", "credit", "nobody", "1", "--reason", "x"], "there is no user 'nobody'"),
+    (["users", "adjust", "owner", "-1", "--reason", "x"], "0.00"),
+    (["users", "create", "  "], "name"),
+    (["users", "create", "owner"], "owner"),
+    (["keys", "create", "x", "--network", "here"], "networks.0"),
+    (["keys", "create", "x", "--user", "nobody"], "there is no user 'nobody'"),
+    (["keys", "create", "x", "--budget", "day=lots"], "amount"),
+    (["keys", "create", "x", "--expires", "2020-01-01"], "expires_at"),
+    (["usage", "req_none"], "no usage of a request"),
+    (["usage", "--since", "2026-02-01", "--until", "2026-01-01"], "until"),
+    (["prices", "set", "m", "--input", "x", "--output", "1"], "input"),
+    (["prices", "end", "77"], "price"),
+    (["upstreams", "check", "nowhere"], "nowhere"),
+]
+
+
+def test_what_cannot_be_done_is_said(terminal: Terminal) -> None:
+    # One database for all: making one takes longer than asking it.
+    for arguments, words in REFUSED:
+        assert words in terminal.bad(*arguments), arguments
 
 
 @pytest.mark.parametrize(
@@ -224,6 +222,22 @@ def test_usage_of_nobody(terminal: Terminal) -> None:
     assert terminal.json("usage", "--by", "user,model")["total"]["turns"] == 0
     (head,) = csv.reader(io.StringIO(terminal.good("usage", "--csv", "--by", "key,day")))
     assert head[:3] == ["key_id", "key", "day"]
+
+
+def test_upstreams_are_checked_from_here_when_no_daemon_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unused_tcp_port: int
+) -> None:
+    upstreams = (
+        f"[{{name: near, base-url: 'http://127.0.0.1:{unused_tcp_port}/v1', api-key: sk-theirs-and-secret}}]"
+    )
+    terminal = Terminal(write_config(tmp_path, upstreams=upstreams), capsys)
+    listed = terminal.good("upstreams")
+    assert f"near  http://127.0.0.1:{unused_tcp_port}" in listed
+    for arguments in (["upstreams", "check"], ["upstreams", "check", "near"]):
+        code, out, err = terminal.run(*arguments)
+        assert (code, err) == (1, "")
+        assert "[1/1] near: abnormal" in out
+        assert "secret" not in out + listed
 
 
 def test_without_a_ledger_it_is_said_what_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

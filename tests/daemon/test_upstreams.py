@@ -2,17 +2,20 @@
 
 import asyncio
 import base64
+import contextlib
 import struct
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 
 from codex_proxy.simulator.upstream import SimUpstream
 from codex_proxy.trace import End, UsageSource
 from tests.daemon.upstreams import Stage, staged
-from tests.harness import CODEX_HEADERS, question
+from tests.harness import CODEX_HEADERS, Answer, question
 
 CHAT = {"model": "gpt-5.5", "messages": [{"role": "user", "content": "hello out there"}]}
 MESSAGES = {**CHAT, "max_tokens": 100}
@@ -29,43 +32,37 @@ DIALECTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body"), [*DIALECTS, ("/v1/edits", EDIT)])
-async def test_a_plain_request_and_its_answer_pass_as_they_are(
-    tmp_path: Path, path: str, body: dict[str, Any]
-) -> None:
-    async with SimUpstream("direct", key="") as direct, direct_session(direct) as straight:
-        async with staged(tmp_path, SimUpstream()) as stage:
+async def test_a_plain_request_and_its_answer_pass_as_they_are(tmp_path: Path) -> None:
+    async with straight() as (other, direct), staged(tmp_path, SimUpstream()) as stage:
+        for path, body in [*DIALECTS, ("/v1/edits", EDIT)]:
+            stage.afresh()
             raw = orjson.dumps(body, option=orjson.OPT_INDENT_2)
-            async with stage.session.post(
-                path, data=raw, headers={"Content-Type": "application/json"}
-            ) as answer:
+            headers = {"Content-Type": "application/json"}
+            async with stage.session.post(path, data=raw, headers=headers) as answer:
                 assert answer.status == 200, await answer.read()
                 got = await answer.read()
-            (asked,) = stage.upstreams["up"].turns
-            assert asked.path == path
+            (asked,) = stage.up.turns
             # Not a byte of it is another one.
-            assert asked.body == raw
-            expected = await (await straight.post(path, json=body)).read()
-            assert got == expected.replace(b"direct", b"up")
+            assert (asked.path, asked.body) == (path, raw)
+            expected = await (await direct.post(path, json=body)).read()
+            assert got == expected.replace(other.name.encode(), b"up")
             trace = stage.trace
             assert (trace.alias, trace.upstream, trace.end) == ("up", "up", End.COMPLETED)
             assert trace.usage.source is UsageSource.BACKEND
             assert trace.usage.input_tokens
-            assert [(one.alias, one.outcome, one.is_upstream) for one in trace.attempts] == [
-                ("up", "ok", True)
-            ]
+            tries = [(one.alias, one.outcome, one.is_upstream) for one in trace.attempts]
+            assert tries == [("up", "ok", True)]
 
 
-@pytest.mark.parametrize(("path", "body"), DIALECTS)
-async def test_a_stream_passes_as_it_is(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
-    async with SimUpstream("direct", key="") as direct, direct_session(direct) as straight:
-        async with staged(tmp_path, SimUpstream()) as stage:
+async def test_a_stream_passes_as_it_is(tmp_path: Path) -> None:
+    async with straight() as (other, direct), staged(tmp_path, SimUpstream()) as stage:
+        for path, body in DIALECTS:
             got = await stage.post(path, {**body, "stream": True})
             assert got.status == 200, got.body
-            expected = await (await straight.post(path, json={**body, "stream": True})).read()
+            expected = await (await direct.post(path, json={**body, "stream": True})).read()
             # A chat tells its usage to us alone: null in each chunk is all that is left of it.
             plain = got.body.replace(b',"usage":null', b"") if "chat" in path else got.body
-            assert plain == expected.replace(b"direct", b"up")
+            assert plain == expected.replace(other.name.encode(), b"up")
             usage = stage.trace.usage
             assert usage.source is UsageSource.BACKEND
             assert usage.output_tokens
@@ -73,24 +70,17 @@ async def test_a_stream_passes_as_it_is(tmp_path: Path, path: str, body: dict[st
             assert stage.trace.first_text is not None
 
 
-def direct_session(upstream: SimUpstream) -> Any:
-    import aiohttp
-
-    class Straight:
-        async def __aenter__(self) -> aiohttp.ClientSession:
-            self.session = aiohttp.ClientSession(upstream.base_url)
-            return self.session
-
-        async def __aexit__(self, *_: object) -> None:
-            await self.session.close()
-
-    return Straight()
+@contextlib.asynccontextmanager
+async def straight() -> AsyncIterator[tuple[SimUpstream, aiohttp.ClientSession]]:
+    """Yield an upstream like the daemon's, and the way to it without a daemon."""
+    async with SimUpstream("direct", key="") as other, aiohttp.ClientSession(other.base_url) as session:
+        yield other, session
 
 
 async def test_the_usage_of_a_streamed_chat_is_asked_for_and_shown_to_who_asked(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
         quiet = await stage.post("/v1/chat/completions", {**CHAT, "stream": True})
-        asked = stage.upstreams["up"].turns[-1].json
+        asked = stage.up.turns[-1].json
         assert asked == {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
         assert b'"choices":[],' not in quiet.body
         assert quiet.body.endswith(b"data: [DONE]\n\n")
@@ -103,7 +93,7 @@ async def test_the_usage_of_a_streamed_chat_is_asked_for_and_shown_to_who_asked(
         body = {**CHAT, "stream": True, "stream_options": {"include_usage": False, "x": 1}}
         told = await stage.post("/v1/chat/completions", body)
         assert b'"choices":[],' not in told.body
-        assert stage.upstreams["up"].turns[-1].json["stream_options"] == {"include_usage": True, "x": 1}
+        assert stage.up.turns[-1].json["stream_options"] == {"include_usage": True, "x": 1}
 
 
 async def test_headers_that_matter_pass_and_credentials_do_not(tmp_path: Path) -> None:
@@ -121,16 +111,16 @@ async def test_headers_that_matter_pass_and_credentials_do_not(tmp_path: Path) -
     }
     async with staged(tmp_path, SimUpstream()) as stage:
         await stage.post("/v1/chat/completions", CHAT, headers=sent)
-        headers = stage.upstreams["up"].turns[-1].headers
+        headers = stage.up.turns[-1].headers
         for name in ("openai-beta", "idempotency-key", "anthropic-beta", "session_id", "user-agent"):
             assert headers[name] == sent[name]
         assert headers["authorization"] == f"Bearer {stage.upstreams['up'].key}"
         for name in ("x-api-key", "cookie", "x-forward-key", "openai-organization"):
             assert name not in headers
         await stage.post("/v1/messages?beta=true", MESSAGES, headers=sent)
-        asked = stage.upstreams["up"].turns[-1]
+        asked = stage.up.turns[-1]
         assert asked.query == "beta=true"
-        assert asked.headers["x-api-key"] == stage.upstreams["up"].key
+        assert asked.headers["x-api-key"] == stage.up.key
         assert asked.headers["anthropic-version"] == "2023-06-01"
         assert "authorization" not in asked.headers
 
@@ -145,35 +135,30 @@ async def test_a_mapped_model_is_the_only_thing_that_changes(tmp_path: Path) -> 
             "/v1/chat/completions", data=raw, headers={"Content-Type": "application/json"}
         ) as answer:
             assert answer.status == 200
-        asked = stage.upstreams["up"].turns[-1]
+        asked = stage.up.turns[-1]
         # By field: what is in each of them is spelled as it was.
         assert asked.body == (
             b'{"messages":[{"role":"user","content":"\\u00e9\\ud83d\\ude00"}],"model":"gpt-5.5","n":1e0}'
         )
         await stage.post("/v1/engines/mine-too/completions", {"prompt": "x"})
-        assert stage.upstreams["up"].turns[-1].path == "/v1/engines/gpt-4o/completions"
+        assert stage.up.turns[-1].path == "/v1/engines/gpt-4o/completions"
         refused = await stage.post("/v1/chat/completions", {**CHAT, "model": "gpt-5.5"})
         assert refused.status in (400, 429)
 
 
-@pytest.mark.parametrize(
-    "more", [{"n": 2}, {"logprobs": True, "top_logprobs": 2}, {"modalities": ["text", "audio"]}]
-)
-async def test_what_no_account_could_be_asked_goes_to_an_upstream(
-    tmp_path: Path, more: dict[str, Any]
-) -> None:
-    async with staged(tmp_path, SimUpstream(), accounts=1) as stage:
-        for stream in (False, True):
-            answer = await stage.post("/v1/chat/completions", {**CHAT, **more, "stream": stream})
-            if "logprobs" in more:
-                # An account leaves these out.
-                assert stage.trace.upstream == ""
-                continue
-            assert answer.status == 200, answer.body
-            assert stage.trace.upstream == "up"
-            assert b"hello out there" in answer.body.replace(b'"}', b"") or stream
-        upstream = stage.upstreams["up"]
-        upstream.fault("status", status=503)
+async def test_what_no_account_could_be_asked_goes_to_an_upstream(tmp_path: Path) -> None:
+    async with staged(tmp_path, SimUpstream(), accounts=1, max_retry=0) as stage:
+        for more, goes in (
+            ({"n": 2}, "up"),
+            ({"modalities": ["text", "audio"]}, "up"),
+            # An account leaves these out.
+            ({"logprobs": True, "top_logprobs": 2}, ""),
+        ):
+            for stream in (False, True):
+                answer = await stage.post("/v1/chat/completions", {**CHAT, **more, "stream": stream})
+                assert answer.status == 200, answer.body
+                assert stage.trace.upstream == goes
+        stage.up.fault("status", status=503)
         answer = await stage.post("/v1/chat/completions", {**CHAT, "n": 2})
         assert answer.status == 429
         assert answer.json["error"]["code"] == "rate_limit_exceeded"
@@ -186,7 +171,7 @@ async def test_what_no_upstream_speaks_is_refused_as_ever(tmp_path: Path) -> Non
         assert answer.json["error"]["param"] == "n"
         answer = await stage.post("/v1/embeddings", {"model": "m", "input": "x"})
         assert answer.status == 404
-        assert not stage.upstreams["up"].turns
+        assert not stage.up.turns
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
@@ -208,7 +193,7 @@ async def test_a_suffix_of_ours_becomes_an_effort_where_responses_are_spoken(tmp
     async with staged(tmp_path, SimUpstream(), each={"models": ["gpt-5*"]}) as stage:
         answer = await stage.post("/v1/responses", {**RESPONSES, "model": "gpt-5.5-high"})
         assert answer.status == 200
-        asked = stage.upstreams["up"].turns[-1].json
+        asked = stage.up.turns[-1].json
         assert (asked["model"], asked["reasoning"]["effort"]) == ("gpt-5.5", "high")
         assert answer.json["model"] == "gpt-5.5-high"
 
@@ -230,7 +215,7 @@ async def test_the_accounts_come_first_unless_told_otherwise(tmp_path: Path) -> 
     async with staged(other, SimUpstream(), accounts=1, accounts_priority=20) as stage:
         await stage.ask()
         assert stage.trace.upstream == "up"
-        stage.upstreams["up"].fault("status", status=500)
+        stage.up.fault("status", status=500)
         answer = await stage.ask()
         assert answer.status == 200
         assert stage.trace.upstream == ""
@@ -268,113 +253,92 @@ async def test_models_are_listed_and_the_whole_works_without_an_account(tmp_path
 # -- failures ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404, 500, 502, 503, 529])
-@pytest.mark.parametrize(("path", "body"), DIALECTS[:3])
-async def test_an_upstreams_own_trouble_never_reaches_the_caller(
-    tmp_path: Path, status: int, path: str, body: dict[str, Any]
-) -> None:
-    async with staged(tmp_path, SimUpstream("a"), SimUpstream("b")) as stage:
-        for one in stage.upstreams.values():
-            one.fault("status", status=status, message="canary of an upstream")
-        for stream in (False, True):
-            answer = await stage.post(path, {**body, "stream": stream})
-            assert answer.status in (400, 429, 529)
-            assert b"canary" not in answer.body
-            if status != 404:
-                assert answer.status != 400
+async def test_an_upstreams_own_trouble_never_reaches_the_caller(tmp_path: Path) -> None:
+    async with staged(tmp_path, SimUpstream("a"), SimUpstream("b"), max_retry=0) as stage:
+        for status in (401, 402, 403, 404, 500, 502, 503, 529):
+            for path, body in DIALECTS[:3]:
+                stage.afresh()
+                for one in stage.upstreams.values():
+                    one.fault("status", status=status, message="canary of an upstream")
+                for stream in (False, True):
+                    answer = await stage.post(path, {**body, "stream": stream})
+                    assert answer.status in (429, 529), (status, path, answer.body)
+                    assert b"canary" not in answer.body
 
 
-@pytest.mark.parametrize(("path", "body"), DIALECTS[:3])
-async def test_a_callers_fault_is_told_at_once_and_counts_for_nothing(
-    tmp_path: Path, path: str, body: dict[str, Any]
-) -> None:
+async def test_a_callers_fault_is_told_at_once_and_counts_for_nothing(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
         for status in (400, 413, 422):
-            stage.upstreams["up"].well()
-            stage.upstreams["up"].fault("status", status=status, message="you are wrong", code="odd")
-            for _ in range(6):
+            stage.up.well()
+            stage.up.fault("status", status=status, message="you are wrong", code="odd")
+            for path, body in DIALECTS[:3] * 2:
                 answer = await stage.post(path, body)
                 assert answer.status == status
                 assert b"you are wrong" in answer.body
-        state = await stage.state()
+        state = stage.state()
         assert (state["state"], state["ejected"], state["errors"]) == ("healthy", [], 0)
-        assert len(stage.upstreams["up"].turns) == 18
+        assert len(stage.up.turns) == 18
 
 
-@pytest.mark.parametrize("fault", ["refuse", "cut", "end", "fail", "stall"])
-@pytest.mark.parametrize(("path", "body"), DIALECTS[:3])
-async def test_before_its_first_words_an_answer_is_begun_elsewhere(
-    tmp_path: Path, fault: str, path: str, body: dict[str, Any]
-) -> None:
-    options = {} if fault == "refuse" else {"after": 1}
-    async with staged(tmp_path, SimUpstream("a"), SimUpstream("b"), first_byte_timeout=1) as stage:
-        a, b = stage.upstreams.values()
-        a.fault(fault, times=1, **options)
-        b.fault(fault, times=1, **options)
-        stage.daemon.providers.replace(
-            [
-                dataclass_replace(one.definition, timeout=0.3, priority=place)
-                for place, one in enumerate(stage.daemon.providers.all())
-            ],
-            source="config",
-        )
-        set_idle(stage, 0.3)
-        answer = await stage.post(path, {**body, "stream": True})
-        assert answer.status == 200
-        assert b"says:" in answer.body.replace(b'" ', b"")
-        assert len(stage.trace.attempts) >= 2
-        assert stage.trace.end is End.COMPLETED
+async def test_before_its_first_words_an_answer_is_begun_elsewhere(tmp_path: Path) -> None:
+    async with staged(tmp_path, SimUpstream("a"), SimUpstream("b"), by_name={"a": {"priority": 1}}) as stage:
+        a = stage.upstreams["a"]
+        for fault in ("refuse", "cut", "end", "fail", "stall"):
+            if fault == "stall":
+                stage.set(idle_timeout=0.2)
+                stage.describe(timeout=0.2)
+            for path, body in DIALECTS[:3]:
+                stage.afresh()
+                options: dict[str, Any] = {} if fault == "refuse" else {"after": 1}
+                a.fault(fault, **options)
+                answer = await stage.post(path, {**body, "stream": True})
+                assert answer.status == 200
+                assert b"a_" not in answer.body
+                assert len(stage.trace.attempts) == 2
+                assert (stage.trace.upstream, stage.trace.end) == ("b", End.COMPLETED)
 
 
-def dataclass_replace(value: Any, **fields: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(value, **fields)
-
-
-def set_idle(stage: Stage, seconds: float) -> None:
-    live = stage.daemon.live
-    live.current = dataclass_replace(live.current, idle_timeout=seconds, first_byte_timeout=seconds)
-
-
-@pytest.mark.parametrize("fault", ["cut", "end", "fail"])
-@pytest.mark.parametrize(("path", "body"), DIALECTS)
-async def test_a_broken_stream_never_looks_finished(
-    tmp_path: Path, fault: str, path: str, body: dict[str, Any]
-) -> None:
+async def test_a_broken_stream_never_looks_finished(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
-        up = stage.upstreams["up"]
-        up.says, up.delay = "one two three four five six", 0.01
-        up.fault(
-            fault, after=5, **({"message": "canary", "code": "insufficient_quota"} if fault == "fail" else {})
-        )
-        answer = await stage.post(path, {**body, "stream": True})
-        assert answer.status == 200
-        tail = answer.body.decode()
-        assert "canary" not in tail
-        match path:
-            case "/v1/responses":
-                last = answer.events[-1].json
-                assert last["type"] == "response.failed"
-                assert last["response"]["id"] == "resp_up_1"
-                assert last["sequence_number"] == 5
-                assert answer.types.count("response.created") == 1
-            case "/v1/messages":
-                assert tail.rstrip().splitlines()[-2] == "event: error"
-                assert "message_stop" not in tail
-            case _:
-                assert "[DONE]" not in tail
-                assert '"error"' in tail.rstrip().splitlines()[-1]
-        trace = stage.trace
-        assert trace.end is End.FAILED
-        assert trace.usage.source is UsageSource.ESTIMATE
-        assert trace.usage.output_tokens
-        assert len(trace.attempts) == 1
+        for fault in ("cut", "end", "fail"):
+            for path, body in DIALECTS:
+                stage.afresh()
+                stage.up.says, stage.up.delay = "one two three four five six", 0.004
+                options: dict[str, Any] = (
+                    {"message": "canary", "code": "insufficient_quota"} if fault == "fail" else {}
+                )
+                stage.up.fault(fault, after=5, **options)
+                answer = await stage.post(path, {**body, "stream": True})
+                assert answer.status == 200
+                _assert_is_broken_off(path, answer)
+                trace = stage.trace
+                assert trace.end is End.FAILED
+                assert trace.usage.source is UsageSource.ESTIMATE
+                assert trace.usage.output_tokens
+                assert len(trace.attempts) == 1
+
+
+def _assert_is_broken_off(path: str, answer: Answer) -> None:
+    tail = answer.body.decode()
+    assert "canary" not in tail
+    match path:
+        case "/v1/responses":
+            last = answer.events[-1].json
+            assert last["type"] == "response.failed"
+            assert last["response"]["id"].startswith("resp_up_")
+            assert last["sequence_number"] == 5
+            assert answer.types.count("response.created") == 1
+        case "/v1/messages":
+            assert tail.rstrip().splitlines()[-2] == "event: error"
+            assert "message_stop" not in tail
+        case _:
+            assert "[DONE]" not in tail
+            assert '"error"' in tail.rstrip().splitlines()[-1]
 
 
 async def test_an_answer_without_usage_is_estimated_by_its_text(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
-        up = stage.upstreams["up"]
+        up = stage.up
         up.says = "word " * 40
         up.fault("no_usage")
         for path, body in DIALECTS:
@@ -388,18 +352,18 @@ async def test_an_answer_without_usage_is_estimated_by_its_text(tmp_path: Path) 
 
 async def test_a_chat_that_ends_without_its_mark_has_ended(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
-        stage.upstreams["up"].fault("no_done")
+        stage.up.fault("no_done")
         answer = await stage.post("/v1/chat/completions", {**CHAT, "stream": True})
         assert b"error" not in answer.body
         assert stage.trace.end is End.COMPLETED
 
 
 async def test_redirects_are_not_followed(tmp_path: Path) -> None:
-    async with staged(tmp_path, SimUpstream()) as stage:
-        stage.upstreams["up"].fault("redirect", to="/v1/chat/completions?again")
+    async with staged(tmp_path, SimUpstream(), max_retry=0) as stage:
+        stage.up.fault("redirect", to="/v1/chat/completions?again")
         answer = await stage.post("/v1/chat/completions", CHAT)
         assert answer.status == 429
-        assert {one.query for one in stage.upstreams["up"].turns} == {""}
+        assert {one.query for one in stage.up.turns} == {""}
 
 
 async def test_a_refused_key_switches_an_upstream_off_until_a_check_passes(tmp_path: Path) -> None:
@@ -409,7 +373,7 @@ async def test_a_refused_key_switches_an_upstream_off_until_a_check_passes(tmp_p
         for _ in range(3):
             assert (await stage.ask()).status == 200
         assert len(a.turns) == 1
-        state = await stage.state("a")
+        state = stage.state("a")
         assert state["state"] == "disabled"
         assert "401" in state["reason"]
         results = {one["name"]: one for one in await stage.daemon.providers.check_all()}
@@ -417,7 +381,7 @@ async def test_a_refused_key_switches_an_upstream_off_until_a_check_passes(tmp_p
         assert (results["b"]["ok"], results["b"]["state"]) == (True, "healthy")
         a.well()
         await stage.daemon.providers.check_all()
-        assert (await stage.state("a"))["state"] == "healthy"
+        assert (stage.state("a"))["state"] == "healthy"
         await stage.ask()
         assert stage.trace.upstream == "a"
 
@@ -430,20 +394,22 @@ async def test_a_429_is_a_rest_until_its_reset_and_no_ejection(tmp_path: Path) -
         for _ in range(7):
             assert (await stage.ask()).status == 200
         assert len(a.turns) == 1
-        state = await stage.state("a")
+        state = stage.state("a")
         assert state["state"] == "degraded"
         assert state["ejected"] == []
         assert 350 < state["resting"][0]["seconds"] <= 360
 
 
 async def test_no_more_is_asked_of_one_that_fails_again_and_again(tmp_path: Path) -> None:
-    async with staged(tmp_path, SimUpstream("a"), SimUpstream("b"), by_name={"a": {"priority": 1}}) as stage:
+    async with staged(
+        tmp_path, SimUpstream("a"), SimUpstream("b"), by_name={"a": {"priority": 1}}, max_retry=1
+    ) as stage:
         a, b = stage.upstreams.values()
         a.fault("status", status=500)
         for _ in range(8):
             assert (await stage.ask()).status == 200
         assert len(a.turns) == 5
-        state = await stage.state("a")
+        state = stage.state("a")
         assert state["ejected"][0]["times"] == 1
         assert state["ejected"][0]["model"] == "gpt-5.5"
         # Another model of it is none the worse.
@@ -453,51 +419,38 @@ async def test_no_more_is_asked_of_one_that_fails_again_and_again(tmp_path: Path
         b.fault("status", status=500)
         for _ in range(3):
             assert (await stage.ask()).status == 429
-        assert (await stage.state("b"))["ejected"] == []
+        assert (stage.state("b"))["ejected"] == []
         b.well()
         assert (await stage.ask()).status == 200
-
-
-async def test_the_turns_own_retries_are_bounded_by_the_upstream_too(tmp_path: Path) -> None:
-    async with staged(tmp_path, SimUpstream(), each={"max_retries": 0}, max_retry=5) as stage:
-        stage.upstreams["up"].fault("status", status=500)
-        assert (await stage.ask()).status == 429
-        assert len(stage.upstreams["up"].turns) == 1
-    async with staged(tmp_path, SimUpstream(), each={"max_retries": 1}, max_retry=5) as stage:
-        stage.upstreams["up"].fault("status", status=500, times=1)
-        assert (await stage.ask()).status == 200
-        assert len(stage.upstreams["up"].turns) == 2
 
 
 # -- translation -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["gpt-5.5", "gpt-6.1-sol", "gpt-4o"])
-@pytest.mark.parametrize("stream", [True, False])
-async def test_other_dialects_are_translated_where_responses_are_spoken(
-    tmp_path: Path, model: str, stream: bool
-) -> None:
+async def test_other_dialects_are_translated_where_responses_are_spoken(tmp_path: Path) -> None:
     up = SimUpstream(models=("gpt-5.5", "gpt-6.1-sol", "gpt-4o"))
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    bodies: list[tuple[str, dict[str, Any], int | None]] = [
+        ("/v1/chat/completions", {**CHAT, "tools": [tool], "max_tokens": 5, "temperature": 0.1}, 16),
+        ("/v1/messages", {**MESSAGES, "max_tokens": 300}, 300),
+        ("/v1/completions", COMPLETION, None),
+    ]
     async with staged(tmp_path, up, each={"capabilities": ["responses"]}) as stage:
-        for path, body in (
-            ("/v1/chat/completions", {**CHAT, "tools": [tool], "max_tokens": 5, "temperature": 0.1}),
-            ("/v1/messages", {**MESSAGES, "max_tokens": 300}),
-            ("/v1/completions", COMPLETION),
-        ):
-            answer = await stage.post(path, {**body, "model": model, "stream": stream})
-            assert answer.status == 200, answer.body
-            asked = up.turns[-1]
-            assert asked.path == "/v1/responses"
-            fields = asked.json
-            assert (fields["model"], fields["store"], fields["stream"]) == (model, False, True)
-            assert fields.get("max_output_tokens") == {"/v1/chat/completions": 16, "/v1/messages": 300}.get(
-                path
-            )
-            assert ("include" in fields) is (model != "gpt-4o")
-            assert "x-openai-internal-codex-responses-lite" not in asked.headers
-            assert stage.trace.usage.source is not UsageSource.NONE
-            assert stage.trace.decision.endswith("translated")
+        for model in up.models:
+            for path, body, limit in bodies:
+                for stream in (True, False):
+                    answer = await stage.post(path, {**body, "model": model, "stream": stream})
+                    assert answer.status == 200, answer.body
+                    asked = up.turns[-1]
+                    assert asked.path == "/v1/responses"
+                    fields = asked.json
+                    assert (fields["model"], fields["store"], fields["stream"]) == (model, False, True)
+                    assert fields.get("max_output_tokens") == limit
+                    # Others refuse to seal thoughts that they have not.
+                    assert ("include" in fields) is (model != "gpt-4o")
+                    assert "x-openai-internal-codex-responses-lite" not in asked.headers
+                    assert stage.trace.usage.source is not UsageSource.NONE
+                    assert stage.trace.decision.endswith("translated")
 
 
 async def test_a_conversation_goes_on_from_an_answer_that_passed_as_it_was(tmp_path: Path) -> None:
@@ -550,7 +503,19 @@ async def test_sealed_reasoning_of_one_target_breaks_no_other(tmp_path: Path) ->
         assert [one.outcome for one in stage.trace.attempts][-2:] == ["encrypted", "ok"]
         # And an account is not shown it either.
         stage.sim.set_all("ok")
-        stage.daemon.providers.replace([], source="config")
+        stage.describe(priority=20)
+        await stage.until(lambda: stage.daemon.pool.accounts()[0].state.value == "ready" or _rested(stage))
+        answer = await stage.post("/v1/responses", body)
+        assert (answer.status, stage.trace.upstream) == (200, "")
+        assert not any("encrypted_content" in one for one in orjson.loads(stage.sim.turns[-1].body)["input"])
+
+
+def _rested(stage: Stage) -> bool:
+    """Have the accounts forget their limits, as their reset does."""
+    for account in stage.daemon.pool.accounts():
+        account.holds.clear()
+        account.touch()
+    return True
 
 
 async def test_a_websocket_turn_goes_to_an_upstream_too(tmp_path: Path) -> None:
@@ -558,11 +523,11 @@ async def test_a_websocket_turn_goes_to_an_upstream_too(tmp_path: Path) -> None:
         async with stage.session.ws_connect("/v1/responses") as socket:
             for model in ("gpt-5.5", "gpt-6.1-sol"):
                 await socket.send_json({"type": "response.create", "model": model, "input": "hello"})
-                types = []
+                types: list[str] = []
                 while not types or types[-1] not in ("response.completed", "error"):
                     types.append((await socket.receive_json(timeout=5))["type"])
                 assert types[-1] == "response.completed"
-        assert [one.path for one in stage.upstreams["up"].turns] == ["/v1/responses"] * 2
+        assert [one.path for one in stage.up.turns] == ["/v1/responses"] * 2
         assert stage.trace.upstream == "up"
 
 
@@ -570,10 +535,10 @@ async def test_a_codex_client_is_served_as_it_asks(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
         answer = await stage.ask(codex=True, headers={"session-id": "s-1"}, store=False)
         assert answer.types[-1] == "response.completed"
-        asked = stage.upstreams["up"].turns[-1]
+        asked = stage.up.turns[-1]
         assert asked.headers["originator"] == CODEX_HEADERS["originator"]
         assert asked.headers["session-id"] == "s-1"
-        stage.upstreams["up"].fault("fail", after=1, code="context_length_exceeded", message="too long")
+        stage.up.fault("fail", after=1, code="context_length_exceeded", message="too long")
         answer = await stage.ask(codex=True)
         # It reads the code there.
         assert answer.status == 200
@@ -587,52 +552,86 @@ async def test_a_codex_client_is_served_as_it_asks(tmp_path: Path) -> None:
 # -- callers who leave -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("path", "body"), DIALECTS[:3])
-async def test_who_leaves_is_not_waited_for_but_what_it_cost_is_known(
-    tmp_path: Path, path: str, body: dict[str, Any], stream: bool
-) -> None:
+async def leave(stage: Stage, path: str, body: dict[str, Any]) -> None:
+    """Ask, and leave in the middle: of a stream at its first bytes, else when the upstream was asked."""
+    asking = stage.daemon.background.spawn(stage.session.post(path, json=body), name="asking")
+    await stage.until(lambda: bool(stage.up.turns))
+    if body["stream"]:
+        response = await asking
+        await response.content.readany()
+        response.close()
+    else:
+        asking.cancel()
+    await stage.until(lambda: len(stage.traces) == 1)
+
+
+async def test_who_leaves_is_not_waited_for_but_what_it_cost_is_known(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
-        up = stage.upstreams["up"]
-        up.says, up.delay = " ".join(["word"] * 30), 0.005
-        if not stream:
-            up.fault("stall", seconds=0.2)
-        request = asyncio.ensure_future(stage.session.post(path, json={**body, "stream": stream}))
-        await stage.until(lambda: bool(up.turns))
-        if stream:
-            response = await request
-            await response.content.readany()
-            response.close()
-        else:
-            request.cancel()
-        await stage.until(lambda: len(stage.traces) == 1)
-        trace = stage.trace
-        assert (trace.end, trace.upstream) == (End.CALLER_GONE, "up")
-        assert trace.usage.source is UsageSource.BACKEND
-        assert trace.usage.output_tokens == 30
-        assert not up.turns[-1].was_left
-        assert stage.daemon.executor.drains == 0
+        for path, body in DIALECTS[:3]:
+            for stream in (True, False):
+                stage.afresh()
+                stage.up.says, stage.up.delay = " ".join(["word"] * 30), 0.002
+                if not stream:
+                    stage.up.fault("stall", seconds=0.1)
+                await leave(stage, path, {**body, "stream": stream})
+                trace = stage.trace
+                assert (trace.end, trace.upstream) == (End.CALLER_GONE, "up")
+                assert trace.usage.source is UsageSource.BACKEND
+                assert trace.usage.output_tokens == 30
+                assert not stage.up.turns[-1].was_left
+                assert stage.daemon.executor.drains == 0
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_one_that_is_to_be_cancelled_is(tmp_path: Path, stream: bool) -> None:
+async def test_one_that_is_to_be_cancelled_is(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream(), each={"on_client_disconnect": "cancel"}) as stage:
-        up = stage.upstreams["up"]
-        up.says, up.delay = " ".join(["word"] * 500), 0.005
-        if not stream:
-            up.fault("stall", seconds=5)
-        request = asyncio.ensure_future(
-            stage.session.post("/v1/chat/completions", json={**CHAT, "stream": stream})
-        )
-        await stage.until(lambda: bool(up.turns))
-        if stream:
-            response = await request
-            await response.content.readany()
-            response.close()
-        else:
-            request.cancel()
-        await stage.until(lambda: len(stage.traces) == 1)
-        assert stage.trace.end is End.CALLER_GONE
-        assert stage.trace.usage.source is UsageSource.ESTIMATE
-        await asyncio.wait_for(up.turns[-1].gone.wait(), 2)
-        assert up.turns[-1].was_left
+        for stream in (True, False):
+            stage.afresh()
+            stage.up.says, stage.up.delay = " ".join(["word"] * 500), 0.005
+            if not stream:
+                stage.up.fault("stall", seconds=5)
+            await leave(stage, "/v1/chat/completions", {**CHAT, "stream": stream})
+            assert stage.trace.end is End.CALLER_GONE
+            assert stage.trace.usage.source is UsageSource.ESTIMATE
+            await asyncio.wait_for(stage.up.turns[-1].gone.wait(), 2)
+            assert stage.up.turns[-1].was_left
+
+
+# -- what its owner sees -----------------------------------------------------------------
+
+
+async def test_it_is_told_of_everywhere_and_its_key_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with staged(tmp_path, SimUpstream(), records="on") as stage:
+        key = stage.up.key
+        assert (await stage.get("/readyz")).status == 200
+        assert (await stage.get("/health")).json["upstreams_active"] == 1
+        stage.up.fault("status", status=503, times=1, message=f"no room for {key}")
+        answer = await stage.ask(stream=False)
+        assert answer.status == 200
+        identity = answer.headers["x-request-id"]
+        told = (await stage.get(f"/why/{identity}")).json
+        assert (told["account"], told["upstream"], told["strategy"]) == ("up", "up", "upstreams")
+        tries = [attempt["outcome"] for step in told["steps"] for attempt in step["attempts"]]
+        assert tries == ["overloaded", "ok"]
+        stats = (await stage.get("/stats")).json
+        assert [(one["name"], one["state"], one["requests"]) for one in stats["upstreams"]] == [
+            ("up", "healthy", 2)
+        ]
+        metrics = (await stage.get("/metrics")).body.decode()
+        for line in (
+            'codex_proxy_upstream_state{state="healthy",upstream="up"} 1.0',
+            'codex_proxy_upstream_attempts_total{outcome="overloaded",upstream="up"} 1.0',
+            'codex_proxy_upstream_requests_total{upstream="up"} 1.0',
+            "codex_proxy_drains_open 0.0",
+        ):
+            assert line in metrics
+        assert 'account="up"' not in metrics
+        shown = str((await stage.get(f"/requests/{identity}")).json)
+        everything = [stats, metrics, told, shown, caplog.text, stage.daemon.providers.state()]
+        assert not any(key in str(one) for one in everything)
+        stage.up.fault("status", status=401, message=f"not {key}")
+        await stage.ask()
+        assert key not in caplog.text
+        assert "upstream is not asked any more" in caplog.text

@@ -85,12 +85,13 @@ async def test_the_end_on_one_side_is_the_end_on_the_other(who: str) -> None:
         assert d.forwarder._relays.statistics() == {"open": 0, "idle": 0}
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_silence_ends_no_tunnel() -> None:
-    async with desk(timeout=0.05) as d:
+    async with desk(timeout=0.3) as d:
         caller, far, _ = await d.ask(ASKED)
         far.write(SWITCHED)
         await caller.head()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         caller.write(b"hello")
         assert await far.read(5) == b"hello"
 

@@ -1,8 +1,10 @@
 """A database for each test: a file, or one on a PostgreSQL server that all tests of a run share."""
 
+import asyncio
 import fcntl
 import itertools
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from codex_proxy.clock import SystemClock
+from codex_proxy.ledger.ledger import Ledger
+from codex_proxy.storage.lock import StoreLock
 from tests.ledger.postgres import Server, execute, why_not
 
 _numbers = itertools.count(1)
+_MADE = "made"
 
 
 @dataclass(slots=True, frozen=True)
@@ -50,7 +56,10 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not told.exists():
             server = Server()
+            subprocess.run(["cp", "-a", server.data, home / "new"], check=True, stdin=subprocess.DEVNULL)
             server.start()
+            execute(server.url(), f"CREATE DATABASE {_MADE}")
+            asyncio.run(_make(server.url(_MADE), home))
             told.write_text(f"{server.port}", encoding="utf-8")
         with open(users, "ab") as file:
             file.write(b".")
@@ -71,10 +80,32 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
 
 @pytest.fixture
 def postgres(server_url: Callable[[str], str], tmp_path: Path) -> Database:
-    """An empty database on the server."""
+    """A database on the server that a ledger has just made its own."""
+    name = f"t{os.getpid()}_{next(_numbers)}"
+    # What a ledger makes of an empty one was made once.
+    execute(server_url("postgres"), f"CREATE DATABASE {name} TEMPLATE {_MADE}")
+    return Database(tmp_path, server_url(name))
+
+
+@pytest.fixture
+def empty_postgres(server_url: Callable[[str], str], tmp_path: Path) -> Database:
+    """A database on the server with nothing in it."""
     name = f"t{os.getpid()}_{next(_numbers)}"
     execute(server_url("postgres"), f"CREATE DATABASE {name}")
     return Database(tmp_path, server_url(name))
+
+
+async def _make(url: str, folder: Path) -> None:
+    ledger = Ledger(folder, mode="personal", clock=SystemClock(), lock=StoreLock(folder), database_url=url)
+    await ledger.start()
+    await ledger.aclose()
+
+
+@pytest.fixture
+def postgres_data(server_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a server's data, to be copied; see `Server`."""
+    place = tmp_path_factory.getbasetemp()
+    return (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "postgres" / "new"
 
 
 @pytest.fixture

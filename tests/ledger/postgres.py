@@ -119,6 +119,8 @@ class Server:
 
     def remove(self) -> None:
         """Stop it, and leave nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            self.thaw()
         self.stop()
         shutil.rmtree(self._home, ignore_errors=True)
 

@@ -244,7 +244,7 @@ async def test_absurd_values_do_not_harm_the_others(database: Database, values: 
         await ledger.settled(settlement(team, "after", 10))
         found = await usage(ledger, "request_id, flags")
         assert [one for one, _ in found] == ["before", "odd", "after"]
-        assert ("odd" in found[1][1].split()) is (values != {})
+        assert "odd" in found[1][1].split()
         assert await ledger.check() == []
         assert ledger.statistics().writer.refused == 0
 
@@ -613,7 +613,7 @@ async def test_a_failing_change_harms_no_other(database: Database) -> None:
         team = await holder(ledger, 1_000)
 
         def fail(connection: Connection) -> None:
-            connection.execute(text("UPDATE users SET balance = 0"))
+            connection.execute(text("UPDATE users SET balance = balance + 1"))
             raise ZeroDivisionError
 
         turns = [ledger.authorize(hold(team, f"turn {number}", 10)) for number in range(10)]
@@ -663,11 +663,7 @@ async def test_what_adds_up_is_checked(database: Database) -> None:
             ("UPDATE usage_days SET turns = turns + 1", "sums of days"),
             ("UPDATE counters SET spent = spent + 1", "counter"),
         ]:
-            undo = (
-                damage.replace("+ 1", "+ 0")
-                if False
-                else damage.replace("+", "~").replace("-", "+").replace("~", "-")
-            )
+            undo = damage.replace("+", "~").replace("-", "+").replace("~", "-")
             await ledger.write(lambda connection, damage=damage: connection.execute(text(damage)))  # type: ignore[misc]
             wrong = await ledger.check()
             assert any(found in one for one in wrong), (damage, wrong)

@@ -6,7 +6,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_proxy.ledger.money import NANOS, format_money
@@ -177,6 +177,7 @@ tokens = st.integers(min_value=0, max_value=2_000_000)
 rate = st.integers(min_value=0, max_value=200 * NANOS)
 
 
+@settings(deadline=None)
 @given(tokens, tokens, tokens, tokens, st.tuples(rate, rate, rate, rate))
 def test_a_cost_is_exact_but_for_one_rounding_up(
     into: int, cached: int, writes: int, out: int, rates: tuple[int, int, int, int]
@@ -200,6 +201,7 @@ def test_a_cost_is_exact_but_for_one_rounding_up(
 numbers = st.integers(min_value=-(10**18), max_value=10**20)
 
 
+@settings(deadline=None)
 @given(numbers, numbers, numbers, numbers, numbers)
 def test_absurd_numbers_are_clamped_and_flagged(
     into: int, cached: int, writes: int, out: int, reasoning: int
@@ -226,6 +228,7 @@ def test_the_bounds_are_the_models_own_or_stated() -> None:
     assert clamped(usage) == (usage, ())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3_000_000), st.integers(0, 600_000), st.floats(0, 1), st.floats(0, 1))
 def test_an_estimate_is_never_less_than_what_such_a_turn_costs(
     into: int, out: int, cached: float, written: float

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from codex_proxy.ledger.pricing import Pricing, Rerated
 from codex_proxy.ledger.tables import audit, counters, entries, prices, usage
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.trace import Usage, UsageSource
+from tests.ledger.conftest import Database
 
 CENT = NANOS // 100
 USED = Usage(1000, 0, 0, 100, 0, UsageSource.BACKEND)
@@ -84,9 +84,15 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
+async def shop(database: Database) -> AsyncIterator[Shop]:
     clock = ManualClock()
-    ledger = Ledger(tmp_path, mode="billing", clock=clock, lock=StoreLock(tmp_path))
+    ledger = Ledger(
+        database.folder,
+        mode="billing",
+        clock=clock,
+        lock=StoreLock(database.folder),
+        database_url=database.url,
+    )
     await ledger.start()
     pricing = Pricing(ledger, clock.now)
     await pricing.load()

@@ -3,7 +3,6 @@
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from codex_proxy.ledger.tables import SUMS
 from codex_proxy.ledger.windows import DAY
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.trace import UsageSource
+from tests.ledger.conftest import Database
 
 # A key has one user.
 HOLDERS = [
@@ -30,8 +30,14 @@ NOON = 1_800_000_000_000 // DAY * DAY + DAY // 2
 
 
 @pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
-    made = Ledger(tmp_path, mode="billing", clock=ManualClock(NOON / 1000), lock=StoreLock(tmp_path))
+async def ledger(database: Database) -> AsyncIterator[Ledger]:
+    made = Ledger(
+        database.folder,
+        mode="billing",
+        clock=ManualClock(NOON / 1000),
+        lock=StoreLock(database.folder),
+        database_url=database.url,
+    )
     await made.start()
     yield made
     await made.aclose()

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codex_proxy.ledger.model import Limits
@@ -29,6 +29,7 @@ def test_a_minutes_worth_passes_at_once_and_the_next_one_waits_for_its_share() -
     assert bucket.wait(1, 60, NOW + 1.0) == 0.0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000_000), st.integers(1, 10_000_000), st.floats(0, 1e7))
 def test_a_wait_is_exact(limit: int, units: int, now: float) -> None:
     """So soon it fits, and a moment earlier it does not."""
@@ -45,6 +46,7 @@ def test_a_wait_is_exact(limit: int, units: int, now: float) -> None:
 steps = st.lists(st.tuples(st.integers(0, 90_000), st.integers(1, 50)), min_size=1, max_size=60)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), steps)
 def test_no_span_of_time_lets_more_through_than_a_minutes_worth_and_what_leaked(
     limit: int, asked: list[tuple[int, int]]
@@ -66,6 +68,7 @@ def test_no_span_of_time_lets_more_through_than_a_minutes_worth_and_what_leaked(
             assert total <= limit + Fraction(limit * span, 60_000)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1000), st.integers(1, 400))
 def test_as_much_passes_in_the_long_run_as_the_limit_says(limit: int, minutes: int) -> None:
     """Whoever asks again when told gets all of it, to the last unit."""
@@ -97,6 +100,7 @@ def test_what_was_taken_too_much_is_given_back_and_never_more_than_that() -> Non
     assert bucket.room(100, NOW) == Room(100, 100, 0.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5000, 5000), max_size=30))
 def test_a_clock_that_goes_back_lets_nothing_more_through(jumps: list[float]) -> None:
     """What leaks is what went forward."""

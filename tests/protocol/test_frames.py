@@ -65,6 +65,7 @@ def test_lines_without_blank_lines_between_them_are_payloads_of_their_own() -> N
 def test_a_frame_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_EVENT_SIZE", 1000)
     frames = Frames()
+    for _ in range(10):
+        frames.feed(b"x" * 100)
     with pytest.raises(EventTooLarge):
-        for _ in range(20):
-            frames.feed(b"x" * 100)
+        frames.feed(b"x")

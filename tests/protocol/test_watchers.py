@@ -1,11 +1,13 @@
 """What a watcher reads off an answer that passes unchanged, whatever the cuts."""
 
+import random
 from typing import Any
 
 import orjson
 import pytest
 
 from codex_proxy.errors import BackendFault, PoolShortage, UpstreamError, Verdict
+from codex_proxy.protocol import watchers
 from codex_proxy.protocol.frames import Frames
 from codex_proxy.protocol.watchers import Watcher, watcher_for
 from codex_proxy.trace import End, Usage, UsageSource
@@ -293,6 +295,19 @@ def test_every_dialect_is_broken_off_in_its_own_words_once(name: str) -> None:
             assert payload["error"]["message"] == "lost"
 
 
+def test_each_says_in_its_own_words_that_it_waits() -> None:
+    for capability, before, after in (
+        ("chat", b": keep-alive\n\n", b": keep-alive\n\n"),
+        ("responses", b": keep-alive\n\n", b'data: {"type":"keepalive"}\n\n'),
+        ("messages", b'event: ping\ndata: {"type": "ping"}\n\n', b'event: ping\ndata: {"type": "ping"}\n\n'),
+    ):
+        watcher = watcher_for(capability, now)
+        assert watcher.keepalive() == before
+        for frame in Frames().feed(STREAMS[capability][1]):
+            watcher.look(frame)
+        assert watcher.keepalive() == after
+
+
 def test_an_end_before_anything_came_is_one_too() -> None:
     for capability in ("chat", "responses", "messages"):
         watcher: Watcher = watcher_for(capability, now)
@@ -312,3 +327,90 @@ def test_what_has_no_usage_is_estimated_by_its_length() -> None:
     for frame in Frames().feed(sse(start, block)):
         watcher.look(frame)
     assert watcher.estimate(4000) == Usage(5, output_tokens=10, source=UsageSource.ESTIMATE)
+
+
+TEXTS = (
+    "",
+    "word",
+    " a b ",
+    'quo"te',
+    "back\\slash",
+    "line\nbreak",
+    "日本",
+    "\U0001f600",
+    "</x>",
+    '","delta":"',
+    "  ",
+)
+
+
+def random_stream(capability: str, rng: random.Random) -> bytes:
+    """Return a stream as a provider might write it: with padding, extra fields, in varying order."""
+    out: list[bytes] = []
+    for number in range(rng.randrange(1, 30)):
+        text = rng.choice(TEXTS)
+        padding = "x" * rng.randrange(5)
+        match capability:
+            case "chat":
+                payload = chunk(text, rng.choice((None, None, None, "stop")), id="c", usage=None)
+                if rng.random() < 0.1:
+                    payload["usage"] = CHAT_USAGE
+                if rng.random() < 0.1:
+                    payload["choices"].append({"index": 1, "delta": {"content": "more"}})
+                payload["obfuscation"] = padding
+            case "messages":
+                kind = rng.choice(("text_delta", "text_delta", "text_delta", "thinking_delta"))
+                payload = {
+                    "type": "content_block_delta",
+                    "index": rng.randrange(2),
+                    "delta": {"type": kind, kind.removesuffix("_delta"): text},
+                }
+            case _:
+                payload = {
+                    "type": f"response.{rng.choice(('output_text', 'reasoning_text'))}.delta",
+                    "sequence_number": number,
+                    "item_id": "m_1",
+                    "output_index": 0,
+                    "delta": text,
+                    "logprobs": [],
+                    "obfuscation": padding,
+                }
+                if rng.random() < 0.1:
+                    payload["odd"] = {"delta": "not this"}
+        data = orjson.dumps(payload)
+        if capability == "messages":
+            data = data[:-1] + b" " * rng.randrange(4) + b"}"
+        out.append(b"data: " + data + b"\n\n")
+    return b"".join(out)
+
+
+@pytest.mark.parametrize("capability", ["chat", "messages", "responses"])
+def test_what_is_known_at_a_glance_is_what_reading_it_would_say(
+    capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [random_stream(capability, random.Random(seed)) for seed in range(150)]
+    at_a_glance = [report(capability, [stream]) for stream in streams]
+    monkeypatch.setattr(watchers._Glance, "text", lambda *_: None)
+    monkeypatch.setattr(watchers, "_DELTA", lambda _: None)
+    assert [report(capability, [stream]) for stream in streams] == at_a_glance
+
+
+def test_a_long_text_is_mostly_known_at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    original = watchers._object
+
+    def counted(data: bytes) -> Any:
+        nonlocal read
+        read += 1
+        return original(data)
+
+    monkeypatch.setattr(watchers, "_object", counted)
+    report("chat", [sse(*(chunk(f"word{n} ", id="c", usage=None) for n in range(500)))])
+    report(
+        "responses", [sse(*({"type": "response.output_text.delta", "delta": f"w{n}"} for n in range(500)))]
+    )
+    delta = {"type": "content_block_delta", "index": 0}
+    report(
+        "messages", [sse(*({**delta, "delta": {"type": "text_delta", "text": f"w{n}"}} for n in range(500)))]
+    )
+    assert read <= 4

@@ -348,6 +348,24 @@ async def test_usage_is_told_row_by_row_and_added_up(tmp_path: Path) -> None:
         assert (await api.ask("GET", f"/users/{bob['id']}"))["is_past_due"] is True
 
 
+async def test_budgets_tell_how_they_stand(tmp_path: Path) -> None:
+    async with desk(tmp_path) as api:
+        ann = await api.user("ann", "5", limits={"budgets": [{"window": "month", "amount": "4"}]})
+        key = await api.key(
+            ann, limits={"budgets": [{"window": "5h", "amount": "1"}, {"window": "total", "amount": "9"}]}
+        )
+        path = f"/keys/{key['key']['id']}/budgets"
+        begun, total = (await api.ask("GET", path))["budgets"]
+        # The five hours begin with the first use.
+        assert (begun["spent"], begun["resets_at"], total["resets_at"]) == ("0.00", None, None)
+        await api.spend(key, "r1", 1_250_000_000, ago=40 * DAY)
+        await api.spend(key, "r2", 250_000_000)
+        assert [one["spent"] for one in (await api.ask("GET", path))["budgets"]][1] == "1.50"
+        (month,) = (await api.ask("GET", f"/users/{ann['id']}/budgets"))["budgets"]
+        assert (month["of"], month["spent"], month["resets_at"]) == ("user", "0.25", "2027-02-01T00:00:00Z")
+        assert (await api.ask("GET", "/users/owner/budgets"))["budgets"] == []
+
+
 async def test_tables_for_a_spreadsheet_hold_no_formulas(tmp_path: Path) -> None:
     async with desk(tmp_path) as api:
         key = await api.key(await api.user("=cmd|' /C calc'!A0", "5"), '+1, "2"\u2028')

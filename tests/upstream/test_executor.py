@@ -28,7 +28,7 @@ from codex_proxy.protocol.sse import Batch
 from codex_proxy.protocol.wire import JsonObject, dumps
 from codex_proxy.tasks import Background
 from codex_proxy.trace import LOCAL, Decision, End, Trace, Usage, UsageSource
-from codex_proxy.upstream.executor import Executor, Head
+from codex_proxy.upstream.executor import DRAIN_IDLE_SECONDS, DRAIN_SECONDS, Executor, Head
 
 CREATED = {"type": "response.created", "response": {"id": "r"}}
 DELTA = {"type": "response.output_text.delta", "delta": "hi"}
@@ -645,3 +645,128 @@ async def test_a_moment_for_its_own_account_is_waited_for_however_late_it_is() -
         played.clock.advance(100.0)
         played.route.comes_back = Target("a", good())
         assert (await played.run()).end is End.COMPLETED
+
+
+# -- callers who leave an upstream -------------------------------------------------------
+
+
+class Endless(Played):
+    """An answer that goes on and on."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        super().__init__(CREATED)
+        self.count = 0
+
+    async def read(self, within: float | None = None) -> bytes:
+        if self.reads:
+            return await super().read(within)
+        await asyncio.sleep(0)
+        self.count += 1
+        return b"data: " + dumps(DELTA) + b"\n\n"
+
+
+class Provider(Target):
+    """An upstream whose answers are read on."""
+
+    upstream = "up"
+    drains = True
+    on_open: Callable[[], None] = staticmethod(lambda: None)
+
+    async def open(self, request: BackendRequest) -> Answer:
+        self.on_open()
+        return await super().open(request)
+
+
+async def left(played: Stage) -> tuple[float, Trace]:
+    """Have the caller leave in the middle; return how long the turn went on, and its story."""
+    exchange = played.executor.begin(played.request, played.caller, played.trace)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    began = played.clock.monotonic()
+    exchange.caller_gone()
+    await exchange.wait()
+    return played.clock.monotonic() - began, played.trace
+
+
+async def test_what_an_upstream_still_says_is_read_to_its_end() -> None:
+    provider = Provider("up", Played(CREATED, DELTA, DELTA, DONE))
+    async with stage(provider) as played:
+        # It leaves before a byte of an answer has come.
+        exchange = played.executor.begin(played.request, played.caller, played.trace)
+        provider.on_open = exchange.caller_gone
+        await exchange.wait()
+    assert played.caller.log[0] == "mute"
+    assert played.caller.ended is End.COMPLETED
+    assert (played.trace.end, played.trace.upstream) == (End.CALLER_GONE, "up")
+    assert played.executor.drains == 0
+    assert played.purse.settled == [End.CALLER_GONE]
+
+
+async def test_a_caller_whose_connection_breaks_is_noticed_while_it_is_written_to() -> None:
+    provider = Provider("up", Played(CREATED, DELTA, DELTA, DONE))
+    async with stage(provider) as played:
+
+        def breaks() -> None:
+            played.caller.on_send = lambda: None
+            raise ConnectionResetError("gone")
+
+        played.caller.on_send = breaks
+        trace = await played.run()
+    assert trace.end is End.CALLER_GONE
+    assert played.caller.ended is End.COMPLETED
+
+
+async def test_a_pause_that_is_too_long_ends_it() -> None:
+    async with stage(Provider("up", Played(CREATED, DELTA, None))) as played:
+        seconds, trace = await left(played)
+    assert DRAIN_IDLE_SECONDS <= seconds <= DRAIN_IDLE_SECONDS + 10
+    assert trace.end is End.CALLER_GONE
+    assert trace.usage.source is UsageSource.ESTIMATE
+
+
+async def test_an_answer_without_end_has_one() -> None:
+    async with stage(Provider("up", Endless())) as played:
+        seconds, trace = await left(played)
+    assert DRAIN_SECONDS <= seconds <= DRAIN_SECONDS + 10
+    assert trace.end is End.CALLER_GONE
+
+
+async def test_only_so_many_are_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codex_proxy.upstream.executor.MAX_DRAINS", 0)
+    async with stage(Provider("up", Endless())) as played:
+        seconds, trace = await left(played)
+    assert seconds == 0
+    assert trace.end is End.CALLER_GONE
+    assert "mute" not in played.caller.log
+
+
+async def test_nobody_else_is_tried_for_a_caller_who_has_left() -> None:
+    fails, other = Provider("up", Played(CREATED, NetError(NetKind.CUT, "lost"))), Target("b", good())
+    async with stage(fails, other) as played:
+        exchange = played.executor.begin(played.request, played.caller, played.trace)
+        fails.on_open = exchange.caller_gone
+        await exchange.wait()
+    assert played.route.picked == ["up"]
+    assert "mute" in played.caller.log
+    assert played.trace.end is End.CALLER_GONE
+
+
+async def test_an_end_from_our_side_ends_a_drain_too() -> None:
+    async with stage(Provider("up", Played(CREATED, DELTA, None))) as played:
+        exchange = played.executor.begin(played.request, played.caller, played.trace)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        played.executor.cut_all(PoolShortage("restarting"))
+        await exchange.wait()
+    assert played.trace.end is End.FAILED
+
+
+@pytest.mark.parametrize(("most", "tries"), [(0, 1), (1, 2), (5, 4)])
+async def test_a_target_may_be_tried_so_often_in_one_turn(most: int, tries: int) -> None:
+    target = Provider("up", fault(Verdict.SERVER))
+    target.max_retries = most
+    async with stage(target, nobody=PoolShortage("nobody", retry_after=0.1), max_retry=3) as played:
+        await played.run()
+    assert played.route.picked == ["up"] * tries

@@ -1,15 +1,14 @@
 """What the holder of a client key is told: its own key, what is left, what it has used. Nothing of anybody else."""
 
 from collections.abc import Callable
-from typing import Any
 
 from codex_proxy.errors import KeyRefused
 from codex_proxy.ledger import model, queries
-from codex_proxy.ledger.gate import may_use
+from codex_proxy.patterns import fits
 from codex_proxy.server.gateway.amounts import dollars
-from codex_proxy.server.gateway.desk import Desk, maybe_moment
-from codex_proxy.server.gateway.people import key_shape, limits_shape
-from codex_proxy.server.gateway.shapes import Own, OwnBudget, OwnQuery, OwnUser, UsagePage, UsageRow
+from codex_proxy.server.gateway.desk import Desk
+from codex_proxy.server.gateway.people import budgets_of, key_shape, limits_shape
+from codex_proxy.server.gateway.shapes import Own, OwnQuery, OwnUser, UsagePage, UsageRow
 from codex_proxy.server.gateway.usage import sums_by, total_of, usage_page
 
 _DAYS = 30
@@ -22,8 +21,8 @@ async def own(desk: Desk, key_id: str) -> Own:
     now = int(desk.clock.now() * 1000)
     wanted = queries.UsageFilter(key=key.id, since=now - (_DAYS - 1) * _DAY_MS)
     budgets = [
-        *await _budgets(desk, "key", key.id, key.limits, now),
-        *await _budgets(desk, "user", user.id, user.limits, now),
+        *await budgets_of(desk, "key", key.id, key.limits),
+        *await budgets_of(desk, "user", user.id, user.limits),
     ]
     return Own(
         key=key_shape(desk, key),
@@ -51,7 +50,8 @@ async def own_usage(desk: Desk, key_id: str, query: OwnQuery) -> UsagePage:
 def models_of(desk: Desk, key_id: str) -> Callable[[str], bool]:
     """Return what tells of a model whether the holder of a key may use it."""
     key, user = _holder(desk, key_id)
-    return lambda name: all(may_use(limits, (name,)) for limits in (key.limits, user.limits))
+    allowed = [limits.models for limits in (key.limits, user.limits) if limits.models]
+    return lambda name: all(any(fits(pattern, name) for pattern in patterns) for patterns in allowed)
 
 
 def _holder(desk: Desk, key_id: str) -> tuple[model.Key, model.User]:
@@ -60,22 +60,6 @@ def _holder(desk: Desk, key_id: str) -> tuple[model.Key, model.User]:
     if key is None or user is None:
         raise KeyRefused("this client key is not known any more", code="no_session")
     return key, user
-
-
-async def _budgets(desk: Desk, of: Any, owner: str, limits: model.Limits, now: int) -> list[OwnBudget]:
-    if not limits.budgets:
-        return []
-    found = await desk.ledger.read(lambda connection: queries.spent(connection, owner, limits.budgets, now))
-    return [
-        OwnBudget(
-            of=of,
-            window=one.window.value,
-            amount=dollars(one.nanos),
-            spent=dollars(one.spent),
-            resets_at=maybe_moment(one.resets_at),
-        )
-        for one in found
-    ]
 
 
 def _without_pool(row: UsageRow) -> UsageRow:

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterable
+from typing import Literal
 
 from msgspec import UNSET
 
@@ -11,6 +12,8 @@ from codex_proxy.server.gateway import shapes
 from codex_proxy.server.gateway.amounts import dollars, nanos
 from codex_proxy.server.gateway.desk import Call, Desk, maybe_moment, millis, moment
 from codex_proxy.server.gateway.shapes import (
+    Budgets,
+    BudgetStanding,
     Entries,
     EntryQuery,
     Key,
@@ -84,6 +87,38 @@ def limits_shape(limits: model.Limits) -> Limits:
         endpoints=list(limits.endpoints),  # type: ignore[arg-type]
         networks=list(limits.networks),
     )
+
+
+async def budgets_of(
+    desk: Desk, of: Literal["key", "user"], owner: str, limits: model.Limits
+) -> list[BudgetStanding]:
+    """Return how the budgets of a key or a user stand now."""
+    if not limits.budgets:
+        return []
+    now = int(desk.clock.now() * 1000)
+    found = await desk.ledger.read(lambda connection: queries.spent(connection, owner, limits.budgets, now))
+    return [
+        BudgetStanding(
+            of=of,
+            window=one.window.value,
+            amount=dollars(one.nanos),
+            spent=dollars(one.spent),
+            resets_at=maybe_moment(one.resets_at),
+        )
+        for one in found
+    ]
+
+
+async def budgets_of_user(desk: Desk, call: Call[Nothing, Nothing]) -> Budgets:
+    """Tell how the budgets of a user stand."""
+    user = find_user(desk, call.name)
+    return Budgets(budgets=await budgets_of(desk, "user", user.id, user.limits))
+
+
+async def budgets_of_key(desk: Desk, call: Call[Nothing, Nothing]) -> Budgets:
+    """Tell how the budgets of a key stand."""
+    key = find_key(desk, call.name)
+    return Budgets(budgets=await budgets_of(desk, "key", key.id, key.limits))
 
 
 # -- users --------------------------------------------------------------------------------

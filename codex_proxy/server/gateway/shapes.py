@@ -74,6 +74,23 @@ class Limits(Shape, frozen=True, kw_only=True):
     ] = []
 
 
+class BudgetStanding(Shape, frozen=True, kw_only=True):
+    """How a budget stands, and whose it is."""
+
+    of: Literal["key", "user"]
+    window: Window
+    amount: Money
+    spent: Money
+    resets_at: datetime | None
+    """None where it never begins anew, or has not begun."""
+
+
+class Budgets(Shape, frozen=True, kw_only=True):
+    """How budgets stand."""
+
+    budgets: list[BudgetStanding]
+
+
 # -- users and money ----------------------------------------------------------------------
 
 
@@ -661,22 +678,12 @@ class OwnUser(Shape, frozen=True, kw_only=True):
     limits: Limits
 
 
-class OwnBudget(Shape, frozen=True, kw_only=True):
-    """How a budget stands, and whose it is."""
-
-    of: Literal["key", "user"]
-    window: Window
-    amount: Money
-    spent: Money
-    resets_at: datetime | None
-
-
 class Own(Shape, frozen=True, kw_only=True):
     """What a key's holder is told: its own key, what is left, and what it has used in the last 30 days."""
 
     key: Key
     user: OwnUser
-    budgets: list[OwnBudget]
+    budgets: list[BudgetStanding]
     total: UsageTotal
     days: list[UsageSum]
     models: list[UsageSum]

@@ -623,6 +623,7 @@ export const STRINGS = {
   "upstreams.name": ["Name", "名称"],
   "upstreams.name.hint": ["It cannot be changed later.", "之后不能修改。"],
   "upstreams.order": ["Order", "顺序"],
+  "upstreams.order.title": ["Order, retries, time", "顺序、重试与超时"],
   "upstreams.order.text": ["priority {priority} · weight {weight}", "优先级 {priority} · 权重 {weight}"],
   "upstreams.speaks": ["Speaks", "支持的接口"],
   "upstreams.speaks.hint": ["What it does not speak is translated if it speaks responses.", "不支持的接口会在其支持 responses 时转换。"],

@@ -101,8 +101,8 @@ export function choiceField(param, label, options, { value = [], hint = "" } = {
   };
 }
 
-/** Fields that stand together below a title, folded up unless *isOpen*; what they hold is one object. */
-export function group(title, fields, { value, param = null, isOpen = false } = {}) {
+/** Fields that stand together below a title, folded up unless *isOpen*; what they hold is one object, or with no *value* each its own. */
+export function group(title, fields, { value = null, param = null, isOpen = false } = {}) {
   const element = h("details", { class: "form-group", open: isOpen }, h("summary", {}, title), h("div", { class: "form-grid" }, fields.map((one) => one.element)));
   // What is wrong has to be seen.
   element.addEventListener("invalid", () => (element.open = true), true);
@@ -146,7 +146,7 @@ export function form({ title, intro = "", fields, verb, submit, isDangerous = fa
       error.tell(null);
       for (const one of fields.flatMap((found) => found.fields ?? [found])) one.tell("");
       try {
-        found = await submit(Object.fromEntries(fields.filter((one) => one.param !== null).map((one) => [one.param, one.value()])));
+        found = await submit(Object.fromEntries(fields.flatMap((one) => (one.value === null ? one.fields : [one])).filter((one) => one.param !== null).map((one) => [one.param, one.value()])));
         box.close();
       } catch (failure) {
         error.tell(failure);

@@ -2,11 +2,11 @@
 
 import { get } from "../api.js";
 import { chart } from "../charts.js";
-import { h, put, raw, say, show } from "../dom.js";
-import { copyButton, heading, meter, scrollBox, tile, tokensText, trouble } from "../parts.js";
-import { coarse, full, number, percent, seconds, short, t, term } from "../text.js";
+import { h, put, raw, say } from "../dom.js";
+import { copyButton, heading, scrollBox, tile, tokensText, trouble } from "../parts.js";
+import { full, number, percent, seconds, short, t, term } from "../text.js";
 import { clientsPanel } from "../trying.js";
-import { limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
+import { budgetsPanel, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
 import { costOf } from "./usage.js";
 
 const DAYS = 30;
@@ -17,7 +17,7 @@ export function screen(context) {
   const hint = raw("code", {});
   const error = trouble();
   const facts = h("dl", { class: "facts panel" });
-  const budgets = h("section", { class: "panel", hidden: true, "aria-labelledby": "budgets" });
+  const budgets = budgetsPanel({ isHolder: true });
   const tiles = { turns: tile(t("usage.turns")), input: tile(t("usage.input")), output: tile(t("usage.output")), cost: tile(t("usage.cost")) };
   const cost = chart({ title: t("usage.cost.days"), height: 160, hasLatest: false, bars: true, days: true, format: (value) => money(String(value)), lines: [{ name: t("usage.cost"), color: "--accent" }] });
   const tokens = chart({ title: t("usage.tokens.days"), height: 160, hasLatest: false, bars: true, days: true, lines: [{ name: t("chart.tokens.input"), color: "--accent" }, { name: t("chart.tokens.cached"), color: "--good" }] });
@@ -40,7 +40,7 @@ export function screen(context) {
     h("div", { class: "head" }, h("div", { class: "grow" }, title, h("p", { class: "id" }, hint))),
     error.element,
     facts,
-    budgets,
+    budgets.element,
     h("h2", { class: "above" }, t("own.days", { count: DAYS })),
     h("dl", { class: "tiles four" }, Object.values(tiles).map((one) => one.element)),
     h("div", { class: "charts" }, cost.element, tokens.element),
@@ -66,8 +66,7 @@ export function screen(context) {
       key.expires_at !== null && fact("keys.expires", when(key.expires_at, context.now())),
       fact("keys.used", when(key.last_used_at, context.now())),
     );
-    show(budgets, found.budgets.length > 0);
-    put(budgets, h("h2", { id: "budgets" }, t("own.budgets")), h("div", { class: "windows" }, found.budgets.map(budgetLine)));
+    budgets.show(found.budgets, context.now());
     tiles.turns.update(short(total.turns), total.unpriced > 0 ? t("usage.unpriced", { count: total.unpriced }) : "");
     tiles.input.update(short(total.input_tokens), total.input_tokens > 0 ? t("tokens.share", { share: percent(total.cached_tokens / total.input_tokens) }) : "");
     tiles.output.update(short(total.output_tokens));
@@ -81,20 +80,6 @@ export function screen(context) {
     put(models, h("h2", { id: "own-models" }, t("cache.by_model")), found.models.length === 0 ? h("p", { class: "muted" }, t("usage.none")) : modelsTable(found.models));
     if (turns !== total.turns) latest.load();
     turns = total.turns;
-  }
-
-  function budgetLine(one) {
-    const bar = meter(term("window", one.window));
-    bar.update((100 * Number(one.spent)) / Number(one.amount));
-    const end = seconds(one.resets_at);
-    return h(
-      "div",
-      { class: "window-line" },
-      h("span", {}, term("window", one.window), h("span", { class: "under" }, t(one.of === "key" ? "own.of.key" : "own.of.user"))),
-      bar.element,
-      h("span", { class: "under" }, t("own.spent", { spent: money(one.spent), amount: money(one.amount) })),
-      h("span", { class: "under" }, end === null ? "" : t("window.resets", { span: coarse(end - context.now()) })),
-    );
   }
 
   function modelsTable(found) {

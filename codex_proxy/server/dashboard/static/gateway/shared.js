@@ -1,10 +1,10 @@
 // What the places of the gateway share: money, limits, tables that become cards, a screen that loads and looks again.
 
 import { get } from "../api.js";
-import { h, keyed, put, raw, say } from "../dom.js";
+import { h, keyed, put, raw, say, show } from "../dom.js";
 import { icon } from "../icons.js";
-import { heading, scrollBox, snippet, trouble } from "../parts.js";
-import { full, moment, number, t, term } from "../text.js";
+import { heading, meter, scrollBox, snippet, trouble } from "../parts.js";
+import { coarse, full, moment, number, seconds, t, term } from "../text.js";
 import { choiceField, group, listField, moneyField, numberField } from "./forms.js";
 
 export const WINDOWS = ["5h", "day", "week", "month", "total"];
@@ -177,6 +177,32 @@ export function paged({ path, rowsOf, show }) {
     more.disabled = false;
   }
   return { load: () => load(), element: h("div", {}, error.element, empty, h("div", { class: "row more-row" }, more)), stop: () => control.abort() };
+}
+
+/** How budgets stand; *isHolder* when it is the holder of a key who is told. */
+export function budgetsPanel({ isHolder = false } = {}) {
+  const element = h("section", { class: "panel", hidden: true, "aria-labelledby": "budgets" });
+  return {
+    element,
+    show(found, now) {
+      show(element, found.length > 0);
+      put(element, h("h2", { id: "budgets" }, t("own.budgets")), h("div", { class: "windows" }, found.map((one) => budgetLine(one, now, isHolder))));
+    },
+  };
+}
+
+function budgetLine(one, now, isHolder) {
+  const bar = meter(term("window", one.window));
+  bar.update((100 * Number(one.spent)) / Number(one.amount));
+  const end = seconds(one.resets_at);
+  return h(
+    "div",
+    { class: "window-line" },
+    h("span", {}, term("window", one.window), isHolder && h("span", { class: "under" }, t(one.of === "key" ? "own.of.key" : "own.of.user"))),
+    bar.element,
+    h("span", { class: "under" }, t("own.spent", { spent: money(one.spent), amount: money(one.amount) })),
+    h("span", { class: "under" }, end === null ? "" : t("window.resets", { span: coarse(end - now) })),
+  );
 }
 
 /** A key's text, this once. */

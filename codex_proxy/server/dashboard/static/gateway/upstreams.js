@@ -5,7 +5,7 @@ import { h, mark, put, raw, say, show } from "../dom.js";
 import { icon } from "../icons.js";
 import { confirm, failureText, heading, trouble } from "../parts.js";
 import { number, span, t, term } from "../text.js";
-import { checkField, choiceField, form, listField, numberField, selectField, textField } from "./forms.js";
+import { checkField, choiceField, form, group, listField, numberField, selectField, textField } from "./forms.js";
 import { act, countOf, listing, standing, watching, when } from "./shared.js";
 
 const CAPABILITIES = ["responses", "chat", "messages", "completions", "engines", "edits", "embeddings"];
@@ -116,10 +116,16 @@ export function screen(context) {
         textField("name", t("upstreams.name"), { value: one?.name ?? "", required: true, most: 64, hint: isNew ? t("upstreams.name.hint") : "", disabled: !isNew }),
         textField("base_url", t("upstreams.url"), { value: one?.base_url ?? "", required: true, most: 500, type: "url", hint: t("upstreams.url.hint") }),
         textField("api_key", t("upstreams.key"), { type: "password", autocomplete: "new-password", most: 4096, hint: isNew ? t("upstreams.key.hint") : t("upstreams.key.stays") }),
-        numberField("priority", t("upstreams.priority"), { value: one?.priority ?? 10, least: -1000, most: 1000, required: true, hint: t("upstreams.priority.hint") }),
-        numberField("weight", t("upstreams.weight"), { value: one?.weight ?? 1, least: 0.001, most: 1000, step: "any", required: true }),
-        numberField("max_retries", t("upstreams.retries"), { value: one?.max_retries ?? 3, least: 0, most: 10, required: true }),
-        numberField("timeout", t("upstreams.timeout"), { value: one?.timeout ?? 120, least: 0.1, most: 86400, step: "any", required: true }),
+        group(
+          t("upstreams.order.title"),
+          [
+            numberField("priority", t("upstreams.priority"), { value: one?.priority ?? 10, least: -1000, most: 1000, required: true, hint: t("upstreams.priority.hint") }),
+            numberField("weight", t("upstreams.weight"), { value: one?.weight ?? 1, least: 0.001, most: 1000, step: "any", required: true }),
+            numberField("max_retries", t("upstreams.retries"), { value: one?.max_retries ?? 3, least: 0, most: 10, required: true }),
+            numberField("timeout", t("upstreams.timeout"), { value: one?.timeout ?? 120, least: 0.1, most: 86400, step: "any", required: true }),
+          ],
+          { isOpen: !isNew },
+        ),
         choiceField("capabilities", t("upstreams.speaks"), CAPABILITIES, { value: one?.capabilities ?? ["responses", "chat", "embeddings"], hint: t("upstreams.speaks.hint") }),
         listField("models", t("setup.models"), { value: one?.models.map(modelText) ?? [], placeholder: t("all"), hint: t("upstreams.models.hint") }),
         selectField("on_client_disconnect", t("upstreams.leave"), ["drain", "cancel"].map((word) => [word, t(`upstreams.leave.${word}`)]), { value: one?.on_client_disconnect ?? "drain" }),

@@ -68,6 +68,11 @@ export function screen(context) {
   const days = watching(() => `/admin/usage/sums?${asks({ by: "day" })}`, drawDays, error);
   const sums = watching(() => `/admin/usage/sums?${asks({ by: grouping() })}`, drawSums, error);
   const people = watching(() => "/admin/users", (found) => who.fill([["", t("all")], ...named(found.users).map((user) => [user.id, user.name, true])], view.user), error);
+  const served = watching(
+    () => "/admin/usage/sums?by=model",
+    (found) => models.fill([["", t("all")], ...[...new Set([...found.sums.map((one) => one.model), view.model])].filter((name) => name !== "").sort(collate).map((name) => [name, name, true])], view.model),
+    error,
+  );
   const owned = watching(() => "/admin/keys", (found) => keys.fill([["", t("all")], ...named(found.keys).map((key) => [key.id, `${key.name} (${key.user})`, true])], view.key), error);
 
   // A key is told with its user's name.
@@ -90,8 +95,6 @@ export function screen(context) {
   }
 
   function drawSums(found) {
-    if (view.by === "model" && view.model === "") models.fill([["", t("all")], ...found.sums.map((one) => [one.model, one.model, true])], "");
-    else if (view.model !== "") models.fill([["", t("all")], [view.model, view.model, true]], view.model);
     put(table, found.sums.length === 0 ? h("p", { class: "empty" }, t("usage.none")) : sumsTable(found.sums));
   }
 
@@ -133,6 +136,7 @@ export function screen(context) {
   load();
   people.load();
   owned.load();
+  served.load();
   return {
     element,
     onReconnect: load,
@@ -141,7 +145,7 @@ export function screen(context) {
       sums.tick();
     },
     stop() {
-      for (const one of [days, sums, people, owned, latest, cost, tokens]) one.stop();
+      for (const one of [days, sums, people, owned, served, latest, cost, tokens]) one.stop();
     },
   };
 }

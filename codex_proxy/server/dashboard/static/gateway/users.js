@@ -6,7 +6,7 @@ import { icon } from "../icons.js";
 import { confirm, copyButton, failureText, heading, trouble } from "../parts.js";
 import { full, number, seconds, t, term } from "../text.js";
 import { checkField, form, moneyField, textField } from "./forms.js";
-import { act, countOf, exactly, limitsField, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
+import { act, budgetsPanel, countOf, exactly, limitsField, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
 
 export function screen(context) {
   return context.id === null ? listScreen(context) : oneScreen(context);
@@ -87,8 +87,8 @@ function buttonsOf(user, context, again) {
     const done = await form({
       title: t("users.edit", { name: user.name }),
       fields: [
-        textField("name", t("users.name"), { value: user.name, required: true, most: 100 }),
-        checkField("is_billed", t("users.billed"), { value: user.is_billed, hint: t("users.billed.hint") }),
+        textField("name", t("users.name"), { value: user.name, required: true, most: 100, disabled: user.id === "owner" }),
+        ...(user.id === "owner" ? [] : [checkField("is_billed", t("users.billed"), { value: user.is_billed, hint: t("users.billed.hint") })]),
         limitsField(user.limits),
       ],
       verb: t("form.save"),
@@ -130,6 +130,7 @@ function oneScreen(context) {
   const id = h("p", { class: "id" }, raw("code", {}, context.id), " ", copyButton(context.id));
   const buttons = h("div", { class: "actions" });
   const facts = h("dl", { class: "facts panel" });
+  const budgets = budgetsPanel();
   const error = trouble();
   const list = listing(
     t("users.entries"),
@@ -151,9 +152,11 @@ function oneScreen(context) {
     h("div", { class: "head" }, h("div", { class: "grow" }, title, id), buttons),
     error.element,
     facts,
+    budgets.element,
     h("section", { class: "panel", "aria-labelledby": "entries" }, h("h2", { id: "entries" }, t("users.entries")), list.element, entries.element),
   );
   const user = watching(() => path, draw, error);
+  const standings = watching(() => `${path}/budgets`, (found) => budgets.show(found.budgets, context.now()), error);
 
   function draw(found) {
     say(title, found.name);
@@ -176,15 +179,21 @@ function oneScreen(context) {
 
   function again() {
     user.again();
+    standings.again();
   }
 
   user.load();
+  standings.load();
   return {
     element,
-    onReconnect: user.again,
-    tick: user.tick,
+    onReconnect: again,
+    tick() {
+      user.tick();
+      standings.tick();
+    },
     stop() {
       user.stop();
+      standings.stop();
       entries.stop();
     },
   };

@@ -1,0 +1,115 @@
+"""A daemon that is killed at any moment: what it promised is there, nothing is there twice, nothing stays held."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from codex_proxy.ledger.ledger import Ledger
+from tests.ledger.conftest import Database
+from tests.ledger.making import DOLLAR, holder, running
+from tests.ledger.victim import PROMISES
+
+USERS = 4
+SHORT, LONG = 8, 500
+LONGEST_LIFE = 0.25
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.ledger.victim"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+    yield process
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.wait(20)
+    process.stdout.close()
+
+
+async def live_and_die(forks: subprocess.Popen[bytes], database: Database, seed: int, life: float) -> None:
+    """Let one serve for *life* seconds from the moment it is ready, or end it before; then kill it."""
+    assert forks.stdin is not None
+    assert forks.stdout is not None
+    forks.stdin.write(f"{database.folder} {database.url or '-'} {seed}\n".encode())
+    lines = [await asyncio.to_thread(forks.stdout.readline) for _ in range(1 if life < 0.02 else 2)]
+    pid = next(int(line) for line in lines if line.strip().isdigit())
+    await asyncio.sleep(life)
+    os.kill(pid, signal.SIGKILL)
+    while b"gone" not in await asyncio.to_thread(forks.stdout.readline):
+        pass
+
+
+def _everything(connection: Connection) -> tuple[list[Any], list[Any], int, int]:
+    turns = connection.execute(text('SELECT request_id, cost, "end" FROM usage')).all()
+    gifts = connection.execute(text("SELECT user_id, nanos FROM entries WHERE kind = 'credit'")).all()
+    held = connection.execute(text("SELECT CAST(sum(held) AS BIGINT) FROM users")).scalar_one()
+    holds = connection.execute(text("SELECT count(*) FROM holds")).scalar_one()
+    return list(turns), list(gifts), held, holds
+
+
+async def look(database: Database, ledger: Ledger, seen: dict[str, int]) -> None:
+    """Find what was promised, once, and nothing held."""
+    assert await ledger.check() == []
+    turns, gifts, held, holds = await ledger.read(_everything)
+    assert (held, holds) == (0, 0)
+    known = {request_id: (cost, end) for request_id, cost, end in turns}
+    assert len(known) == len(turns)
+    given = Counter(user_id for user_id, nanos in gifts if nanos == 100_000)
+    promised: Counter[str] = Counter()
+    for line in (database.folder / PROMISES).read_text(encoding="utf-8").splitlines():
+        what, of, *rest = line.split()
+        if what == "settle":
+            assert known[of] == (int(rest[0]), "completed"), line
+        elif what == "hold":
+            # Either it was settled or, with its process, lost; it is not forgotten.
+            assert of in known, line
+        else:
+            promised[of] += 1
+    assert all(given[of] >= count for of, count in promised.items())
+    seen["turns"] = len(turns)
+    seen["lost"] = sum(end == "lost" for _, _, end in turns)
+
+
+async def die_often(forks: subprocess.Popen[bytes], database: Database, times: int) -> None:
+    dice = random.Random(times)
+    async with running(database) as ledger:
+        for number in range(USERS):
+            await holder(ledger, DOLLAR // 10_000, name=f"user {number}")
+    seen: dict[str, int] = {}
+    (database.folder / PROMISES).touch()
+    for seed in range(times):
+        await live_and_die(forks, database, seed, dice.uniform(0.0, LONGEST_LIFE))
+        # Every tenth time in between: most of them have to put it in order themselves.
+        if seed % 10 == 9 or seed == times - 1:
+            async with running(database) as ledger:
+                await look(database, ledger, seen)
+    print(f"\n{times} kills: {seen['turns']} turns, {seen['lost']} of them lost with their process")  # noqa: T201 -- the count is asked for
+    assert seen["lost"] > 0
+    assert seen["turns"] > 10 * times
+
+
+async def test_a_killed_daemon_leaves_money_that_adds_up(
+    forks: subprocess.Popen[bytes], database: Database
+) -> None:
+    await die_often(forks, database, SHORT if database.is_file else SHORT // 2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+async def test_500_killed_daemons_leave_money_that_adds_up(
+    forks: subprocess.Popen[bytes], database: Database
+) -> None:
+    await die_often(forks, database, LONG)
