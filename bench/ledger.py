@@ -23,7 +23,7 @@ from codex_proxy.server.front import new_id
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.trace import UsageSource
 
-USERS = 20
+USERS = 50
 IN_FLIGHT = 64
 NANOS = 1_000_000
 

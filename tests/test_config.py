@@ -980,3 +980,64 @@ def test_a_file_that_is_emptied_right_after_it_was_read_is_a_broken_edit(file: P
     watcher = Watcher(Live(loaded.settings), file, {}, loaded)
     assert [watcher.look() for _ in range(3)] == [None, None, None]
     assert len(watcher.live.current.api_keys) == 1
+
+
+# --- upstreams
+
+
+def test_the_key_of_an_upstream_may_stand_in_a_file_or_a_variable(file: Path) -> None:
+    Path("key.txt").write_text(" sk-canary-1\n", encoding="utf-8")
+    text = (
+        "upstreams:\n  - {name: a, base-url: 'https://a.test', api-key-file: key.txt}\n"
+        "  - {name: b, base-url: 'https://b.test', api-key-env: UP_KEY}\n  - {name: c, base-url: 'https://c.test'}\n"
+    )
+    loaded = read(file, text, {"UP_KEY": "sk-canary-2"})
+    assert [one.api_key for one in loaded.settings.upstreams] == ["sk-canary-1", "sk-canary-2", ""]
+    assert "canary" not in repr(loaded.settings)
+    assert "canary" not in str(masked(loaded.settings))
+    found = errors(file, text.replace("key.txt", "gone.txt"))
+    assert found[0].startswith("config.yaml:1: upstreams: a: api-key-file gone.txt: cannot be read")
+    assert found[1].startswith("config.yaml:1: upstreams: b: api-key-env UP_KEY: is empty or not set")
+    Path("key.txt").write_text("sk canary\n", encoding="utf-8")
+    (error,) = errors(file, text, {"UP_KEY": "k"})
+    assert "has a space" in error
+    assert "canary" not in error
+
+
+def test_an_edit_of_an_upstreams_key_file_counts(file: Path) -> None:
+    Path("key.txt").write_text("sk-1\n", encoding="utf-8")
+    save(file, "upstreams: [{name: a, base-url: 'https://a.test', api-key-file: key.txt}]\n")
+    loaded = load(file, {})
+    watcher = Watcher(Live(loaded.settings), file, {}, loaded)
+    assert watcher.look() is None
+    Path("key.txt").write_text("sk-2\n", encoding="utf-8")
+    assert watcher.look() is None
+    edited = watcher.look()
+    assert edited is not None
+    assert watcher.apply(edited) == ["upstreams"]
+    assert watcher.live.current.upstreams[0].api_key == "sk-2"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[{name: a, base-url: 'http://a.test'}, {name: a, base-url: 'http://b.test'}]", "'a' is there twice"),
+        ("[{name: a, base-url: 'http://a.test', prio: 3}]", "entry 1 (a): 'prio' is none of name, base-url"),
+        ("[{name: a, base-url: 'http://169.254.169.254/v1'}]", "base-url = 'http://169.254.169.254/v1': a link-local"),
+        ("[{name: a, base-url: 'http://a.test', api-key: 'sk canary'}]", "api-key = ***: has a space"),
+        ("[{name: a, base-url: 'http://u:canary@a.test'}]", "has a user"),
+        ("[{base-url: 'http://a.test'}]", "name is missing"),
+        ("[a]", "entry 1 is not a mapping"),
+        ("nothing", "not a list"),
+    ],
+)
+def test_what_is_wrong_with_an_upstream_is_said_without_its_key(file: Path, text: str, words: str) -> None:
+    (error,) = errors(file, f"upstreams: {text}\n")
+    assert words in error
+    assert "canary" not in error
+
+
+def test_a_key_that_can_be_read_on_the_way_is_a_doubt(file: Path) -> None:
+    text = "upstreams: [{name: a, base-url: 'http://a.example', api-key: k}, {name: b, base-url: 'http://10.0.0.1', api-key: k}]\n"
+    (warning,) = read(file, text).warnings
+    assert warning.startswith("upstreams: a: http://a.example is not encrypted")

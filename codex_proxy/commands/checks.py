@@ -478,7 +478,12 @@ async def _accounts(patient: Patient) -> AsyncIterator[Finding]:
             f"{problem.name}: {problem.reason}",
             "mend the file, take it away, or log that account in again" if problem.skipped else "",
         )
-    if not scan.credentials:
+    upstreams = [one.name for one in settings.upstreams if one.enabled]
+    if not scan.credentials and upstreams:
+        yield Finding(
+            "accounts", "ok", f"no account in {settings.auth_dir}; upstreams serve: {', '.join(upstreams)}"
+        )
+    elif not scan.credentials:
         yield Finding(
             "accounts",
             "problem",

@@ -57,12 +57,13 @@ class Body:
         Failed: If what has come is no body.
     """
 
-    __slots__ = ("_is_chunked", "_payload", "is_all", "sent")
+    __slots__ = ("_is_chunked", "_payload", "_size", "is_all", "sent")
 
     def __init__(self, http: Incoming) -> None:
         payload = http.payload
         self._payload = payload
         self._is_chunked = http.message.chunked
+        self._size = 0
         self.sent: list[bytes] | None = []
         """All that came so far; None when that is more than is kept."""
         self.is_all = payload is EMPTY_PAYLOAD
@@ -79,7 +80,7 @@ class Body:
             RequestPayloadError: If what comes is no body.
         """
         data = self._take(await self._payload.readany())
-        if self.sent is not None and sum(map(len, self.sent)) > _MAX_KEPT_SIZE:
+        if self._size > _MAX_KEPT_SIZE:
             self.sent = None
         return data
 
@@ -89,6 +90,7 @@ class Body:
             data = chunk(data, is_last=self.is_all)
         if self.sent is not None and data:
             self.sent.append(data)
+            self._size += len(data)
         return data
 
     def forget(self) -> None:

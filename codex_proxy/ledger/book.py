@@ -243,7 +243,7 @@ class Book:
         if before is not None:
             if before.end != LOST or settlement.end == LOST:
                 return False
-            self.changes.undone.append(before.request_id)
+            self._undo(before.request_id)
             self._day(before.at, before.user_id, before.key_id, before.model)[0] -= 1
         cost = None if settlement.cost is None else min(max(0, settlement.cost), MOST_COST)
         account = self.accounts.get(settlement.user_id)
@@ -339,6 +339,15 @@ class Book:
                 if counter.start <= settlement.at < counter.until:
                     counter.spent += cost
                     self._changed(counter)
+
+    def _undo(self, request_id: str) -> None:
+        charges = self.changes.charges
+        kept = [one for one in charges if one.settlement.request_id != request_id]
+        if len(kept) == len(charges):
+            self.changes.undone.append(request_id)
+        else:
+            # It was only just taken for lost.
+            self.changes.charges = kept
 
     def _day(self, at: int, user_id: str, key_id: str, model: str) -> list[int]:
         return self.changes.days.setdefault((at // DAY, user_id, key_id, model), [0] * 10)

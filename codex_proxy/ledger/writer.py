@@ -48,6 +48,10 @@ logger = logging.getLogger(__name__)
 # How many operations go into one transaction: beyond it a batch takes longer than anybody likes to wait.
 _MOST_TOGETHER = 512
 
+_GATHER_SECONDS = 0.02
+"""How long settlements are gathered for which nobody waits."""
+_GATHERED = 64
+"""How many of them are enough."""
 _LOOK_SECONDS = 0.5
 """How often it is looked whether a spool has grown, another process has changed a key, the database is back."""
 _FIRST_RETRY_SECONDS = 0.5
@@ -139,14 +143,27 @@ class Writer:
         self._unsure: list[Decided] = []
         """Holds that were refused when it was not known whether they had been written."""
         self._settled = self._reaped = self._shortfalls = self._refused = 0
+        self._timer: asyncio.TimerHandle | None = None
+        """When settlements are taken for which nobody waits."""
 
     # -- from the loop ---------------------------------------------------------------------
 
     def put(self, operation: Operation) -> None:
         """Have *operation* done."""
         self._waiting.append(operation)
-        if len(self._waiting) == 1:
-            # The others are taken with the first.
+        if isinstance(operation, Settle) and operation.promise is None and len(self._waiting) < _GATHERED:
+            # Nobody waits for it, and a transaction of its own would cost more than the turn.
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._set_out)
+        else:
+            self._set_out()
+
+    def _set_out(self) -> None:
+        """Have the thread take what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._wake.is_set():
             self._wake.set()
 
     def start(self, promise: asyncio.Future[Any]) -> None:

@@ -51,6 +51,8 @@ class Native:
     """Why it can be translated for nobody."""
     caller: str = ""
     """Who asks, by `Caller.id`: by that the request finds its upstream when its conversation has no name."""
+    via: str = ""
+    """The proxies that it came through, as the header of that name has them."""
     query: str = ""
     """What stands behind the path, with its question mark."""
     is_whole: bool = True

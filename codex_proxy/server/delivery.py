@@ -247,7 +247,8 @@ class StreamSink(EncodedSink):
     async def end(self) -> None:
         """Close the body."""
         self._is_over = True
-        self._tell_end()
+        if self._watcher is not None:
+            self._tell_end()
         if self._is_muted:
             return
         assert self._stream is not None

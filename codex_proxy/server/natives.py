@@ -34,6 +34,9 @@ def no_embeddings() -> RequestError:
     )
 
 
+MAX_HOPS = 5
+"""How many proxies of this kind a request may come through."""
+
 # Pictures and files in a body: bytes that are no text.
 _OPAQUE = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=]{4096,})"')
 
@@ -44,10 +47,10 @@ class Natives:
     def __init__(self, providers: Providers) -> None:
         self._providers = providers
 
-    @property
-    def is_on(self) -> bool:
-        """Whether there are upstreams at all."""
-        return len(self._providers) > 0
+    def _goes_round(self, headers: Mapping[str, str]) -> bool:
+        """Tell whether a request has been here before, or through too many of us: then it goes to no upstream."""
+        via = headers.get("via", "")
+        return "codex-proxy-" in via and (self._providers.via in via or via.count("codex-proxy-") >= MAX_HOPS)
 
     def takes(self, capability: str) -> bool:
         """Tell whether an upstream speaks a dialect."""
@@ -73,6 +76,8 @@ class Natives:
         Raises:
             RequestError: If it can be translated for nobody, and no upstream speaks its dialect.
         """
+        if self._goes_round(headers):
+            return decode(catalog)
         try:
             decoded = decode(catalog)
         except RequestError as exc:
@@ -86,7 +91,7 @@ class Natives:
         native = Native(
             capability, raw, passing_headers(headers), request.asked_model, request.stream, caller=caller.id
         )
-        native.query = query
+        native.query, native.via = query, _via(headers)
         # A Responses body may be asked for in Chat's place, and what goes on from an answer names what only we know.
         native.is_whole = request.previous_response_id is None and (
             capability != "chat" or b'"messages"' in raw
@@ -105,9 +110,12 @@ class Natives:
         again: Callable[[], BackendRequest],
     ) -> None:
         """Let *request*, which is answered in frames of our own, go to upstreams too; *again* decodes it in the standard shape."""
+        if self._goes_round(headers):
+            return
         native = Native(
             "responses", b"", passing_headers(headers), request.asked_model, stream=True, caller=caller.id
         )
+        native.via = _via(headers)
         native.is_whole = False
         native.standard = _standard(request, again)
         request.native = native
@@ -120,11 +128,17 @@ class Natives:
         Raises:
             RequestError: If it is none, or no upstream has embeddings.
         """
-        if not self.takes("embeddings"):
+        if not self.takes("embeddings") or self._goes_round(headers):
             raise no_embeddings()
         return _untranslated(
             "embeddings", raw, headers, no_embeddings(), catalog=catalog, caller=caller, engine=None, query=""
         )
+
+
+def _via(headers: Mapping[str, str]) -> str:
+    """Return the proxies that a request came through."""
+    via = headers.get("via", "").strip()
+    return via if via.isascii() and via.isprintable() else ""
 
 
 def _standard(request: BackendRequest, again: Callable[[], BackendRequest]) -> Callable[[], BackendRequest]:
@@ -158,6 +172,7 @@ def _untranslated(
         # Nobody streams them.
         raise refusal
     native.refusal, native.caller, native.query = refusal, caller.id, query
+    native.via = _via(headers)
     items = fields.get("messages", fields.get("input", fields.get("prompt")))
     model = catalog.resolve(native.model).model
     survey = Survey.of(items) if capability == "responses" else Survey()

@@ -69,7 +69,7 @@ class Models:
             settings.model_map,
             providers.version if providers is not None else 0,
             # Without one, what stands in the built-in table is served by nobody.
-            len(self._pool) > 0,
+            providers is None or not providers.are_there or len(self._pool) > 0,
         )
         if self._made_from == made_from:
             return
@@ -140,6 +140,7 @@ class Public:
         self._listeners = listeners if listeners is not None else (log_turn,)
         self._continuations = Continuations(clock)
         self._models_of = models_of
+        self._providers = providers
         self._natives = Natives(providers) if providers is not None else None
         self._sockets = Sockets(
             _SocketTurns(self),
@@ -196,7 +197,10 @@ class Public:
                     limit=self._live.current.max_body_bytes,
                 )
 
-            decoded = self._decode("responses", decode, http, raw, headers, trace)
+            if self._providers is None or not self._providers.are_there:
+                decoded = decode(self._models.catalog)
+            else:
+                decoded = self._decode("responses", decode, http, raw, headers, trace)
             return self._begin(http, decoded, trace, RESPONSES)
 
         return await self._turn(request, "responses", RESPONSES, begin)
@@ -211,16 +215,14 @@ class Public:
         trace: Trace,
         engine: str | None = None,
     ) -> Decoded:
-        """Decode a request, for upstreams too where there are any."""
-        catalog, natives = self._models.catalog, self._natives
-        if natives is None or not natives.is_on:
-            return decode(catalog)
-        return natives.read(
+        """Decode a request for upstreams too."""
+        assert self._natives is not None
+        return self._natives.read(
             capability,
             raw,
             headers,
             decode,
-            catalog=catalog,
+            catalog=self._models.catalog,
             caller=trace.caller,
             engine=engine,
             # Clients of Anthropic's say it here as well as in a header.
@@ -232,6 +234,10 @@ class Public:
         capability = "engines" if engine is not None else route
 
         def begin(http: Incoming, raw: bytes, headers: Headers, trace: Trace) -> "Begun":
+            if self._providers is None or not self._providers.are_there:
+                decoded = dialect.decode(raw, headers, catalog=self._models.catalog, caller=trace.caller.id)
+                return self._begin(http, decoded, trace, dialect)
+
             def decode(catalog: Catalog) -> Decoded:
                 return dialect.decode(raw, headers, catalog=catalog, caller=trace.caller.id)
 
@@ -453,8 +459,8 @@ class _SocketTurns:
     def let_upstreams(
         self, request: BackendRequest, headers: Headers, caller: Caller, again: Callable[[], BackendRequest]
     ) -> None:
-        natives = self._public._natives
-        if natives is not None and natives.is_on:
+        natives, providers = self._public._natives, self._public._providers
+        if natives is not None and providers is not None and providers.are_there:
             natives.translate(request, headers, caller, again)
 
     def terms(self, caller: Caller) -> Terms:

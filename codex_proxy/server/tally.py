@@ -125,7 +125,10 @@ class Tally:
         for attempt in trace.attempts:
             tried = (attempt.alias, attempt.outcome)
             if attempt.is_upstream:
-                if tried not in self.upstream_attempts and len(self.upstream_attempts) >= _MAX_UPSTREAM_ATTEMPTS:
+                if (
+                    tried not in self.upstream_attempts
+                    and len(self.upstream_attempts) >= _MAX_UPSTREAM_ATTEMPTS
+                ):
                     tried = (OTHER, attempt.outcome)
                 self.upstream_attempts[tried] = self.upstream_attempts.get(tried, 0) + 1
             else:
@@ -137,7 +140,11 @@ class Tally:
             before = attempt.outcome
 
     def _add_upstream(self, trace: Trace) -> None:
-        name = trace.upstream if trace.upstream in self.upstreams or len(self.upstreams) < _MAX_UPSTREAMS else OTHER
+        name = (
+            trace.upstream
+            if trace.upstream in self.upstreams or len(self.upstreams) < _MAX_UPSTREAMS
+            else OTHER
+        )
         tokens, usage = self._of(self.upstreams, name), trace.usage
         tokens.turns += 1
         tokens.input += usage.input_tokens

@@ -9,8 +9,8 @@ and can misbehave:
 | refuse       | the connection closes without a byte                                                         |
 | redirect     | 307 to another path                                                                          |
 | stall        | silence: before the head, or after some events                                               |
-| cut          | the connection is reset after some events                                                    |
-| end          | the stream ends in order, but before its answer does                                         |
+| cut          | the connection is reset after some events, or `at` a byte                                    |
+| end          | the stream ends in order, but before its answer does; the same                               |
 | fail         | an error in the stream, after some events                                                    |
 | no_usage     | an answer without usage                                                                      |
 | no_done      | a chat that ends without `[DONE]`                                                            |
@@ -35,8 +35,8 @@ FAULTS: Mapping[str, frozenset[str]] = {
     "refuse": frozenset(),
     "redirect": frozenset({"to"}),
     "stall": frozenset({"after", "seconds"}),
-    "cut": frozenset({"after"}),
-    "end": frozenset({"after"}),
+    "cut": frozenset({"after", "at"}),
+    "end": frozenset({"after", "at"}),
     "fail": frozenset({"after", "code", "message", "type"}),
     "no_usage": frozenset(),
     "no_done": frozenset(),
@@ -273,6 +273,9 @@ class SimUpstream:
             frames = [_without_usage(frame) for frame in frames]
         if name == "no_done":
             frames = [frame for frame in frames if frame != _DONE]
+        if "at" in options:
+            frames = [b"".join(frames)[: int(options["at"])], b""]
+            options = {"after": 1}
         after = int(options.get("after", len(frames)))
         for number, frame in enumerate(frames):
             if number == after and name in ("cut", "end", "fail", "stall"):

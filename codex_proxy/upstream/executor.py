@@ -587,9 +587,7 @@ class Exchange:
         own = lease.first_byte_timeout
         return own if own is not None else settings.first_byte_timeout
 
-    async def _begin(
-        self, lease: Lease, answer: Answer, slot: Slot, watcher: Watcher | None = None
-    ) -> None:
+    async def _begin(self, lease: Lease, answer: Answer, slot: Slot, watcher: Watcher | None = None) -> None:
         """Begin the answer: from here on no other target may try."""
         self._committed = True
         slot.free()
@@ -714,9 +712,7 @@ class Exchange:
         """Pass on an answer in the caller's own dialect."""
         native = self._request.native
         assert native is not None
-        watcher = watcher_for(
-            native.capability, self._executor.clock.now, wants_usage=native.wants_usage
-        )
+        watcher = watcher_for(native.capability, self._executor.clock.now, wants_usage=native.wants_usage)
         if self._trace.said is not None:
             watcher.words = []
         is_json = "json" in answer.headers.get("content-type", "")

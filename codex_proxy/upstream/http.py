@@ -49,6 +49,7 @@ class Around(Protocol):
     clock: Clock
     outbound: Outbound
     origins: Origins
+    via: str
 
     @property
     def catalog(self) -> Catalog:
@@ -154,6 +155,8 @@ class HttpLease:
         is_stream = native.stream or not self._way.is_native
         headers["accept"] = "text/event-stream" if is_stream else "application/json"
         headers["content-type"] = "application/json"
+        # Who comes back to where it has been goes round and round.
+        headers["via"] = f"{native.via}, 1.1 {self._around.via}" if native.via else f"1.1 {self._around.via}"
         turn_state = self._turn_state(request)
         if turn_state is not None:
             headers[TURN_STATE] = turn_state

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -59,6 +60,10 @@ class Providers:
         self.clock = clock
         self.outbound = outbound
         self.origins = origins
+        self.via = f"codex-proxy-{secrets.token_hex(6)}"
+        """What this process calls itself to upstreams, so that it knows a request of its own that comes back."""
+        self.are_there = False
+        """Whether there is any: a plain value, for every turn asks it."""
         self.version = 0
         """Grows with every change of what there is to serve."""
         self.catalog_of: Callable[[], Catalog] = Catalog
@@ -129,6 +134,7 @@ class Providers:
                 # A new address or key is tried soon.
                 self._due[name] = now
         self.version += 1
+        self.are_there = bool(self._all)
         self.on_change()
 
     # -- as targets ------------------------------------------------------------------------

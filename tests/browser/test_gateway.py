@@ -57,7 +57,7 @@ async def busy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[
             "budgets": [{"window": "day", "amount": "5"}, {"window": "5h", "amount": "1"}],
         }
         made = await gate.key("laptop", limits=limits)
-        await gate.key("notebook")
+        await gate.key('<img src=x onerror="document.title=1">notebook')
         await asked(gate, made, 3)
         await gate.do("POST", "/upstreams", {"name": "far", "base_url": url, "api_key": UPSTREAM_KEY})
         await gate.do("POST", "/prices", {"model": "gpt-6.1-sol", "input": "2", "output": "12"})
@@ -211,6 +211,8 @@ async def test_upstreams_are_checked_and_the_result_is_shown_at_once(
         await box.get_by_label("Models").fill("gpt-5*, mine=far-model")
         await at.press("Add an upstream", within="dialog")
         await expect(rows).to_have_count(2)
+        # It is checked at once.
+        await at.has("Checked 1/1 upstreams", "section")
         assert UPSTREAM_KEY not in await at.page.content()
         await at.press("Check now")
         await at.has("Checked 2/2 upstreams", "section")

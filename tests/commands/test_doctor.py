@@ -350,3 +350,13 @@ async def test_a_check_that_hangs_is_a_finding_and_the_others_go_on(
         ("version", "ok"),
     ]
     assert findings[1].text == "permission denied"
+
+
+def test_a_proxy_with_upstreams_alone_needs_no_account(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "auths").mkdir(mode=0o700)
+    said = '[{"name": "relay", "base-url": "http://127.0.0.1:1"}]'
+    _, out = run(capsys, "-config", str(write_config(tmp_path, upstreams=said)), "--offline")
+    assert "no account in" in out
+    assert "upstreams serve: relay" in out

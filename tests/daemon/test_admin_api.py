@@ -192,6 +192,13 @@ async def test_a_key_that_was_made_here_asks_pays_and_ends(tmp_path: Path) -> No
         assert await gate.do("POST", "/ledger/check") == {"ok": True, "problems": []}
 
 
+async def test_a_key_of_the_configuration_is_told_by_its_name(tmp_path: Path) -> None:
+    async with gateway(tmp_path, "personal", api_keys=f"[{{alice: {CLIENT}}}]") as gate:
+        await gate.stand.ask("hello", headers={"Authorization": f"Bearer {CLIENT}"})
+        (row,) = await gate.usage(1)
+        assert (row["user"], row["key"], row["is_billed"]) == ("owner", "alice", False)
+
+
 async def test_two_who_pay_at_once_pay_once(tmp_path: Path) -> None:
     async with gateway(tmp_path) as gate:
         user = await gate.do("POST", "/users", {"name": "ann"})
@@ -200,6 +207,29 @@ async def test_two_who_pay_at_once_pay_once(tmp_path: Path) -> None:
         answers = await asyncio.gather(*(gate.do("POST", path, paid) for _ in range(20)))
         assert {one["id"] for one in answers} == {answers[0]["id"]}
         assert (await gate.do("GET", f"/users/{user['id']}"))["balance"] == "3.00"
+
+
+async def test_the_log_says_who_did_what_and_no_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with upstream() as url, gateway(tmp_path, log_level="debug") as gate:
+        made = await gate.key()
+        rotated = await gate.do("POST", f"/keys/{made['key']['id']}/rotate", {"grace_seconds": 60})
+        await gate.do("POST", "/upstreams", {"name": "far", "base_url": url, "api_key": UPSTREAM_KEY})
+        await gate.ask("POST", "/upstreams", {"name": "far", "base_url": url, "api_key": UPSTREAM_KEY})
+        await gate.do("POST", "/upstreams/health/check")
+        async with browser(gate, rotated["secret"]) as holder:
+            await holder.get("/own")
+        told = [record.getMessage() for record in caplog.records if record.name == "codex_proxy.audit"]
+        assert (
+            f"gateway action=rotate-key target={made['key']['id']} success=True by=admin from=127.0.0.1"
+            in told
+        )
+        assert "gateway action=add-upstream target=- success=False by=admin from=127.0.0.1" in told
+        assert "login by=laptop from=127.0.0.1" in told
+        for secret in (made["secret"], rotated["secret"], UPSTREAM_KEY, ADMIN):
+            assert secret not in caplog.text
 
 
 # -- the page -----------------------------------------------------------------------------
@@ -365,7 +395,7 @@ async def test_addresses_that_people_know_lead_to_the_page(tmp_path: Path) -> No
     async with gateway(tmp_path, "off") as gate:
         for path, place in (
             ("/admin/upstreams", "/ui#/gateway/upstreams"),
-            ("/admin/upstreams/", "/ui#/gateway/upstreams"),
+            ("/admin//upstreams/", "/ui#/gateway/upstreams"),
             ("/admin/settings", "/ui#/setup"),
             ("/dashboard", "/ui"),
         ):

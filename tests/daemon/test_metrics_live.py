@@ -16,7 +16,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from codex_proxy.simulator import Script
+from codex_proxy.simulator.upstream import SimUpstream
 from tests.daemon.sockets import line
+from tests.daemon.upstreams import entry
 from tests.harness import Stand, standing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,7 +32,16 @@ OF_THE_SCRAPE = {"job", "instance"}
 @asynccontextmanager
 async def having_served(folder: Path) -> AsyncIterator[Stand]:
     """Start a daemon and have turns of every kind served: streamed, collected, retried, refused."""
-    async with standing(folder, max_retry=1, ledger="personal") as stand:
+    async with (
+        SimUpstream() as upstream,
+        standing(
+            folder,
+            max_retry=1,
+            ledger="personal",
+            upstreams=json.dumps([entry(upstream, capabilities=["embeddings"])]),
+        ) as stand,
+    ):
+        await stand.post("/v1/embeddings", {"model": "text-embedding-3-small", "input": "hi"})
         await stand.ask(codex=True)
         await stand.ask(stream=False)
         await stand.post(

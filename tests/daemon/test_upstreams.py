@@ -336,6 +336,46 @@ def _assert_is_broken_off(path: str, answer: Answer) -> None:
             assert '"error"' in tail.rstrip().splitlines()[-1]
 
 
+async def test_wherever_a_stream_is_cut_it_looks_whole_only_when_it_is(tmp_path: Path) -> None:
+    async with staged(tmp_path, SimUpstream(), max_retry=0) as stage:
+        for path, body in DIALECTS[:4]:
+            whole = (await stage.post(path, {**body, "stream": True})).body
+            sent = len(whole) + 2_000
+            for place in range(0, sent, 151):
+                fault = "cut" if place % 2 else "end"
+                stage.afresh()
+                stage.up.fault(fault, at=place)
+                answer = await stage.post(path, {**body, "stream": True})
+                await stage.stand.idle()
+                if answer.status != 200:
+                    assert answer.status in (429, 529)
+                    continue
+                _assert_is_sound(path, answer.body, is_whole=stage.trace.end is End.COMPLETED)
+
+
+def _assert_is_sound(path: str, body: bytes, *, is_whole: bool) -> None:
+    """Hold a stream to its form: whole frames, each of them JSON, and an end of one kind or the other."""
+    assert body.endswith(b"\n\n")
+    said = [
+        line.removeprefix(b"data: ")
+        for frame in body.split(b"\n\n")
+        for line in frame.splitlines()
+        if line.startswith(b"data: ")
+    ]
+    events = [orjson.loads(one) for one in said if one != b"[DONE]"]
+    match path:
+        case "/v1/responses":
+            ends = {"completed": True, "failed": False}
+            assert ends[events[-1]["type"].removeprefix("response.")] is is_whole
+        case "/v1/messages":
+            assert {"message_stop": True, "error": False}[events[-1]["type"]] is is_whole
+        case _:
+            has_error = "error" in events[-1]
+            assert has_error is not is_whole
+            # One that has told its reason to end has ended, whether or not its mark came.
+            assert not (has_error and said[-1] == b"[DONE]")
+
+
 async def test_an_answer_without_usage_is_estimated_by_its_text(tmp_path: Path) -> None:
     async with staged(tmp_path, SimUpstream()) as stage:
         up = stage.up
@@ -594,6 +634,27 @@ async def test_one_that_is_to_be_cancelled_is(tmp_path: Path) -> None:
             assert stage.trace.usage.source is UsageSource.ESTIMATE
             await asyncio.wait_for(stage.up.turns[-1].gone.wait(), 2)
             assert stage.up.turns[-1].was_left
+
+
+async def test_a_proxy_that_is_its_own_upstream_does_not_go_round(tmp_path: Path) -> None:
+    async with staged(tmp_path, SimUpstream(), max_retry=0) as stage:
+        stage.describe(base_url=stage.daemon.url)
+        answer = await stage.ask()
+        assert answer.status == 429
+        await stage.stand.idle()
+        # The caller's turn, and the one that came back.
+        assert len(stage.traces) == 2
+        assert (await stage.post("/v1/chat/completions", {**CHAT, "n": 2})).status in (400, 429)
+        assert (await stage.post("/v1/embeddings", {"model": "m", "input": "x"})).status in (404, 429)
+    other = tmp_path / "other"
+    other.mkdir()
+    async with staged(tmp_path / "other", SimUpstream()) as stage:
+        await stage.ask(headers={"via": "1.1 nginx"})
+        via = stage.up.turns[-1].headers["via"]
+        assert via.startswith("1.1 nginx, 1.1 codex-proxy-")
+        hops = ", ".join(f"1.1 codex-proxy-{n}" for n in range(5))
+        assert (await stage.ask(headers={"via": hops})).status == 429
+        assert len(stage.up.turns) == 1
 
 
 # -- what its owner sees -----------------------------------------------------------------

@@ -31,12 +31,12 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 async def test_the_head_of_a_request_goes_on_as_it_is() -> None:
     async with desk() as d:
         _, _, head = await d.ask(
-            b"POST /v1/a%20b/../c//d?q=1&q=%zz HTTP/1.1\r\nhOsT: near\r\nAuthorization: Bearer theirs\r\n"
+            b"POST /v1/a%20b/.c../c//d%2F?q=1&q=%zz/../ HTTP/1.1\r\nhOsT: near\r\nAuthorization: Bearer theirs\r\n"
             b"X-Two: 1\r\naccept-ENCODING: gzip, br\r\nX-Two:  2  \r\nX-Odd: \xe4\xff\r\nExpect: 100-continue\r\n"
             b"Content-Length: 0\r\n\r\n"
         )
         assert lines(head) == [
-            b"POST /v1/a%20b/../c//d?q=1&q=%zz HTTP/1.1",
+            b"POST /v1/a%20b/.c../c//d%2F?q=1&q=%zz/../ HTTP/1.1",
             b"Host: 127.0.0.1:%d" % d.far.port,
             b"Authorization: Bearer theirs",
             b"X-Two: 1",
@@ -545,6 +545,10 @@ async def test_a_caller_who_wants_the_connection_closed_gets_that() -> None:
         (b"GET http://elsewhere.test/v1/x HTTP/1.1\r\nHost: near\r\n\r\n", 400),
         (b"CONNECT elsewhere.test:443 HTTP/1.1\r\nHost: near\r\n\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\nHost: near\r\n\r\n", 400),
+        (b"CONNECT /v1/x HTTP/1.1\r\nHost: near\r\nContent-Length: 5\r\n\r\nhello", 400),
+        (b"POST /v1/x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET /v1/x#y HTTP/1.1\r\nHost: near\r\n\r\n", 404),
+        (b"GET /v1#/../x HTTP/1.1\r\nHost: near\r\n\r\n", 404),
         (b"GET //elsewhere.test/v1/x HTTP/1.1\r\nHost: near\r\n\r\n", 404),
         (b"GET /elsewhere HTTP/1.1\r\nHost: near\r\n\r\n", 404),
         (b"GET /v1x HTTP/1.1\r\nHost: near\r\n\r\n", 404),
@@ -571,6 +575,19 @@ async def test_what_is_no_request_for_the_far_server_does_not_get_there(data: by
         assert d.far.ends == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["..", "../", "../api/admin/users", "x/../../ui", "%2e%2E/ui", ".%2e%2fui", "x%2F..%5Cui", "..\\ui", "..;a=b/ui", "./x", "..?q"],
+)  # fmt: skip
+async def test_no_path_leads_out_of_what_is_passed_on(path: str) -> None:
+    async with desk() as d:
+        for start in ("/v1/", "/u7/v1/"):
+            head, body = await d.own(f"GET {start}{path} HTTP/1.1\r\nHost: near\r\n\r\n".encode())
+            assert head.startswith(b"HTTP/1.1 400")
+            assert b"bad_path" in body
+        assert d.far.ends == []
+
+
 async def test_large_heads_pass_in_both_directions() -> None:
     async with desk() as d:
         caller, far, head = await d.ask(
@@ -589,6 +606,48 @@ async def test_a_head_that_trickles_in_is_not_waited_for(monkeypatch: pytest.Mon
         caller = await d.call(b"GET /v1/x HT")
         assert await caller.is_over()
         assert d.far.ends == []
+
+
+HEAD = b"GET /v1/x HTTP/1.1\r\nHost: n\r\n" + b"".join(b"X-%d: %b\r\n" % (n, b"a" * 60_000) for n in range(100))
+
+
+@on_asyncio
+async def test_a_head_without_an_end_is_not_collected() -> None:
+    async with desk() as d:
+        # Also behind a request that is answered meanwhile.
+        for before in (b"", GET):
+            caller = await d.call(before)
+            far = await d.far.take() if before else None
+            for start in range(0, len(HEAD), 65_536):
+                caller.write(HEAD[start : start + 65_536])
+                await asyncio.sleep(0)
+            if far is None:
+                assert (await caller.head()).startswith(b"HTTP/1.1 431")
+                assert b"head_too_large" in await caller.until(b"}}")
+            else:
+                await far.head()
+                assert await far.is_over()
+            await until(lambda: not d.forwarder._busy)
+
+
+@on_asyncio
+async def test_who_asks_and_reads_nothing_is_answered_no_more() -> None:
+    async with desk() as d:
+        caller = await d.call()
+        await until(lambda: d.forwarder._server is not None and len(d.forwarder._server.connections) == 1)
+        assert d.forwarder._server is not None
+        (connection,) = d.forwarder._server.connections
+        wire = connection.transport
+        assert wire is not None
+        sock = wire.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        asked = b"GET / HTTP/1.1\r\nHost: n\r\n\r\n"
+        for _ in range(300):
+            caller.write(asked * 100)
+            await asyncio.sleep(0.001)
+        assert wire.get_write_buffer_size() < 128 * 1024
+        assert d.forwarder._counts["requests"] < 30_000
 
 
 # -- those who are slow ----------------------------------------------------------------------------

@@ -57,7 +57,9 @@ async def test_a_name_that_stands_for_such_an_address_is_none_to_call() -> None:
         return [info("169.254.169.254", port), info("100.100.100.200", port)]
 
     outbound.native.resolve = resolve
-    with pytest.raises(NetError, match=r"h\.test is a link-local address, to which nothing is sent") as caught:
+    with pytest.raises(
+        NetError, match=r"h\.test is a link-local address, to which nothing is sent"
+    ) as caught:
         await outbound.fetch("GET", "http://h.test/v1/models", headers={}, is_guarded=True, timeout=2)
     assert caught.value.kind is NetKind.CONNECT
     await outbound.aclose()

@@ -9,17 +9,22 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from codex_proxy.accounts.affinity import Origins
 from codex_proxy.clock import ManualClock
 from codex_proxy.config import Live, Settings
 from codex_proxy.errors import ProxyError
 from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.model import Mode, Settlement
 from codex_proxy.ledger.pricing import Pricing
+from codex_proxy.net import Outbound
 from codex_proxy.server.gateway import openapi
 from codex_proxy.server.gateway.desk import Desk
+from codex_proxy.server.gateway.kept import KeptUpstreams
 from codex_proxy.server.gateway.operations import BASE, OPERATIONS, Answered, perform, segment_of
 from codex_proxy.storage.lock import StoreLock
+from codex_proxy.tasks import Background
 from codex_proxy.trace import UsageSource
+from codex_proxy.upstream.providers import Providers
 
 DOCUMENT = openapi.document(OPERATIONS)
 NOW = 1_800_000_000.0
@@ -124,14 +129,22 @@ def holds(schema: Mapping[str, Any], value: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def desk(folder: Path, mode: Mode = "billing", **parts: Any) -> AsyncIterator[Api]:
+async def desk(folder: Path, mode: Mode = "billing", *, database_url: str = "") -> AsyncIterator[Api]:
     """Open a ledger and what works on it."""
-    clock = ManualClock(NOW)
-    ledger = Ledger(folder, mode=mode, clock=clock, lock=StoreLock(folder))
+    clock, live = ManualClock(NOW), Live(Settings())
+    background, outbound = Background(clock.sleep), Outbound(live)
+    ledger = Ledger(folder, mode=mode, clock=clock, lock=StoreLock(folder), database_url=database_url)
     await ledger.start()
     try:
         pricing = Pricing(ledger, clock.now)
         await pricing.load()
-        yield Api(Desk(Live(Settings()), clock, ledger=ledger, pricing=pricing, **parts), clock)
+        providers = Providers(
+            live=live, clock=clock, background=background, outbound=outbound, origins=Origins()
+        )
+        kept = KeptUpstreams(ledger, providers, clock.now)
+        await kept.load()
+        yield Api(Desk(live, clock, ledger=ledger, pricing=pricing, providers=providers, kept=kept), clock)
     finally:
         await ledger.aclose()
+        await background.aclose()
+        await outbound.aclose()

@@ -1,18 +1,21 @@
 """The admin API: its table, its document, what it refuses, and what it does to the ledger."""
 
+import contextlib
 import csv
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import ValidationError
 from openapi_spec_validator import validate
 
 from codex_proxy.clock import ManualClock
 from codex_proxy.config import Live, Settings
-from codex_proxy.errors import RequestError
+from codex_proxy.errors import ProxyError, RequestError
 from codex_proxy.ledger.keys import digest_of, is_well_formed
 from codex_proxy.server.gateway import performing
 from codex_proxy.server.gateway.desk import Desk
@@ -134,6 +137,8 @@ MISSES: list[tuple[str, dict[str, str], str]] = [
     ("/entries", {"user": "nobody"}, "user"),
     ("/keys", {"status": "lost"}, "status"),
     ("/audit", {"before": "-1"}, "before"),
+    ("/audit", {"target": "a\ud800"}, "target"),
+    ("/audit", {"\x00": "a"}, "\\x00"),
 ]
 
 
@@ -142,6 +147,34 @@ async def test_a_query_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         for path, query, param in MISSES:
             status, found, _ = await api.refusal("GET", path, **query)
             assert (status, found) == (400, param), query
+
+
+NONSENSE: list[Any] = [
+    None, True, 0, -1, 2**63, 10**30, 1.5, 1e308, "", "a", "\ud800", "\x00", "a\x00b", "\u2028", "'; DROP TABLE users;--",
+    "x" * 5000, "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "2027-01-01T00:00:00Z", "9000000000", "-1",
+    "0.0000000001", "1e5", "5h", "day", "active", "standard", "owner", [], [[]], {}, {"a": 1}, ["a"], [None],
+    [{"window": "5h", "amount": "9000000000"}], {"input": "1", "output": "2"},
+]  # fmt: skip
+
+
+async def test_nonsense_breaks_nothing(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    async with desk(tmp_path) as api:
+        ids = [(await api.key(await api.user("ann", "5")))["key"]["id"], "owner", "1", "²", "x" * 5000]
+        for one in OPERATIONS * 20:
+            if "upstreams" in one.path:
+                continue
+            query, body, _ = performing.types_of(one)
+            asked = {field: str(rng.choice(NONSENSE)) for field in _fields(query) if rng.random() < 0.5}
+            said = {field: rng.choice(NONSENSE) for field in _fields(body) if rng.random() < 0.85}
+            raw = json.dumps(said).encode() if one.has_body else b""
+            with contextlib.suppress(ProxyError):
+                await one.perform(api.desk, rng.choice(ids), asked, raw, "tester")
+        assert (await api.ask("POST", "/ledger/check"))["ok"]
+
+
+def _fields(kind: Any) -> list[str]:
+    return [field.name for field in msgspec.structs.fields(kind)]
 
 
 async def test_who_is_not_there_is_a_404(tmp_path: Path) -> None:
@@ -282,6 +315,18 @@ async def test_a_key_is_replaced_and_ended(tmp_path: Path) -> None:
         assert (await api.refusal("POST", f"{path}/rotate"))[0] == 409
         assert (await api.ask("GET", "/keys", status="active"))["keys"] == []
         assert len((await api.ask("GET", "/keys", status="revoked", user=user["id"], q="LAP"))["keys"]) == 1
+
+
+async def test_of_many_those_are_told_that_fit(tmp_path: Path) -> None:
+    async with desk(tmp_path) as api:
+        user = await api.user()
+        for name in ("one", "two", "three"):
+            await api.key(user, name)
+            api.clock.advance(1)
+        found = await api.ask("GET", "/keys", limit="2")
+        assert ([key["name"] for key in found["keys"]], found["total"]) == (["three", "two"], 3)
+        found = await api.ask("GET", "/users", limit="1")
+        assert ([one["name"] for one in found["users"]], found["total"]) == (["ann"], 2)
 
 
 async def test_a_key_past_its_time_is_told_so(tmp_path: Path) -> None:

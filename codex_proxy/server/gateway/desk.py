@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
 from codex_proxy.errors import RequestError
+from codex_proxy.server.access import holder
 
 if TYPE_CHECKING:
     from codex_proxy.ledger.ledger import Ledger
@@ -98,9 +99,12 @@ class Desk:
         return user_id if user is None else user.name
 
     def name_of_key(self, key_id: str) -> str:
-        """Return what a key is called; one that is none of the ledger's is called by its id."""
+        """Return what a key is called, one of the configuration too; any other caller is called by its id."""
         key = self.ledger.directory.key(key_id)
-        return key_id if key is None else key.name
+        if key is not None:
+            return key.name
+        callers = (holder(one) for one in self.live.current.api_keys)
+        return next((one.name for one in callers if one.id == key_id), key_id)
 
 
 def _off(what: str) -> RequestError:

@@ -1,5 +1,6 @@
 """The document of the admin API, made of the table of operations."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         told: dict[str, Any] = {
             "operationId": one.name,
             "summary": one.summary,
+            "description": inspect.getdoc(one.handler()) or "",
             "tags": [one.path.split("/")[1].split(".")[0]],
             "parameters": [*_segments(one.path), *_parameters(schema_of.get(id(query)), components)],
             "responses": {

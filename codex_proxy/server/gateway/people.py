@@ -1,8 +1,9 @@
 """Users, their money and their keys."""
 
+import asyncio
 import ipaddress
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Literal, TypeVar
 
 from msgspec import UNSET
 
@@ -33,6 +34,11 @@ from codex_proxy.server.gateway.shapes import (
     UserList,
     UserQuery,
 )
+
+T = TypeVar("T")
+
+# A few milliseconds.
+_SLICE = 200
 
 # -- limits -------------------------------------------------------------------------------
 
@@ -135,7 +141,12 @@ async def list_users(desk: Desk, call: Call[UserQuery, Nothing]) -> UserList:
     ]
     counts = _keys_by_user(desk)
     found.sort(key=lambda user: (user.name.lower(), user.id))
-    return UserList(users=[_user_shape(user, counts.get(user.id, 0)) for user in found])
+    shown = [
+        _user_shape(user, counts.get(user.id, 0))
+        async for some in _slices(found[: call.query.limit])
+        for user in some
+    ]
+    return UserList(users=shown, total=len(found))
 
 
 async def get_user(desk: Desk, call: Call[Nothing, Nothing]) -> User:
@@ -219,6 +230,13 @@ def find_user(desk: Desk, user_id: str, param: str | None = None) -> model.User:
             code="user_not_found",
         )
     return user
+
+
+async def _slices(found: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    """Go through many in slices, so that other work gets its turn."""
+    for start in range(0, len(found), _SLICE):
+        yield found[start : start + _SLICE]
+        await asyncio.sleep(0)
 
 
 def user_shape(desk: Desk, user: model.User) -> User:
@@ -322,7 +340,8 @@ async def list_keys(desk: Desk, call: Call[KeyQuery, Nothing]) -> KeyList:
         and (not needle or any(needle in text.lower() for text in (key.name, key.hint, key.id)))
     ]
     found.sort(key=lambda key: (-key.created, key.id))
-    return KeyList(keys=list(_key_shapes(desk, found)))
+    shown = [key async for some in _slices(found[: query.limit]) for key in _key_shapes(desk, some)]
+    return KeyList(keys=shown, total=len(found))
 
 
 async def get_key(desk: Desk, call: Call[Nothing, Nothing]) -> Key:

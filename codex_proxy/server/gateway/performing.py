@@ -67,6 +67,11 @@ def decode_query(query: Mapping[str, str], kind: Any) -> Any:
     Raises:
         RequestError: If it is none; it names the parameter.
     """
+    for name, text in query.items():
+        # Also what was no UTF-8.
+        if not (name.isprintable() and text.isprintable()):
+            shown = ascii(name)[1:-1][:40]
+            raise RequestError(f"{shown}: has characters that cannot be seen", param=shown)
     try:
         return msgspec.convert({key: text for key, text in query.items() if text}, kind, strict=False)
     except msgspec.ValidationError as exc:

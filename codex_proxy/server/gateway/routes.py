@@ -13,8 +13,8 @@ from aiohttp import web
 
 from codex_proxy.errors import LedgerAway, ProxyError
 from codex_proxy.protocol.wire import JsonObject, loads
-from codex_proxy.server.access import Level
-from codex_proxy.server.app import Route, Takes
+from codex_proxy.server.access import Level, address_of
+from codex_proxy.server.app import ROUTE, Route, Takes
 from codex_proxy.server.body import read_body
 from codex_proxy.server.dashboard.shell import HEADERS
 from codex_proxy.server.front import CALLER, Handler
@@ -83,7 +83,7 @@ def gateway_ui_handlers(desk: Desk) -> dict[str, Handler]:
     """Return the handlers by the names in `GATEWAY_UI_ROUTES`."""
 
     async def moved(request: web.Request) -> web.StreamResponse:
-        place = _MOVED["/" + request.path.strip("/")]
+        place = _MOVED[request[ROUTE].path]
         return web.Response(status=302, headers={"Location": place, "Cache-Control": "no-store"})
 
     return {**_handlers(desk, _PAGE), "ui_moved": moved}
@@ -114,6 +114,17 @@ def _handler(desk: Desk, one: Operation, place: _Place) -> Handler:
     segment = None if found is None else found[1]
     headers = {"Cache-Control": "no-store", **(HEADERS if place.level is Level.SESSION else {})}
 
+    def note(request: web.Request, name: str, is_good: bool) -> None:
+        caller = request.get(CALLER)
+        audit.info(
+            "gateway action=%s target=%s success=%s by=%s from=%s",
+            one.name.replace("_", "-"),
+            re.sub(r"[^\w.@:-]", "?", name)[:100] or "-",
+            is_good,
+            CONTROL if caller is None else caller.name,
+            address_of(request, desk.live.current) or "-",
+        )
+
     async def handle(request: web.Request) -> web.StreamResponse:
         name = "" if segment is None else request.match_info[segment]
         body = await read_body(request, limit=MAX_BODY_BYTES) if one.has_body else b""
@@ -123,10 +134,10 @@ def _handler(desk: Desk, one: Operation, place: _Place) -> Handler:
             done = await one.perform(desk, name, request.query, body, actor)
         except ProxyError:
             if one.method != "GET":
-                _note(request, one, name, False)
+                note(request, name, False)
             raise
         if one.method != "GET":
-            _note(request, one, name, True)
+            note(request, name, True)
         response = web.Response(
             status=done.status,
             body=done.body,
@@ -139,15 +150,3 @@ def _handler(desk: Desk, one: Operation, place: _Place) -> Handler:
         return response
 
     return handle
-
-
-def _note(request: web.Request, one: Operation, name: str, is_good: bool) -> None:
-    caller = request.get(CALLER)
-    audit.info(
-        "gateway action=%s target=%s success=%s by=%s from=%s",
-        one.name.replace("_", "-"),
-        re.sub(r"[^\w.@:-]", "?", name)[:100] or "-",
-        is_good,
-        CONTROL if caller is None else caller.name,
-        request.remote or "-",
-    )

@@ -27,6 +27,7 @@ Id = Annotated[str, Meta(min_length=1, max_length=128)]
 
 MAX_PAGE = 500
 Count = Annotated[int, Meta(ge=1, le=MAX_PAGE, description=f"How many at most, 1 to {MAX_PAGE}.")]
+Many = Annotated[int, Meta(ge=1, le=100_000, description="How many at most.")]
 Cursor = Annotated[str, Meta(max_length=64, description="`next` of the page before; without it, the newest.")]
 
 Window = Literal["5h", "day", "week", "month", "total"]
@@ -112,9 +113,11 @@ class User(Shape, frozen=True, kw_only=True):
 
 
 class UserList(Shape, frozen=True, kw_only=True):
-    """All users that were asked for, by name."""
+    """Users that were asked for, by name."""
 
     users: list[User]
+    total: int
+    """How many there are, whatever the limit."""
 
 
 class UserQuery(Shape, frozen=True, kw_only=True):
@@ -122,6 +125,7 @@ class UserQuery(Shape, frozen=True, kw_only=True):
 
     q: Annotated[Search, Meta(description="Part of a name or an id.")] = ""
     status: Literal["active", "suspended"] | None = None
+    limit: Many = 100_000
 
 
 class NewUser(Shape, frozen=True, kw_only=True):
@@ -213,9 +217,11 @@ class Key(Shape, frozen=True, kw_only=True):
 
 
 class KeyList(Shape, frozen=True, kw_only=True):
-    """All keys that were asked for, the newest first."""
+    """Keys that were asked for, the newest first."""
 
     keys: list[Key]
+    total: int
+    """How many there are, whatever the limit."""
 
 
 class KeyQuery(Shape, frozen=True, kw_only=True):
@@ -224,6 +230,7 @@ class KeyQuery(Shape, frozen=True, kw_only=True):
     user: Id | None = None
     status: Literal["active", "revoked", "expired"] | None = None
     q: Annotated[Search, Meta(description="Part of a name, a hint or an id.")] = ""
+    limit: Many = 100_000
 
 
 class NewKey(Shape, frozen=True, kw_only=True):

@@ -553,6 +553,7 @@ export const STRINGS = {
   "users.count": ["{count} {count:user|users}", "{count} 个用户"],
   "users.name": ["Name", "名称"],
   "users.name.hint": ["A person, a team, a program.", "个人、团队或程序。"],
+  "users.search": ["Find a user", "查找用户"],
   "users.status.active": ["active", "正常"],
   "users.status.suspended": ["suspended", "已停用"],
   "users.balance": ["Balance", "余额"],

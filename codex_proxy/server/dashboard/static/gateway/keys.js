@@ -6,7 +6,7 @@ import { icon } from "../icons.js";
 import { choice, confirm, dialog, failureText, heading, trouble } from "../parts.js";
 import { collate, t, term } from "../text.js";
 import { form, momentField, numberField, selectField, textField } from "./forms.js";
-import { act, countOf, limitsField, limitsText, listing, secretBox, standing, watching, when } from "./shared.js";
+import { MOST_SHOWN, act, countOf, limitsField, limitsText, listing, secretBox, standing, watching, when } from "./shared.js";
 
 const STATUSES = ["active", "expired", "revoked"];
 const MONTH_SECONDS = 30 * 86400;
@@ -38,11 +38,11 @@ export function screen(context) {
   const element = h("div", {}, head.element, h("div", { class: "filters" }, h("label", { class: "field search" }, search), who.element, standings.element), error.element, list.element, empty);
 
   const keys = watching(
-    () => `/admin/keys?${new URLSearchParams({ ...(view.q && { q: view.q }), ...(view.user && { user: view.user }), ...(view.status !== "any" && { status: view.status }) })}`,
+    () => `/admin/keys?${new URLSearchParams({ limit: MOST_SHOWN, ...(view.q && { q: view.q }), ...(view.user && { user: view.user }), ...(view.status !== "any" && { status: view.status }) })}`,
     (found) => {
       list.show(found.keys);
       show(empty, found.keys.length === 0);
-      countOf(head, "keys.count", found.keys.length);
+      countOf(head, "keys.count", found.total, found.keys.length);
     },
     error,
   );

@@ -12,6 +12,9 @@ const ENDPOINTS = ["responses", "chat", "messages", "completions", "edits", "emb
 
 const RENEW_MS = 5000;
 
+/** More rows than that nobody reads; the search finds the rest. */
+export const MOST_SHOWN = "500";
+
 /** Dollars as they are read: two places, more for what is small; null is no price. */
 export function money(text) {
   if (text === null || text === undefined) return t("unknown.sign");
@@ -223,7 +226,8 @@ export function offScreen(title) {
   return { element: h("div", {}, heading(title).element, notice) };
 }
 
-/** Say how many there are. */
-export function countOf(head, key, count) {
-  say(head.news, t(key, { count }));
+/** Say how many there are, and how many of them are shown if not all. */
+export function countOf(head, key, count, shown = count) {
+  const words = t(key, { count });
+  say(head.news, shown < count ? `${words} · ${t("accounts.shown", { shown: number(shown), total: number(count) })}` : words);
 }

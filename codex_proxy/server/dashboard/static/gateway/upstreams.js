@@ -69,8 +69,8 @@ export function screen(context) {
     upstreams.again();
   }
 
-  async function checkOne(one, button) {
-    button.disabled = true;
+  async function checkOne(one, button = null) {
+    if (button !== null) button.disabled = true;
     tellResults(t("upstreams.checking", { checked: 1, total: 1 }), null);
     try {
       const found = await post(`/admin/upstreams/${encodeURIComponent(one.name)}/check`);
@@ -79,7 +79,7 @@ export function screen(context) {
       show(results, false);
       error.tell(failure);
     }
-    button.disabled = false;
+    if (button !== null) button.disabled = false;
     upstreams.again();
   }
 
@@ -140,8 +140,10 @@ export function screen(context) {
       },
     });
     if (done === null) return;
-    upstreams.again();
     if (isNew) context.toast(t("upstreams.added", { name: done.name }));
+    // Whether it works is what one wants to know next.
+    if (done.enabled) await checkOne(done);
+    else upstreams.again();
   }
 
   async function take(one) {

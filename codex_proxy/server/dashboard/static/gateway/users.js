@@ -1,12 +1,12 @@
 // Users and their balances: what they have, what they owe, and every change of it.
 
 import { patch, post } from "../api.js";
-import { h, put, raw, say } from "../dom.js";
+import { debounced, h, put, raw, say } from "../dom.js";
 import { icon } from "../icons.js";
 import { confirm, copyButton, failureText, heading, trouble } from "../parts.js";
 import { full, number, seconds, t, term } from "../text.js";
 import { checkField, form, moneyField, textField } from "./forms.js";
-import { act, budgetsPanel, countOf, exactly, limitsField, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
+import { MOST_SHOWN, act, budgetsPanel, countOf, exactly, limitsField, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
 
 export function screen(context) {
   return context.id === null ? listScreen(context) : oneScreen(context);
@@ -15,6 +15,7 @@ export function screen(context) {
 function listScreen(context) {
   const head = heading(t("gateway.users"), h("button", { type: "button", class: "primary", on: { click: create } }, icon("plus"), h("span", {}, t("users.create"))));
   const error = trouble();
+  let needle = context.route.query.get("q") ?? "";
   const list = listing(
     t("gateway.users"),
     [
@@ -27,12 +28,21 @@ function listScreen(context) {
     ],
     (user) => user.id,
   );
-  const element = h("div", {}, head.element, error.element, list.element);
+  const search = h("input", { type: "search", autocomplete: "off", spellcheck: "false", value: needle, placeholder: t("users.search"), "aria-label": t("users.search") });
+  search.addEventListener(
+    "input",
+    debounced(() => {
+      needle = search.value.trim();
+      context.setQuery({ q: needle });
+      users.again();
+    }, 150),
+  );
+  const element = h("div", {}, head.element, h("div", { class: "filters" }, h("label", { class: "field search" }, search)), error.element, list.element);
   const users = watching(
-    () => "/admin/users",
+    () => `/admin/users?limit=${MOST_SHOWN}${needle === "" ? "" : `&q=${encodeURIComponent(needle)}`}`,
     (found) => {
       list.show(found.users);
-      countOf(head, "users.count", found.users.length);
+      countOf(head, "users.count", found.total, found.users.length);
     },
     error,
   );
