@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-long test-clients test-install test-browser screenshots lint format types check bench bench-parts bench-gate bench-soak bench-page bench-schedule docs prices lock clean
+.PHONY: help install demo run test test-long test-clients test-install test-browser screenshots lint format types check bench bench-parts bench-gate bench-ledger bench-soak bench-page bench-schedule docs prices lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ bench-parts: $(STAMP) ## numbers of the hot paths by themselves
 
 bench-gate: $(STAMP) ## what limits and money add to a request, in CPU
 	$(BIN)/python -m bench.gate $(ARGS)
+
+bench-ledger: $(STAMP) ## how many turns a ledger writes down (ARGS="--database-url postgresql://.../..." for a server)
+	$(BIN)/python -m bench.ledger $(ARGS)
 
 bench-soak: $(STAMP) ## an hour of mixed load at half of what the daemon can do (ARGS="--minutes 5")
 	$(BIN)/python -m bench.soak $(ARGS)

@@ -1,8 +1,8 @@
-"""How many turns a ledger can authorize and settle, durably, with 64 of them in flight.
+"""How many turns a ledger can authorize and settle, durably, with 64 callers at a time.
 
-Run by `make bench-ledger`. Each turn waits until its hold is on disk, and then until its settlement is; what is
-measured is both together, and the money is checked afterwards. With `--database-url` it is a PostgreSQL database,
-which is emptied first.
+Run by `make bench-ledger`. Each caller waits until what its turn may cost is set aside on disk, settles it, and begins
+the next; it is over when the last settlement is on disk, and everything has to add up then. With `--database-url` it
+is a PostgreSQL database, which users and turns are added to.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from codex_proxy.clock import SystemClock
@@ -25,6 +26,8 @@ from codex_proxy.trace import UsageSource
 
 USERS = 50
 IN_FLIGHT = 64
+LOOKED_AT = 20
+"""Of so many turns one waits until its settlement is on disk too."""
 NANOS = 1_000_000
 
 # What is to be reached: pairs a second, and milliseconds that 99 of 100 do not take.
@@ -66,7 +69,7 @@ def settlement(request_id: str, key: Key, at: int, cost: int) -> Settlement:
 
 async def people(ledger: Ledger, budgets: bool) -> list[tuple[Key, tuple[tuple[str, Budget], ...]]]:
     """Make users with money, each with a key, and the budgets of both."""
-    made = []
+    made: list[tuple[Key, tuple[tuple[str, Budget], ...]]] = []
     for number in range(USERS):
         user = await ledger.create_user(f"user {number} {secrets.token_hex(4)}", actor="bench")
         key, _ = await ledger.create_key(user.id, "key", actor="bench")
@@ -82,10 +85,24 @@ async def people(ledger: Ledger, budgets: bool) -> list[tuple[Key, tuple[tuple[s
     return made
 
 
-async def measure(ledger: Ledger, pairs: int, *, budgets: bool) -> tuple[float, list[float], float]:
-    """Return pairs a second, what each took in seconds, and the CPU seconds of all."""
+@dataclass(slots=True)
+class Measured:
+    """What came of some turns."""
+
+    pairs: int
+    seconds: float
+    """From the first authorize until the last settlement was on disk."""
+    cpu: float
+    begun: list[float] = field(default_factory=list)
+    """How long turns waited until they might begin."""
+    settled: list[float] = field(default_factory=list)
+    """How long it took until settlements were on disk, of some of them."""
+
+
+async def measure(ledger: Ledger, pairs: int, *, budgets: bool) -> Measured:
+    """Have so many turns authorized and settled, as the gate does it: nobody waits for a settlement."""
     everybody = await people(ledger, budgets)
-    took: list[float] = []
+    measured = Measured(pairs, 0.0, 0.0)
     left = iter(range(pairs))
 
     async def caller(number: int) -> None:
@@ -97,16 +114,28 @@ async def measure(ledger: Ledger, pairs: int, *, budgets: bool) -> tuple[float, 
             await ledger.authorize(
                 Hold(request_id, key.user_id, key.id, NANOS, at, at + 600_000, "gpt-5.5", limits)
             )
+            measured.begun.append(time.perf_counter() - began)
             # Half of what was set aside, up to half as much again.
-            cost = NANOS // 2 + turn % NANOS
-            await ledger.settled(settlement(request_id, key, at, cost))
-            took.append(time.perf_counter() - began)
+            one = settlement(request_id, key, at, NANOS // 2 + turn % NANOS)
+            if turn % LOOKED_AT:
+                ledger.settle(one)
+                continue
+            began = time.perf_counter()
+            await ledger.settled(one)
+            measured.settled.append(time.perf_counter() - began)
 
     cpu, began = time.process_time(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for number in range(IN_FLIGHT):
             group.create_task(caller(number))
-    return pairs / (time.perf_counter() - began), sorted(took), time.process_time() - cpu
+    await ledger.write(lambda _: None)
+    measured.seconds, measured.cpu = time.perf_counter() - began, time.process_time() - cpu
+    return measured
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """Return a percentile, in milliseconds."""
+    return sorted(values)[len(values) * percent // 100] * 1_000
 
 
 async def run(name: str, database_url: str, folder: Path, pairs: int) -> bool:
@@ -120,19 +149,22 @@ async def run(name: str, database_url: str, folder: Path, pairs: int) -> bool:
         )
         await ledger.start()
         await measure(ledger, pairs // 10, budgets=budgets)
-        rate, took, cpu = await measure(ledger, pairs, budgets=budgets)
+        found = await measure(ledger, pairs, budgets=budgets)
         wrong = await ledger.check()
         await ledger.aclose()
-        half, most = took[len(took) // 2] * 1_000, took[len(took) * 99 // 100] * 1_000
+        rate = found.pairs / found.seconds
+        slowest = max(percentile(found.begun, 99), percentile(found.settled, 99))
         goal, limit = GOALS[name]
-        good = rate >= goal and most <= limit and not wrong
+        good = rate >= goal and slowest <= limit and not wrong
         reached &= good
-        print(
-            f"{name:11}{'with budgets' if budgets else 'no budgets':13}{rate:8,.0f} pairs/s  p50 {half:5.1f} ms  "
-            f"p99 {most:5.1f} ms  {1e6 * cpu / pairs:5.0f} us CPU each   (to reach: {goal:,} and {limit:.0f} ms)"
-            f"{'' if good else '  NOT REACHED'}{'  ' + '; '.join(wrong) if wrong else ''}",
-            flush=True,
+        sys.stdout.write(
+            f"{name:11}{'with budgets' if budgets else 'no budgets':13}{rate:8,.0f} pairs/s"
+            f"   may begin after {percentile(found.begun, 50):4.1f} ms, p99 {percentile(found.begun, 99):4.1f}"
+            f"   on disk after {percentile(found.settled, 50):4.1f} ms, p99 {percentile(found.settled, 99):4.1f}"
+            f"   {1e6 * found.cpu / found.pairs:4.0f} us CPU each"
+            f"   to reach {goal:,} and {limit:.0f} ms: {'yes' if good else 'NO'} {'; '.join(wrong)}\n"
         )
+        sys.stdout.flush()
     return reached
 
 

@@ -40,7 +40,8 @@ from codex_proxy.ledger.operations import (
     Work,
 )
 from codex_proxy.ledger.spooling import Spool, process_of, settlement_of, spools_in
-from codex_proxy.ledger.tables import client_keys, holds, processes, users
+from codex_proxy.ledger.tables import client_keys, counters, holds, processes, users
+from codex_proxy.ledger.windows import DAY
 from codex_proxy.storage.spool import SpoolReader
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ _LAST_RETRY_SECONDS = 8.0
 _BEAT_SECONDS = 10.0
 _DEAD_SECONDS = 60.0
 """How long a process on another machine may show no sign of life before what it holds is released."""
+_KEPT_WINDOWS = 2 * DAY
 _TRIES = 5
 """Of a transaction that gets into another's way."""
 
@@ -269,6 +271,7 @@ class Writer:
             if not self.is_away:
                 try:
                     self._release_dead()
+                    self._forget_windows()
                 except Away as exc:
                     self._went_away(str(exc))
         elif errand.name == "end":
@@ -684,6 +687,19 @@ class Writer:
             elif now - since > _DEAD_SECONDS:
                 dead.append(one)
         self._release(dead)
+
+    def _forget_windows(self) -> None:
+        """Delete the counters of windows that are over; a clock that is set back has them counted together again."""
+        at = self._at()
+        gone = self._transaction(
+            lambda connection: (
+                connection.execute(delete(counters).where(counters.c.until < at - _KEPT_WINDOWS)).rowcount
+            )
+        )
+        if gone:
+            self._book = None
+        for key in [key for key, (_, until, _) in self._spent.items() if until < at - _KEPT_WINDOWS]:
+            del self._spent[key]
 
     def _release(self, dead: list[str]) -> None:
         if not dead:

@@ -71,6 +71,11 @@ class AccountRoute:
         """Wait until an account that could serve *request* has room; see `Pool.wait_for_place`."""
         await self._pool.wait_for_place(self._want(request), tried, seconds=seconds, ticket=ticket)
 
+    @property
+    def are_there(self) -> bool:
+        """Whether there is any account at all."""
+        return len(self._pool) > 0
+
     def has_written(self, compacted: str) -> bool:
         """Tell whether an account wrote this piece of history, which nobody else can read."""
         return self._pool.owners.get(digest(compacted)) is not None

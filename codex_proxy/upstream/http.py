@@ -238,7 +238,7 @@ class HttpLease:
                 provider.lack(way, now)
                 logger.warning(
                     "upstream has not what was asked for name=%s model=%s dialect=%s: for an hour not asked for it again; "
-                    "see its models and capabilities",
+                    "see its base-url, models and capabilities",
                     provider.name, way.model, way.capability,
                 )  # fmt: skip
             case Verdict.LIMITED:

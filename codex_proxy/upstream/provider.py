@@ -83,7 +83,7 @@ class Check:
     """In words, for its owner."""
     models: tuple[str, ...] = ()
     is_inconclusive: bool = False
-    """It is there, but has no list of models, which says nothing about its key."""
+    """It is there, but shows no list of models, which says nothing about its key."""
 
 
 @dataclass(slots=True)
@@ -270,7 +270,7 @@ class Provider:
             self.failed_checks, self.refused = 0, ""
         elif check.is_inconclusive:
             self.failed_checks = 0
-        elif check.status not in (401, 403):
+        elif check.status != 401:
             self.failed_checks += 1
 
     def state(self, now: float) -> str:

@@ -185,8 +185,13 @@ class Providers:
         await self._check(due)
 
     async def check_all(self) -> list[JsonObject]:
-        """Check all of them now, also those that are switched off; return a result for each, by name."""
+        """Check all of them now, also those that are switched off; return a result for each, by name.
+
+        Their owner asks for it: what they were found to lack is asked for again.
+        """
         providers = self.all()
+        for provider in providers:
+            provider.lacks.clear()
         await self._check(providers)
         now = self.clock.monotonic()
         return [_result(provider, now) for provider in providers if self._all.get(provider.name) is provider]
@@ -196,6 +201,7 @@ class Providers:
         provider = self._all.get(name)
         if provider is None:
             return None
+        provider.lacks.clear()
         await self._check([provider])
         return _result(provider, self.clock.monotonic())
 
@@ -227,7 +233,7 @@ class Providers:
             return
         before = provider.state(self.clock.monotonic())
         listed = provider.listed()
-        if check.status in (401, 403):
+        if check.status == 401:
             provider.refuse(check.message, self.clock.monotonic())
         provider.checked(check)
         pause = CHECK_SECONDS * (1.0 + _JITTER * (2.0 * self._rng.random() - 1.0))
@@ -304,8 +310,12 @@ def _read_check(reply: Reply, at: float, seconds: float) -> Check:
                 "what it answers at /v1/models is no list of models; is base-url right?",
             )
         return Check(at, True, status, seconds, f"it lists {len(models)} models", models)
-    if status in (401, 403):
+    if status == 401:
         return Check(at, False, status, seconds, f"it refuses the key: status {status}")
+    if status == 403:
+        # A key may be good for answers alone.
+        words = "this key may not list its models (status 403), which does not matter if it may ask"
+        return Check(at, False, status, seconds, words, is_inconclusive=True)
     if status in (404, 405, 501):
         words = f"it has no list of models at /v1/models (status {status}); is base-url right?"
         return Check(at, False, status, seconds, words, is_inconclusive=True)

@@ -43,6 +43,9 @@ _AGAIN_SECONDS = 0.5
 
 _MAX_CHAINS = 10_000
 
+# Of the models that there are, so many are named to a caller who asked for another one.
+_MAX_NAMED = 30
+
 
 @dataclass(slots=True)
 class _Look:
@@ -88,6 +91,8 @@ class MergedRoute:
         if not able:
             if refusal is not None:
                 raise refusal
+            if native is not None and not self._accounts.are_there:
+                raise self._nothing_for(native.model)
             return self._accounts.pick(request, tried)
         groups: dict[int, list[tuple[Provider, Way] | None]] = {}
         if refusal is None:
@@ -103,6 +108,18 @@ class MergedRoute:
         if lease is not None:
             return lease
         raise self._nobody(look, able, tried)
+
+    def _nothing_for(self, model: str) -> ProxyError:
+        """Say that no upstream serves a model, where there are no accounts."""
+        if not self._providers.count()[0]:
+            return PoolEmpty("no account is loaded, and every upstream is switched off")
+        listed = self._providers.listed()
+        names = f"; they serve: {', '.join(listed[:_MAX_NAMED])}" if listed else ""
+        return RequestError(
+            f"the model {model!r} is not available here: no upstream serves it{names}",
+            param="model",
+            code="model_not_found",
+        )
 
     def _able(self, request: BackendRequest) -> list[tuple[Provider, Way]]:
         """Return the upstreams that could ever serve *request*."""
@@ -222,7 +239,8 @@ class MergedRoute:
         waits = [blocked.until - now for _, _, blocked in look.blocked if blocked.rule == "resting"]
         waits += [_AGAIN_SECONDS for provider, _ in able if provider.key in tried]
         pool = look.pool
-        if isinstance(pool, PoolError) and pool.is_for_history:
+        if isinstance(pool, PoolBusy) or (isinstance(pool, PoolError) and pool.is_for_history):
+            # A place on an account is waited for, and all are looked at again meanwhile.
             return pool
         if isinstance(pool, PoolShortage | PoolExhausted):
             waits.append(pool.retry_after)

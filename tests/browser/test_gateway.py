@@ -13,9 +13,13 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.browser.desk import DESK, PHONE, Tab, tab
+from tests.browser.test_reading import OWN_TEXTS, SAME
 from tests.daemon.test_admin_api import ADMIN, UPSTREAM_KEY, Gateway, gateway, upstream
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+
+# Also sums of dollars, and what a browser writes of a moment.
+_SAME = re.compile(rf"{SAME.pattern[:-3]}|[$A-Z]|CSV)*$")
 
 PLACES = ("keys", "users", "usage", "upstreams", "prices", "audit")
 
@@ -87,6 +91,7 @@ async def test_a_key_is_created_shown_once_limited_replaced_and_revoked(
         secret = (await shown.locator("pre").inner_text()).strip()
         assert re.fullmatch(r"sk-[0-9A-Za-z]{49}", secret)
         await at.page.keyboard.press("Escape")
+        await expect(at.page.get_by_role("button", name="Create a key")).to_be_focused()
         row = at.page.locator(".listing tbody tr")
         await expect(row).to_contain_text(["30 requests/min"])
         assert secret not in await at.page.content()
@@ -328,6 +333,9 @@ async def test_nothing_shuts_anybody_out(
 
     async def check(at: Tab, place: str) -> None:
         assert await at.too_wide() == [], place
+        if lang == "zh-CN":
+            for text in await at.page.evaluate(OWN_TEXTS):
+                assert re.search(r"[\u3400-\u9fff]", text) or _SAME.match(text), f"{place}: {text!r}"
         await at.page.evaluate(f"() => {{ {axe}\n; }}")
         assert await at.page.evaluate(look) == [], place
 

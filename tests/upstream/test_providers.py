@@ -72,7 +72,8 @@ NAMED = {"name": "a", "api-key": "sk-canary-0123456789"}
         (Reply(200, {}, b"<html>"), False, "degraded", "no list of models"),
         (Reply(200, {}, b'{"data":{}}'), False, "degraded", "no list of models"),
         (Reply(401, {}, b"{}"), False, "disabled", "status 401"),
-        (Reply(403, {}, b"<html>"), False, "disabled", "status 403"),
+        # Keys of narrow rights may ask, and not list.
+        (Reply(403, {}, b"<html>"), False, "healthy", "status 403"),
         (Reply(404, {}, b""), False, "healthy", "base-url"),
         (Reply(308, {}, b""), False, "degraded", "redirects"),
         (Reply(500, {}, b'{"error":{"message":"sk-canary-0123456789 broke"}}'), False, "degraded", "broke"),

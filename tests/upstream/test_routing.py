@@ -39,6 +39,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self.says: ProxyError | None = None
+        self.are_there = True
         self.history: set[str] = set()
 
     def pick(self, request: BackendRequest, tried: Collection[str]) -> Lease:
@@ -274,6 +275,8 @@ def test_an_account_on_trial_is_waited_for() -> None:
     assert told(stage) is stage.accounts.says
     stage.accounts.says = PoolBusy("full")
     assert stage.pick().alias == "a"
+    # Where nobody else can serve, there is a queue.
+    assert told(stage, {"upstream:a"}) is stage.accounts.says
 
 
 def test_what_no_upstream_takes_is_the_accounts_matter() -> None:
@@ -289,6 +292,18 @@ def test_what_no_upstream_takes_is_the_accounts_matter() -> None:
     stage = Stage(A)
     assert stage.pick(refused).alias == "a"
     assert isinstance(told(stage, {"upstream:a"}, refused), PoolShortage)
+
+
+def test_a_model_that_nobody_has_is_the_callers_matter() -> None:
+    stage = Stage({**A, "models": ["x", "y"]})
+    stage.accounts.are_there = False
+    error = told(stage)
+    assert isinstance(error, RequestError)
+    assert (error.status, error.code) == (400, "model_not_found")
+    assert "'m' is not available here: no upstream serves it; they serve: x, y" in error.message
+    stage = Stage({**A, "enabled": False})
+    stage.accounts.are_there = False
+    assert isinstance(told(stage), PoolEmpty)
 
 
 def test_history_that_an_account_wrote_goes_to_no_upstream() -> None:

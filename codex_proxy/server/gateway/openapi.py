@@ -79,10 +79,13 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
             "version": __version__,
             "description": "Users, client keys, money, prices, upstreams and usage. All of it needs the admin-key.",
         },
-        "security": [{"admin": []}],
+        "security": [{"bearer": []}, {"header": []}],
         "paths": paths,
         "components": {
-            "securitySchemes": {"admin": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
             # What is asked for in a query is told as parameters.
             "schemas": {
                 **{name: one for name, one in sorted(components.items()) if name not in asked},

@@ -90,6 +90,15 @@ export function number(value, digits = 0) {
   return format(`n${digits}`, (l) => new Intl.NumberFormat(l, { maximumFractionDigits: digits })).format(value);
 }
 
+/** A sum of dollars with two places at least. */
+export function dollars(value, digits = 2) {
+  const make = (l) =>
+    new Intl.NumberFormat(l, {
+      style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: 2, maximumFractionDigits: digits,
+    });
+  return format(`usd${digits}`, make).format(value);
+}
+
 /** A rate or a count, short enough for a tile: 8.4, 312, 1.2K. */
 export function short(value) {
   if (!isKnown(value)) return UNKNOWN;

@@ -62,8 +62,11 @@ export function checkField(param, label, { value = false, hint = "" } = {}) {
 
 /** A moment of the reader's own clock, as the daemon takes it; null when it is empty. */
 export function momentField(param, label, { value = null, hint = "" } = {}) {
-  const control = h("input", { type: "datetime-local", value: value === null ? "" : localText(value) });
-  return field(param, label, control, { hint, value: () => (control.value === "" ? null : new Date(control.value).toISOString()) });
+  const shown = value === null ? "" : localText(value);
+  const control = h("input", { type: "datetime-local", value: shown });
+  // What was not touched stays to the second.
+  const read = () => (control.value === shown ? value : control.value === "" ? null : new Date(control.value).toISOString());
+  return field(param, label, control, { hint, value: read });
 }
 
 function localText(text) {

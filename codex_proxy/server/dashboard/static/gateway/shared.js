@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { h, keyed, put, raw, say, show } from "../dom.js";
 import { icon } from "../icons.js";
 import { heading, meter, scrollBox, snippet, trouble } from "../parts.js";
-import { coarse, full, moment, number, seconds, t, term } from "../text.js";
+import { coarse, dollars, full, moment, number, seconds, t, term } from "../text.js";
 import { choiceField, group, listField, moneyField, numberField } from "./forms.js";
 
 export const WINDOWS = ["5h", "day", "week", "month", "total"];
@@ -20,7 +20,7 @@ export function money(text) {
   if (text === null || text === undefined) return t("unknown.sign");
   const value = Number(text);
   const digits = value !== 0 && Math.abs(value) < 1 ? Math.min(9, 2 - Math.floor(Math.log10(Math.abs(value)))) : 2;
-  return new Intl.NumberFormat(navigator.language ?? "en", { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: 2, maximumFractionDigits: Math.max(2, digits) }).format(value);
+  return dollars(value, Math.max(2, digits));
 }
 
 /** Dollars to the last place. */
