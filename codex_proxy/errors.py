@@ -352,7 +352,12 @@ _EXHAUSTED = frozenset({"usage_limit_reached", "usage_limit_exceeded", "billing_
 _MODEL = frozenset({"model_not_found", "usage_not_included", "model_not_supported"})
 _UNENTITLED = frozenset({
     "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
     "credit_balance_exhausted",
+    "exceeded_current_quota_error",
+    "insufficient_balance",
+    "insufficient_user_quota",
     "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded",
     "organization_usage_limit_exceeded",

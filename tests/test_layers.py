@@ -87,6 +87,7 @@ PURE_MODULES = (
     "alerts.shapes",
     "records.story",
     "ledger.book",
+    "ledger.cleaning",
     "ledger.keys",
     "ledger.model",
     "ledger.money",

@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain-timeout", "FORWARD_DRAIN_SEC", "how long requests have to end after SIGTERM (120)",
         metavar="SECONDS",
     )  # fmt: skip
+    add(
+        "--max-connections", "FORWARD_MAX_CONNECTIONS", "how many callers are let in at a time (5000)", metavar="N"
+    )  # fmt: skip
     add("--rate-limit", "FORWARD_RATE_LIMIT", "requests a minute for each address (0: no limit)", metavar="N")
     add(
         "--trust", "FORWARD_TRUST", "a reverse proxy whose X-Forwarded-For is believed",

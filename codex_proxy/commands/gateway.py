@@ -76,6 +76,9 @@ Work = Callable[[Gateway], Awaitable[int]]
 
 def perform_on(args: argparse.Namespace, work: Work) -> int:
     """Reach the gateway of the configuration that *args* names, do *work* on it, and return the exit code."""
+    for value in vars(args).values():
+        if isinstance(value, str) and not value.isprintable() and _is_broken(value):
+            raise ProxyError(f"{value[:50]!r} is no text: this terminal and its arguments have to be UTF-8")
     settings = options.load(args).settings
 
     async def main() -> int:
@@ -83,6 +86,14 @@ def perform_on(args: argparse.Namespace, work: Work) -> int:
             return await work(gateway)
 
     return asyncio.run(main())
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 @asynccontextmanager
@@ -258,6 +269,19 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_new_limits(parser: argparse.ArgumentParser) -> None:
+    """Let *parser* take limits that replace others, or that there are to be none."""
+    parser.add_argument("--none", action="store_true", help="no limits any more")
+    add_limits(parser)
+    parser.set_defaults(refuse=parser.error)
+
+
+def check_new_limits(args: argparse.Namespace) -> None:
+    """End with a complaint when *args* say both."""
+    if args.action == "limits" and args.none and limits_of(args):
+        args.refuse("argument --none: not allowed with limits")
+
+
 def limits_of(args: argparse.Namespace) -> JsonObject:
     """Return the limits that *args* hold, as the admin API takes them."""
     given: JsonObject = {
@@ -291,17 +315,21 @@ def limits_in_words(limits: JsonObject) -> str:
     return ", ".join(words) or "none"
 
 
+def name(text: str) -> str:
+    """Read a name, which is something."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a name cannot be empty")
+    return text
+
+
 def moment(text: str) -> str:
     """Read a time: how long ago (2h, 3d), or a date with or without the time of day on this machine's clock."""
-    return _told(_ago(text) or _date(text))
+    return _told(_in(text, -1) or _date(text))
 
 
 def later(text: str) -> str:
     """Read a time to come: in how long (30d), or a date."""
-    span = _SPAN.fullmatch(text.strip())
-    if span is not None:
-        return _told(datetime.now(UTC) + timedelta(**{_UNITS[span[2]]: int(span[1])}))
-    return _told(_date(text))
+    return _told(_in(text, 1) or _date(text))
 
 
 def seconds(text: str) -> int:
@@ -312,9 +340,14 @@ def seconds(text: str) -> int:
     return int(timedelta(**{_UNITS[span[2]]: int(span[1])}).total_seconds())
 
 
-def _ago(text: str) -> datetime | None:
+def _in(text: str, sign: int) -> datetime | None:
     span = _SPAN.fullmatch(text.strip())
-    return None if span is None else datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
+    if span is None:
+        return None
+    try:
+        return datetime.now(UTC) + sign * timedelta(**{_UNITS[span[2]]: int(span[1])})
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is further away than a calendar goes") from None
 
 
 def _date(text: str) -> datetime:

@@ -7,7 +7,9 @@ from codex_proxy.commands.gateway import (
     Gateway,
     add_json,
     add_limits,
+    add_new_limits,
     asked,
+    check_new_limits,
     day,
     key_called,
     later,
@@ -51,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--user",
         metavar="USER",
-        default=OWNER,
+        # A default would undo a --user before the action.
+        default=argparse.SUPPRESS,
         help="whose it is, by id or name (owner, who is never billed)",
     )
     made.add_argument("--expires", metavar="TIME", type=later, help="when it ends: 30d, or 2026-12-31")
@@ -63,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     limited = add("limits", "show a key's limits, or replace all of them")
     limited.add_argument("key", metavar="KEY", help="by id, name or hint")
-    limited.add_argument("--none", action="store_true", help="no limits any more")
-    add_limits(limited)
+    add_new_limits(limited)
     revoked = add("revoke", "end a key for good; it is refused within a second")
     revoked.add_argument("key", metavar="KEY", help="by id, name or hint")
     options.add_yes(revoked)
@@ -72,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List keys, or do something to one; return the exit code."""
+    check_new_limits(args)
     action = {
         None: _list,
         "create": _create,
@@ -110,7 +113,7 @@ def _row(key: JsonObject) -> tuple[str, ...]:
 
 
 async def _create(gateway: Gateway, args: argparse.Namespace) -> int:
-    user = await user_called(gateway, args.user)
+    user = await user_called(gateway, OWNER if args.user is None else args.user)
     body = {"user": user["id"], "name": args.name, "limits": limits_of(args)}
     if args.expires is not None:
         body["expires_at"] = args.expires

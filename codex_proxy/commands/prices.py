@@ -111,7 +111,7 @@ def _told(own: JsonObject, *, as_json: bool) -> int:
         show_json(own)
         return 0
     price = own["price"]
-    what = "the package's price counts" if price is None else f"{price['input']} in, {price['output']} out"
+    what = "no price of your own counts" if price is None else f"{price['input']} in, {price['output']} out"
     say(f"{own['model']} ({own['tier']}): {what} from {day(own['effective_from'])} on; number {own['id']}")
     return 0
 

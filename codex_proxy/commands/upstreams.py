@@ -4,7 +4,7 @@ import argparse
 
 from codex_proxy.commands import options
 from codex_proxy.commands.control import segment
-from codex_proxy.commands.gateway import Gateway, add_json, asked, day, perform_on, show_json
+from codex_proxy.commands.gateway import Gateway, add_json, asked, day, name, perform_on, show_json
 from codex_proxy.commands.terminal import Align, columns, printable, say
 from codex_proxy.protocol.wire import JsonObject
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
     options.add_config(check)
     add_json(check)
-    check.add_argument("name", metavar="NAME", nargs="?", help="only this one")
+    check.add_argument("name", metavar="NAME", nargs="?", type=name, help="only this one")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from codex_proxy.commands.gateway import (
     day,
     key_called,
     moment,
+    name,
     perform_on,
     show_json,
     user_called,
@@ -19,6 +20,7 @@ from codex_proxy.commands.terminal import Align, columns, printable, say
 from codex_proxy.protocol.wire import JsonObject
 
 GROUPS = ("user", "key", "model", "day")
+_NARROWING = ("by", "rows", "user", "key", "model", "since", "until")
 _DEFAULT_ROWS = 50
 _MOST = 500
 
@@ -29,9 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Add up tokens and money by user, key, model or day, or list single requests; through the running daemon, or"
         " out of its database when none runs. Sums are of whole days of UTC."
     )
-    parser.add_argument("request_id", metavar="REQUEST_ID", nargs="?", help="tell of this one request")
     parser.add_argument(
-        "--by", metavar="GROUPS", type=_groups, default="day",
+        "request_id", metavar="REQUEST_ID", nargs="?", type=name, help="tell of this one request"
+    )
+    parser.set_defaults(refuse=parser.error)
+    parser.add_argument(
+        "--by", metavar="GROUPS", type=_groups,
         help=f"what to tell apart: one or more of {', '.join(GROUPS)}, with commas between them (day)",
     )  # fmt: skip
     parser.add_argument(
@@ -64,12 +69,17 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Print it; return the exit code."""
+    if args.request_id is not None and (args.csv or any(vars(args)[one] is not None for one in _NARROWING)):
+        args.refuse("one request is told of by itself, with --json at most")
+    if args.rows is not None and args.by is not None:
+        args.refuse("argument --by: not allowed with argument --rows")
     return perform_on(args, lambda gateway: _show(gateway, args))
 
 
 async def _show(gateway: Gateway, args: argparse.Namespace) -> int:
     if args.request_id is not None:
         return _told(await asked(gateway, "GET", f"/usage/{segment(args.request_id)}"), as_json=args.json)
+    by = args.by or "day"
     query = {
         name: value
         for name, value in (("model", args.model), ("since", args.since), ("until", args.until))
@@ -81,13 +91,13 @@ async def _show(gateway: Gateway, args: argparse.Namespace) -> int:
         query["key"] = (await key_called(gateway, args.key))["id"]
     if args.csv:
         path = "/usage/sums.csv" if args.rows is None else "/usage.csv"
-        grouped = {"by": args.by} if args.rows is None else {}
+        grouped = {"by": by} if args.rows is None else {}
         table = await gateway.ask("GET", path, query={**query, **grouped})
         sys.stdout.write(table.decode("utf-8").replace("\r\n", "\n"))
         return 0
     if args.rows is not None:
         return await _list(gateway, query, args.rows, as_json=args.json)
-    found = await asked(gateway, "GET", "/usage/sums", query={**query, "by": args.by})
+    found = await asked(gateway, "GET", "/usage/sums", query={**query, "by": by})
     if args.json:
         show_json(found)
         return 0

@@ -8,7 +8,9 @@ from codex_proxy.commands.gateway import (
     Gateway,
     add_json,
     add_limits,
+    add_new_limits,
     asked,
+    check_new_limits,
     day,
     limits_in_words,
     limits_of,
@@ -52,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "limits", "show a user's limits, or replace all of them; they hold for all its keys together"
     )
     limited.add_argument("user", metavar="USER", help="by id or name")
-    limited.add_argument("--none", action="store_true", help="no limits any more")
-    add_limits(limited)
+    add_new_limits(limited)
     for name, text in (
         ("suspend", "refuse all keys of a user until it is resumed"),
         ("resume", "let a suspended user's keys work again"),
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List users, or do something to one; return the exit code."""
+    check_new_limits(args)
     action = {
         None: _list,
         "create": _create,

@@ -4,10 +4,11 @@ Its parser reads what callers send, strictly; of a request a relay needs the fie
 it comes, so what `web.Request` and `web.Response` add is left out.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -16,6 +17,16 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 logger = logging.getLogger(__name__)
+
+MAX_HEAD_SIZE = 128 * 1024
+"""What all of a head may hold; the parser bounds its lines and how many there are, which is megabytes."""
+
+# What a transport holds before an answer of our own waits for who is to read it, and how long it waits.
+_HIGH_WATER = 64 * 1024
+_TAKE_SECONDS = 30.0
+
+# Requests that were read behind the one in work.
+_MAX_WAITING = 2
 
 SERVER_OPTIONS: Mapping[str, Any] = {
     # A caller who leaves ends its handler, which closes the connection to the far server.
@@ -28,6 +39,8 @@ SERVER_OPTIONS: Mapping[str, Any] = {
     "lingering_time": 5.0,
     "max_field_size": 64 * 1024,
     "max_line_size": 16 * 1024,
+    # What of a body waits here for a slow server is a few times as much.
+    "read_bufsize": 64 * 1024,
     "access_log": None,
     "logger": logger,
 }
@@ -78,19 +91,26 @@ class Incoming:
 class Said:
     """An answer of our own, or the end of one that has been written already."""
 
-    __slots__ = ("_data", "_is_headless", "keep_alive", "status")
+    __slots__ = ("data", "keep_alive", "status")
 
     def __init__(self, status: int, data: bytes, *, keep_alive: bool) -> None:
         self.status = status
         self.keep_alive = keep_alive
-        self._data = data
+        self.data = data
 
     async def prepare(self, request: Incoming) -> None:
         """Write it."""
         transport = request.protocol.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the caller has left")
-        transport.write(self._data)
+        transport.write(self.data)
+        if transport.get_write_buffer_size() > _HIGH_WATER:
+            try:
+                async with asyncio.timeout(_TAKE_SECONDS):
+                    await request.writer.drain()
+            except TimeoutError:
+                transport.abort()
+                raise ConnectionResetError("the caller takes nothing") from None
 
     async def write_eof(self) -> None:
         """Do nothing: it is out."""
@@ -98,8 +118,8 @@ class Said:
 
 _REASONS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
-    405: "Method Not Allowed", 408: "Request Timeout", 429: "Too Many Requests",
-    500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 504: "Gateway Timeout",
+    405: "Method Not Allowed", 408: "Request Timeout", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 
 
@@ -143,17 +163,51 @@ def error(
 
 
 class _Protocol(RequestHandler):
-    """A connection whose errors are told as all of ours are."""
+    """A connection whose errors are told as all of ours are, and which holds no more than it has to."""
 
-    __slots__ = ()
+    __slots__ = ("_head_size",)
+
+    def __init__(self, manager: "Server", **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._head_size = 0
+        self._max_msg_queue_size, self._msg_queue_resume_size = _MAX_WAITING, _MAX_WAITING // 2
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless there are as many as there may be."""
+        if isinstance(self._manager, Server) and self._manager.is_full:
+            self._refuse(cast(asyncio.Transport, transport), _FULL)
+            return
+        super().connection_made(transport)
+
+    def _refuse(self, transport: asyncio.Transport, said: Said) -> None:
+        transport.write(said.data)
+        self.force_close()
+        transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take what has come; a body that turns out to be none ends, which nobody else tells its reader."""
-        super().data_received(data)
         request: Any = self._current_request
+        known = self._request_count
+        is_in_head = (
+            not self._messages and not self._upgraded and (request is None or request.payload.is_eof())
+        )
+        super().data_received(data)
+        if self._request_count != known or not is_in_head:
+            self._head_size = 0
+        else:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD_SIZE and self.transport is not None:
+                self._refuse(self.transport, _LARGE) if request is None else self.force_close()
+                return
+        request = self._current_request
         # Behind a body that has not ended stands an error, if anything.
         if self._messages and request is not None and not request.payload.is_eof():
             request.payload.set_exception(RequestPayloadError("the body is none"))
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Tell of a failure of the server's; that a caller left while its body was read away is none."""
+        if self.transport is not None:
+            super().log_exception(*args, **kw)
 
     def handle_error(  # type: ignore[override]  # what is done with the answer is all in `Said`
         self,
@@ -175,8 +229,31 @@ class _Protocol(RequestHandler):
         return error(400, "bad_request", "this is no HTTP/1.1 request that can be passed on")
 
 
+_LARGE = error(431, "head_too_large", f"the head of a request may have {MAX_HEAD_SIZE // 1024} KB")
+_FULL = error(
+    503, "too_many_connections", "this forwarder has as many connections as it may have", headers={"Retry-After": "5"}
+)  # fmt: skip
+
+
 class Server(web.Server):
-    """Serves connections of this kind."""
+    """Serves connections of this kind, so many at a time."""
+
+    def __init__(self, handler: Any, *, max_connections: int, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._max_connections = max_connections
+        self._has_told = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody more is let in; the log is told once, until half of them have left."""
+        count = len(self._connections)
+        if count < self._max_connections:
+            self._has_told = self._has_told and count > self._max_connections // 2
+            return False
+        if not self._has_told:
+            self._has_told = True
+            logger.warning("full: no more callers are let in connections=%d", count)
+        return True
 
     def __call__(self) -> RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)

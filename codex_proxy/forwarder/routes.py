@@ -9,12 +9,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from codex_proxy.addresses import why_not
 from codex_proxy.net.head import Address, Place, address_of
 
 MAX_UID = 999_999_999
 
 # `/u7/v1/...` is route 7, `/v1/...` the default one; a number has one way to be written.
-_TARGET = re.compile(r"(?:/u(0|[1-9][0-9]{0,8}))?(/v1(?:[/?#].*)?)", re.DOTALL)
+_TARGET = re.compile(r"(?:/u(0|[1-9][0-9]{0,8}))?(/v1(?:[/?][^#]*)?)")
+
+# A segment that many servers take for the folder above, or for none: whole, spelled out, or with what they cut off.
+_SLASH, _DOT, _END = r"(?:[/\\]|%2f|%5c)", r"(?:\.|%2e)", r"(?:[;?]|%3b|%3f|%23|%00|$)"
+_CLIMBS = re.compile(rf"{_SLASH}{_DOT}{{1,2}}(?={_SLASH}|{_END})", re.IGNORECASE)
 
 # yarl takes more for a host than a name may have.
 _TYPED = re.compile(r"[\x21-\x7e]+")
@@ -68,6 +73,8 @@ def upstream_of(url: str) -> Upstream:
         raise ValueError("holds a name or password, which callers send by themselves")
     if "?" in url or "#" in url:
         raise ValueError("holds a query; an address ends with its path")
+    if reason := why_not(address.place.host):
+        raise ValueError(f"is {reason}, to which nothing is sent")
     prefix = address.target.rstrip("/").removesuffix("/v1").rstrip("/")
     return Upstream(address.place, address.authority.encode("ascii"), prefix.encode("ascii"))
 
@@ -79,6 +86,11 @@ class Way:
     uid: int | None
     target: str
     """From `/v1` on."""
+
+    @property
+    def climbs(self) -> bool:
+        """Tell whether a server may find itself outside of `/v1` when it follows the path."""
+        return _CLIMBS.search(self.target.partition("?")[0]) is not None
 
 
 def way_of(target: str) -> Way | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from aiohttp import HttpVersion11
+
 from codex_proxy import __version__
 from codex_proxy.forwarder.heads import OWN_KEY, request_head
 from codex_proxy.forwarder.incoming import SERVER_OPTIONS, Incoming, Said, Server, error, page
@@ -105,8 +107,9 @@ class Forwarder:
         """
         loop = asyncio.get_running_loop()
         self._server = server = Server(
-            self._handle,  # type: ignore[arg-type]  # every request that comes is made by `Incoming`
-            request_factory=Incoming,  # type: ignore[arg-type]  # as above
+            self._handle,
+            request_factory=Incoming,
+            max_connections=self.settings.max_connections,
             **SERVER_OPTIONS,
         )
         listening = await loop.create_server(
@@ -171,7 +174,7 @@ class Forwarder:
         way = way_of(message.path)
         if way is None:
             return self._own_page(http)
-        refusal = self._refusal(http)
+        refusal = self._refusal(http, way)
         if refusal is not None:
             self._counts["refused"] += 1
             self._log(http, way, None, self._now(), refusal.status, "refused", 0)
@@ -243,7 +246,7 @@ class Forwarder:
 
     async def _connected(self, place: Place) -> RelayConnection | None:
         try:
-            connection = await self._relays.connect(place, CONNECT_SECONDS)
+            connection = await self._relays.connect(place, CONNECT_SECONDS, is_guarded=True)
         except NetError as exc:
             logger.warning("upstream not reached reason=%s", exc)
             self._down[place] = self._now() + _DOWN_SECONDS
@@ -262,7 +265,7 @@ class Forwarder:
         # A stable order: among those that are up, and among those that are not, it stays.
         yield from sorted(order, key=lambda one: self._down.get(one.place, 0.0) > now)
 
-    def _refusal(self, http: Incoming) -> Said | None:
+    def _refusal(self, http: Incoming, way: Way) -> Said | None:
         """Return why a request is not passed on."""
         message = http.message
         settings = self.settings
@@ -283,6 +286,16 @@ class Forwarder:
                     "this forwarder wants its own key in the header x-forward-key, beside your key for the server behind it",
                     method=message.method, keep_alive=self._may_stay(http),
                 )  # fmt: skip
+        if message.method == "CONNECT":
+            return error(400, "bad_target", "this forwarder opens no way to another server")
+        if way.climbs:
+            return error(
+                400, "bad_path", "the path leads out of /v1: no part of it may be . or ..",
+                method=message.method, keep_alive=self._may_stay(http),
+            )  # fmt: skip
+        if message.chunked and message.version < HttpVersion11:
+            # To whom speaks 1.0 there is no body here, and another request in its place.
+            return error(400, "bad_request", "HTTP/1.0 knows no body in chunks")
         if message.chunked and message.headers.get("Transfer-Encoding", "").strip().lower() != "chunked":
             return error(501, "unknown_coding", "a request may be sent in chunks, and coded in no other way")
         return None
@@ -376,6 +389,8 @@ class Forwarder:
             "timeout_seconds": settings.timeout,
             "rate_limit_per_minute": settings.rate_limit,
             "wants_key": settings.key is not None,
+            "connections": len(self._server.connections) if self._server is not None else 0,
+            "max_connections": settings.max_connections,
             "in_work": len(self._busy),
             "counts": dict(self._counts),
             "upstream_connections": self._relays.statistics(),

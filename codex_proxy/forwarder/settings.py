@@ -11,6 +11,8 @@ from codex_proxy.forwarder.routes import MAX_UID, Routes, Upstream, upstream_of
 
 MAX_RATE = 1_000_000
 MAX_SECONDS = 86_400.0
+MAX_CONNECTIONS = 1_000_000
+DEFAULT_CONNECTIONS = 5_000
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -22,6 +24,7 @@ VARIABLES: Mapping[str, str] = {
     "port": "PORT",
     "timeout": "UPSTREAM_TIMEOUT_SEC",
     "drain_timeout": "FORWARD_DRAIN_SEC",
+    "max_connections": "FORWARD_MAX_CONNECTIONS",
     "rate_limit": "FORWARD_RATE_LIMIT",
     "trust": "FORWARD_TRUST",
     "key": "FORWARD_KEY",
@@ -41,6 +44,8 @@ class Settings:
     timeout: float = 300.0
     """How many seconds either side may do nothing."""
     drain_timeout: float = 120.0
+    max_connections: int = DEFAULT_CONNECTIONS
+    """How many callers are let in at a time."""
     rate_limit: int = 0
     """Requests a minute for each address; 0 is no limit."""
     trust: tuple[Network, ...] = ()
@@ -79,6 +84,9 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
         port=int(given.number("port", 8000, 0, 65_535, whole=True)),
         timeout=timeout,
         drain_timeout=given.number("drain_timeout", 120.0, 0, MAX_SECONDS),
+        max_connections=int(
+            given.number("max_connections", DEFAULT_CONNECTIONS, 1, MAX_CONNECTIONS, whole=True)
+        ),
         rate_limit=int(given.number("rate_limit", 0, 0, MAX_RATE, whole=True)),
         trust=tuple(_network(given.name("trust"), one) for one in given.many("trust")[1]),
         key=given.secret("key"),

@@ -67,9 +67,15 @@ class Directory:
         """Forget everything, and know these."""
         self._users = {user.id: user for user in users}
         self._balances.clear()
+        before = self._keys
         self._keys, self._by_digest, self._old = {}, {}, {}
-        for known in keys:
-            self.put_key(*known)
+        for key, old_digest, old_until in keys:
+            # When it was used is known here before it is written.
+            known = before.get(key.id)
+            used = 0 if known is None else known.last_used or 0
+            self.put_key(
+                replace(key, last_used=used) if used > (key.last_used or 0) else key, old_digest, old_until
+            )
 
     def put_user(self, user: User) -> None:
         """Know a user as it is now."""

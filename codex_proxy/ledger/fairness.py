@@ -75,10 +75,8 @@ class Places:
     def try_enter(self, key: str, user: str) -> bool:
         """Take a place if there is one and nobody has been waiting for it; no await, no future."""
         if self._waiting:
-            # They may have been held up by something that is over.
+            # What held them up may be over. Those who wait on then do so because there is no place for their key.
             self.look()
-            if key in self._queues:
-                return False
         if self._full(key, user) is not None:
             return False
         self._take(key, user)

@@ -245,7 +245,8 @@ class TurnPassage:
         assert request is not None
         read = input_tokens(request)
         self._reserve = reserve = gate.live.current.reserve_tokens
-        most = request.max_output_tokens
+        # Embedding writes nothing.
+        most = 0 if self._trace.route == "embeddings" else request.max_output_tokens
         written = reserve if most is None else min(most, reserve)
         self._take_rates(read + written)
         at = int(gate.clock.now() * 1000)

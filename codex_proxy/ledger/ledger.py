@@ -116,6 +116,7 @@ class Ledger:
         """
         self._loop = asyncio.get_running_loop()
         deadline = time.monotonic() + _LOCK_SECONDS
+        is_said = False
         while True:
             promise = self._loop.create_future()
             self._writer.start(promise)
@@ -125,6 +126,9 @@ class Ledger:
             except Away as exc:
                 if time.monotonic() > deadline or not exc.is_passing:
                     raise ConfigError(f"ledger = {self.mode}: {exc}") from exc
+                if not is_said:
+                    logger.info("waiting for the ledger: another process has it")
+                    is_said = True
             await asyncio.sleep(0.1)
 
     async def hand_over(self) -> None:
@@ -208,7 +212,7 @@ class Ledger:
     async def top_up(self, request_id: str, nanos: int) -> bool:
         """Set aside *nanos* more for a turn; False when there is not so much."""
         turn = self._open.get(request_id)
-        if turn is None:
+        if turn is None or self._is_over:
             return False
         hold = turn.hold
         # Whoever asks is alive.
@@ -229,6 +233,10 @@ class Ledger:
         """Release what was set aside for a turn, and take what it cost. Once; a second time changes nothing."""
         settlement = clean(settlement)
         self._open.pop(settlement.request_id, None)
+        if self._is_over:
+            # Its hold is released by whoever comes next, as of a turn that was lost.
+            logger.error("a turn ended after the ledger request=%s", settlement.request_id)
+            return
         self.directory.note_used(settlement.key_id, settlement.at)
         self._put(Settle(settlement))
 

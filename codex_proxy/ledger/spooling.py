@@ -118,16 +118,15 @@ class Spool:
         self.bytes = os.stat(self._writer.path).st_size
         return True
 
-    def close(self) -> Path | None:
-        """End the file; it is read and removed like any other. Returns which it is."""
+    def close(self, *, is_awaited: bool = False) -> None:
+        """End the file, which is read and removed like any other; an empty one is there only if somebody waits for it."""
         if self._writer is None:
-            return None
+            return
         path = self._writer.path
         self._writer.close()
         self._writer = None
-        if not self.rows:
+        if not self.rows and not is_awaited:
             path.unlink(missing_ok=True)
-        return path
 
     def emptied(self) -> None:
         """Know that all of it was written where it belongs."""

@@ -25,7 +25,7 @@ from codex_proxy.errors import LedgerAway, ProxyError
 from codex_proxy.ledger import changes, rows
 from codex_proxy.ledger.bases import Again, Away, Base, NotOpened
 from codex_proxy.ledger.book import Book, used_up
-from codex_proxy.ledger.model import Mode, Settlement, Window
+from codex_proxy.ledger.model import Key, Mode, Settlement, User, Window
 from codex_proxy.ledger.operations import (
     Authorize,
     Decided,
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 # How many operations go into one transaction: beyond it a batch takes longer than anybody likes to wait.
 _MOST_TOGETHER = 512
 
-_GATHER_SECONDS = 0.02
+_GATHER_SECONDS = 0.05
 """How long settlements are gathered for which nobody waits."""
 _GATHERED = 64
 """How many of them are enough."""
@@ -284,7 +284,8 @@ class Writer:
         # A last try; what is not on disk then is lost: its hold is released by whoever comes next.
         if self._spool.kept and not self._spool.put(()):
             logger.error("%d settlements could not be written anywhere", len(self._spool.kept))
-        self._spool.close()
+        # Whoever has taken over sees by it that nothing more comes.
+        self._spool.close(is_awaited=self._has_handed_over)
         if self._is_open and not self._base.is_alone:
             with contextlib.suppress(Away):
                 self._transaction(
@@ -611,9 +612,12 @@ class Writer:
             error = LedgerAway("the ledger cannot be written now; try again in a moment")
         else:
             try:
-                value, news.users, news.keys, news.everybody = self._transaction(
+                value, news.users, news.keys, news.everybody, found = self._transaction(
                     lambda connection: _work(connection, work)
                 )
+                if found == self._version + 1:
+                    # It was this change alone, and its rows are known.
+                    self._version = found
             except Away as exc:
                 self._went_away(str(exc))
                 error = LedgerAway("the ledger cannot be written now; try again in a moment")
@@ -767,13 +771,16 @@ def _everybody(connection: Connection) -> Everybody:
     return Everybody(*changes.everybody(connection))
 
 
-def _work(connection: Connection, work: Work) -> tuple[Any, list[Any], list[Any], Everybody | None]:
+def _work(
+    connection: Connection, work: Work
+) -> tuple[Any, list[User], list[tuple[Key, bytes | None, int | None]], Everybody | None, int]:
+    """Do it; return what it gives, what it has changed of users and keys, and the version after it."""
     value = work.work(connection)
     if work.is_quiet:
-        return value, [], [], None
+        return value, [], [], None, 0
     if not work.users and not work.keys:
         changes.note_change(connection)
-        return value, [], [], _everybody(connection)
+        return value, [], [], _everybody(connection), changes.version(connection)
     found_users = [
         changes.user_of(row) for row in connection.execute(select(users).where(users.c.id.in_(work.users)))
     ]
@@ -781,4 +788,4 @@ def _work(connection: Connection, work: Work) -> tuple[Any, list[Any], list[Any]
         changes.known_key_of(row)
         for row in connection.execute(select(client_keys).where(client_keys.c.id.in_(work.keys)))
     ]
-    return value, found_users, found_keys, None
+    return value, found_users, found_keys, None, changes.version(connection)

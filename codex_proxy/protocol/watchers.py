@@ -96,6 +96,9 @@ class Watcher:
         wants_usage: Whether the caller asked for a frame with the usage alone.
     """
 
+    holds = "choices"
+    """Where a plain answer has what was asked for."""
+
     def __init__(self, now: Callable[[], float], *, wants_usage: bool = True) -> None:
         self.now = now
         self.begun = False
@@ -127,6 +130,7 @@ class Watcher:
                 self.words.append(text.decode("utf-8", "replace"))
             return True
         passes = True
+        says_error = _SAYS_ERROR(frame.raw) is not None
         for data in frame.payloads():
             if data.strip() == DONE:
                 self.ended = self.ended or self._reason or End.COMPLETED
@@ -138,6 +142,9 @@ class Watcher:
                 key = self._text_key(payload)
                 if key:
                     self._glance.learn(frame.raw, key)
+            if says_error and self.failure is None:
+                # Whatever it says, or in whatever shape, it is not the answer.
+                self.failure = self._fail(payload or {})
         return passes and self.failure is None
 
     def whole(self, data: bytes) -> None:
@@ -146,7 +153,8 @@ class Watcher:
         if payload is None:
             return
         self.failure = self._failure_in(payload)
-        if self.failure is not None:
+        if self.failure is not None or not isinstance(payload.get(self.holds), list):
+            # Some gateways say with status 200, and in words of their own, that it did not work.
             return
         self.begun = True
         self._read_whole(payload)
@@ -204,12 +212,21 @@ class Watcher:
     # -- for them --------------------------------------------------------------------------
 
     def _failure_in(self, payload: JsonObject) -> UpstreamError | None:
-        """Read an error that stands in the place of an answer."""
+        """Read an error that stands in the place of an answer; None when there is none."""
         error = payload.get("error")
-        if not error or not isinstance(error, dict | str):
-            return None
+        if isinstance(error, dict | str) and error:
+            return self._fail(payload)
+        is_flat = "error" in (payload.get("object"), payload.get("type"))
+        return self._fail(payload) if is_flat else None
+
+    def _fail(self, payload: JsonObject) -> UpstreamError:
+        """Return *payload* as the failure that it tells of."""
+        error = payload.get("error")
+        if payload.get("type") == "error":
+            # The flat shape names itself: that word is not the error's type.
+            payload = {key: value for key, value in payload.items() if key != "type"}
         status = payload.get("status")
-        code = error.get("code") if isinstance(error, dict) else None
+        code = (error if isinstance(error, dict) else payload).get("code")
         if isinstance(code, int) and not isinstance(code, bool):
             # Some gateways have the status there.
             status = code
@@ -243,10 +260,10 @@ class Watcher:
         into, out = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
         into, out = into if isinstance(into, dict) else {}, out if isinstance(out, dict) else {}
         self.usage = Usage(
-            input_tokens=number(usage.get("prompt_tokens")),
+            input_tokens=number(usage.get("prompt_tokens", usage.get("input_tokens"))),
             cached_tokens=number(into.get("cached_tokens")),
             cache_write_tokens=number(into.get("cache_write_tokens")),
-            output_tokens=number(usage.get("completion_tokens")),
+            output_tokens=number(usage.get("completion_tokens", usage.get("output_tokens"))),
             reasoning_tokens=number(out.get("reasoning_tokens")),
             source=UsageSource.BACKEND,
         )
@@ -258,8 +275,8 @@ class ChatWatcher(Watcher):
 
     def _read(self, payload: JsonObject, data: bytes) -> bool:
         choices = payload.get("choices")
-        if not isinstance(choices, list) or not choices:
-            self.failure = self._failure_in(payload)
+        # Also beside a choice, which then ends with the reason `error`.
+        self.failure = self._failure_in(payload)
         is_usage = self._take_usage(payload.get("usage"))
         if is_usage and not choices:
             return self._wants_usage
@@ -290,7 +307,9 @@ class ChatWatcher(Watcher):
 
     def _read_reason(self, choice: JsonObject) -> None:
         reason = choice.get("finish_reason")
-        if isinstance(reason, str) and reason:
+        if reason == "error":
+            self.failure = self.failure or self._fail({})
+        elif isinstance(reason, str) and reason:
             self.begun = True
             self._reason = End.INCOMPLETE if reason in ("length", "content_filter") else End.COMPLETED
 
@@ -330,6 +349,8 @@ class CompletionsWatcher(ChatWatcher):
 class EmbeddingsWatcher(Watcher):
     """Reads embeddings, which are no text and come whole."""
 
+    holds = "data"
+
     def _read(self, payload: JsonObject, data: bytes) -> bool:
         return True
 
@@ -339,6 +360,8 @@ class EmbeddingsWatcher(Watcher):
 
 class ResponsesWatcher(Watcher):
     """Reads the events of Responses, or one response."""
+
+    holds = "output"
 
     def __init__(self, now: Callable[[], float], *, wants_usage: bool = True) -> None:
         super().__init__(now, wants_usage=wants_usage)
@@ -432,6 +455,8 @@ def _item_texts(item: JsonObject) -> Iterable[Any]:
 class MessagesWatcher(Watcher):
     """Reads the events of a Messages stream, or one message."""
 
+    holds = "content"
+
     def __init__(self, now: Callable[[], float], *, wants_usage: bool = True) -> None:
         super().__init__(now, wants_usage=wants_usage)
         self._fields: dict[str, int] = {}
@@ -441,9 +466,9 @@ class MessagesWatcher(Watcher):
         return PING
 
     def _read(self, payload: JsonObject, data: bytes) -> bool:
+        # Relays say it without the type too.
+        self.failure = self._failure_in(payload)
         match payload.get("type"):
-            case "error":
-                self.failure = self._failure_in(payload)
             case "message_start":
                 message = payload.get("message")
                 if isinstance(message, dict):
@@ -534,6 +559,9 @@ _WATCHERS: Mapping[str, type[Watcher]] = {
 }
 
 
+_SAYS_ERROR = re.compile(rb"(?m)^event: ?error[ \r]*$").search
+
+
 def watcher_for(capability: str, now: Callable[[], float], *, wants_usage: bool = True) -> Watcher:
     """Return a watcher for an answer in the dialect of *capability*."""
     return _WATCHERS[capability](now, wants_usage=wants_usage)
@@ -541,6 +569,9 @@ def watcher_for(capability: str, now: Callable[[], float], *, wants_usage: bool 
 
 def number(value: Any, default: int = 0) -> int:
     """Return a count; what is none, or absurd, is *default*."""
+    if isinstance(value, float) and value.is_integer():
+        # Some languages have no other numbers.
+        value = int(value)
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
     return value if is_count else default
 

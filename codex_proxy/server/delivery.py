@@ -4,6 +4,7 @@ A sink writes nothing before `open`, so a failure until then is still an HTTP st
 kept, and raised where the handler asks for the `result`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -160,8 +161,10 @@ class EncodedSink(Sink):
     def usage(self, *, estimate: bool) -> Usage:
         """Return the backend's numbers, else an estimate when one is wanted."""
         if self._watcher is not None:
-            return self._watcher.estimate(self._request.input_bytes)
-        return self._encoder.estimate() if estimate else self._encoder.usage
+            told = self._watcher.estimate(self._request.input_bytes)
+        else:
+            told = self._encoder.estimate() if estimate else self._encoder.usage
+        return _made_whole(told, self._request.input_bytes, self.text_bytes)
 
     def end_state(self) -> End:
         """Return how the answer ended."""
@@ -257,7 +260,11 @@ class StreamSink(EncodedSink):
     async def fail(self, error: ProxyError) -> None:
         """Refuse with a status, or end the stream with the dialect's terminal event."""
         self._is_over = True
-        if self._stream is None or self._is_muted:
+        if self._is_muted:
+            # What its caller was told stays what it was.
+            self._error = error
+            return
+        if self._stream is None:
             self._refuse(error)
             return
         data = self._cut(error)
@@ -400,6 +407,22 @@ def _result(response: web.StreamResponse | None, error: ProxyError | None) -> we
     if response is None:
         raise ProxyError("the turn ended without an answer")
     return response
+
+
+def _made_whole(usage: Usage, input_bytes: int, text_bytes: int) -> Usage:
+    """Return *usage* with an estimate of what was told as nothing at all, and cannot be nothing."""
+    if usage.source is not UsageSource.BACKEND:
+        return usage
+    is_read = usage.input_tokens > 0 or not input_bytes
+    is_written = usage.output_tokens > 0 or not text_bytes
+    if is_read and is_written:
+        return usage
+    return dataclasses.replace(
+        usage,
+        input_tokens=usage.input_tokens if is_read else -(-input_bytes // 4),
+        output_tokens=usage.output_tokens if is_written else -(-text_bytes // 4),
+        source=UsageSource.ESTIMATE,
+    )
 
 
 def _input_only(request: BackendRequest) -> Usage:

@@ -168,8 +168,10 @@ def _untranslated(
         if capability == "embeddings":
             raise
         raise refusal from None
-    if capability == "edits" and fields.get("stream"):
-        # Nobody streams them.
+    if (capability == "edits" and fields.get("stream")) or (
+        capability == "responses" and fields.get("background")
+    ):
+        # Nobody streams the one; and an answer that is to be fetched later cannot be fetched here.
         raise refusal
     native.refusal, native.caller, native.query = refusal, caller.id, query
     native.via = _via(headers)
@@ -192,7 +194,9 @@ def _untranslated(
             # What is embedded is no conversation: one caller's requests stay together.
             items=None if capability == "embeddings" else items if isinstance(items, list | str) else [],
         ),
-        max_output_tokens=_limit_in(fields),
+        # Its price depends on it.
+        service_tier=tier if isinstance(tier := fields.get("service_tier"), str) else None,
+        max_output_tokens=None if (limit := _limit_in(fields)) is None else limit * _answers_in(fields),
         encrypted=tuple(survey.encrypted),
         compacted=tuple(survey.compacted),
         input_bytes=len(raw) - sum(map(len, _OPAQUE.findall(raw))),
@@ -213,6 +217,16 @@ def _limit_in(fields: JsonObject) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
+
+
+def _answers_in(fields: JsonObject) -> int:
+    """Return how many answers a request has, each of which may grow up to its limit."""
+    counts = [fields.get("n"), fields.get("best_of")]
+    prompts = fields.get("prompt")
+    each = max([one for one in counts if isinstance(one, int)], default=1)
+    # Of several prompts each is a text, or a list of tokens; a list of numbers is one prompt.
+    is_many = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+    return max(each, 1) * (len(prompts) if isinstance(prompts, list) and is_many else 1)
 
 
 class Silent:

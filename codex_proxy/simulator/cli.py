@@ -101,9 +101,9 @@ def _greeting(sim: Simulator, auth_dir: Path | None) -> str:
 
 Point the proxy at it with these lines in its config.yaml:
 
-  base-url: {sim.base_url}
-  oauth-issuer: {sim.issuer}
-  auth-dir: {folder}
+base-url: {sim.base_url}
+oauth-issuer: {sim.issuer}
+auth-dir: {folder}
 
 Try:
 

@@ -405,7 +405,9 @@ class Exchange:
                 ):
                     failures[key] = failures.get(key, 0) + 1
                     most = lease.max_retries
-                    (resting if most is None or failures[key] <= most else left).add(key)
+                    # An upstream that refuses a request refuses it again.
+                    is_final = bool(lease.upstream) and error.verdict is Verdict.FORBIDDEN
+                    (left if is_final or (most is not None and failures[key] > most) else resting).add(key)
                     passing += 1
                     if passing > settings.max_retry:
                         raise self._gave_up(error)
@@ -715,8 +717,11 @@ class Exchange:
         watcher = watcher_for(native.capability, self._executor.clock.now, wants_usage=native.wants_usage)
         if self._trace.said is not None:
             watcher.words = []
-        is_json = "json" in answer.headers.get("content-type", "")
-        if native.stream and not is_json:
+        content_type = answer.headers.get("content-type", "")
+        if "text/html" in content_type:
+            # Somebody's page, such as one to log in.
+            raise _odd_answer()
+        if native.stream and "json" not in content_type:
             await self._native_stream(lease, answer, slot, watcher)
             return
         data = await self._read_whole(lease, answer)
@@ -724,11 +729,12 @@ class Exchange:
         if watcher.failure is not None:
             raise watcher.failure
         if native.stream or not watcher.begun:
-            raise UpstreamError(
-                Verdict.SERVER, BackendFault("the upstream did not answer in the way it was asked")
-            )
+            raise _odd_answer()
         _tell_of(lease, watcher)
         await self._begin(lease, answer, slot, watcher)
+        if not await self._passage.top_up(self._sink.text_bytes):
+            await self._out_of_funds()
+            return
         await self._pass(data, watcher)
         await self._sink.end()
         self._ended = True
@@ -769,12 +775,14 @@ class Exchange:
             failure = watcher.failure
             if not self._committed:
                 held += whole
-                held_bytes += len(chunk)
+                held_bytes += sum([len(frame.raw) for frame in whole])
                 if failure is not None and not (
                     failure.verdict is Verdict.CALLER and self._sink.wants_failure_events
                 ):
                     raise failure
                 if watcher.begun or failure is not None or held_bytes > MAX_HELD_BYTES:
+                    if not watcher.begun and failure is None and not any(frame.lines for frame in held):
+                        raise _odd_answer()
                     await self._begin(lease, answer, slot, watcher)
                     whole, held = held, []
                 else:
@@ -855,6 +863,10 @@ def _observe(lease: Lease, batch: Batch) -> None:
         kind = event.type
         if kind in _TELLING and (kind == "codex.rate_limits" or b'"encrypted_content"' in event.data):
             lease.observe(kind, event.json)
+
+
+def _odd_answer() -> UpstreamError:
+    return UpstreamError(Verdict.SERVER, BackendFault("the upstream did not answer in the way it was asked"))
 
 
 def _looked_at(frames: Frames, chunk: bytes, watcher: Watcher) -> list[Frame]:

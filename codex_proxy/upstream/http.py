@@ -60,6 +60,10 @@ class Around(Protocol):
         """Return how many upstreams serve *model*, and how many of them are ejected for it."""
         ...
 
+    def check_soon(self, provider: Provider) -> None:
+        """Have the next health check of *provider* now."""
+        ...
+
 
 class HttpLease:
     """One exchange with one upstream."""
@@ -72,6 +76,8 @@ class HttpLease:
         self._way = way
         self._is_probe = is_probe
         self._is_released = False
+        self._asker = ""
+        """Whose request it is: a conversation, else a caller."""
         self.key = provider.key
         self.alias = self.upstream = provider.name
         self.decision = decision
@@ -89,6 +95,7 @@ class HttpLease:
         """Send the request with the upstream's key; see `route.Lease.open`."""
         around, provider, native = self._around, self._provider, request.native
         assert native is not None
+        self._asker = request.session or native.caller
         settings, definition = around.live.current, provider.definition
         refused = self._cannot_read if any(map(self._cannot_read, request.encrypted)) else never
         if self._way.is_native:
@@ -180,6 +187,7 @@ class HttpLease:
         error = refusal(answer.status, answer.headers, body, now=now)
         if error.retry_after is None and error.verdict is Verdict.LIMITED:
             error.retry_after = room_in(answer.headers, now)
+        error.verdict = _meant(error)
         if 300 <= answer.status < 400:
             error.fault = BackendFault("it sends requests elsewhere, and redirects are not followed")
         return error
@@ -218,6 +226,7 @@ class HttpLease:
         self._is_probe = False
         # An answer is worth more than any check.
         provider.refused, provider.failed_checks = "", 0
+        provider.doubts.clear()
 
     def failed(self, error: UpstreamError) -> None:
         """Report a failure."""
@@ -226,14 +235,15 @@ class HttpLease:
         match error.verdict:
             case Verdict.CALLER | Verdict.ENCRYPTED:
                 return
-            case Verdict.UNAUTHORIZED | Verdict.FORBIDDEN:
-                why = f"it refuses its key with status {error.status}"
-                if provider.refuse(why, now):
-                    logger.error(
-                        "upstream is not asked any more until its setting is another one or a health check passes "
-                        "name=%s status=%d: its key or its base-url is wrong",
-                        provider.name, error.status,
-                    )  # fmt: skip
+            case Verdict.UNAUTHORIZED:
+                self._refuse(f"it refuses its key with status {error.status}", error, now)
+            case Verdict.FORBIDDEN:
+                if not provider.doubts:
+                    # Its list of models tells whether it is the key.
+                    self._around.check_soon(provider)
+                if provider.forbid(self._asker):
+                    why = f"it refuses whoever asks with status {error.status}"
+                    self._refuse(why, error, now)
             case Verdict.MODEL:
                 provider.lack(way, now)
                 logger.warning(
@@ -254,6 +264,14 @@ class HttpLease:
                 self._count_failure(now)
         provider.errors += 1
         provider.last_error = f"{error.verdict.value}, status {error.status}"
+
+    def _refuse(self, why: str, error: UpstreamError, now: float) -> None:
+        if self._provider.refuse(why, now):
+            logger.error(
+                "upstream is not asked any more until its setting is another one or a health check passes "
+                "name=%s status=%d: its key or its base-url is wrong",
+                self._provider.name, error.status,
+            )  # fmt: skip
 
     def _count_failure(self, now: float) -> None:
         provider, model = self._provider, self._way.model
@@ -286,6 +304,34 @@ def key_headers(provider: Provider, capability: str) -> dict[str, str]:
         return {}
     key = provider.secret.reveal()
     return {"x-api-key": key} if capability == "messages" else {"authorization": f"Bearer {key}"}
+
+
+_OF_ITS_KEY = re.compile(
+    r"(?i)(?:api key (?:not valid|expired|not found)|(?:invalid|incorrect) api key)\b"
+).match
+_OF_ITS_PURSE = re.compile(r"(?i)your (?:credit balance is too low|account is not active)\b").match
+_OF_THE_REQUEST = re.compile(
+    r"(?i)(?:no such |(?:item|file|previous response|prompt|conversation|container|vector store)\b)"
+).match
+
+
+def _meant(error: UpstreamError) -> Verdict:
+    """Return whose fault a refusal is, where a provider's status or code says something else than its words.
+
+    Only the beginning of the words counts: further on they may repeat what a caller wrote.
+    """
+    verdict, fault = error.verdict, error.fault
+    if verdict is Verdict.CALLER and error.status == 400:
+        # Anthropic's word for an empty purse and Google's for a wrong key.
+        if _OF_ITS_PURSE(fault.message):
+            return Verdict.UNENTITLED
+        if _OF_ITS_KEY(fault.message):
+            return Verdict.UNAUTHORIZED
+    if verdict is Verdict.MODEL and error.status == 404 and fault.code not in ("model_not_found",):
+        # What the request refers to is not there: a file, an item of an older answer.
+        is_model = fault.param in (None, "model") and not _OF_THE_REQUEST(fault.message)
+        return verdict if is_model else Verdict.CALLER
+    return verdict
 
 
 _ROOM = (

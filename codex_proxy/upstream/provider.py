@@ -4,8 +4,10 @@ Times are seconds of the monotonic clock, passed in. What goes wrong is kept apa
 
 | what came back                    | what follows                                                                     |
 |-----------------------------------|----------------------------------------------------------------------------------|
-| 401, 403                          | its configuration is wrong: nothing goes there until it is another one, or a     |
+| 401                               | its configuration is wrong: nothing goes there until it is another one, or a     |
 |                                   | health check passes                                                              |
+| 403                               | that request is not for it; the same as 401 when three conversations in a row    |
+|                                   | were refused and none was served                                                 |
 | 429                               | a rest for that model, until it says that there is room                          |
 | no money, a used-up limit         | a rest for all of it                                                             |
 | 404                               | it has not that model, or does not speak that dialect: remembered for an hour    |
@@ -35,6 +37,10 @@ LONGEST_REST = 24 * 3600.0
 
 DISABLED_SECONDS = 300.0
 """How long one whose key was refused is left alone that has no list of models by which it could be checked."""
+
+DOUBTS = 3
+"""How many conversations in a row are refused with 403 until that is thought to be its configuration: some
+refuse a single one, for what it says."""
 
 FAILED_CHECKS = 2
 """Health checks in a row that fail until nothing goes there."""
@@ -103,6 +109,8 @@ class Provider:
     refused: str = ""
     """Why its configuration is thought to be wrong; empty while it is not."""
     refused_at: float = 0.0
+    doubts: set[str] = field(default_factory=set)
+    """Conversations that were refused with 403 since the last answer, or good check."""
     check: Check | None = None
     failed_checks: int = 0
     in_flight: int = 0
@@ -263,11 +271,18 @@ class Provider:
         self.refused, self.refused_at = why, now
         return is_news
 
+    def forbid(self, asker: str) -> bool:
+        """Take in a 403 for one conversation; tell whether it looks as if it was for all."""
+        if len(self.doubts) < DOUBTS:
+            self.doubts.add(asker)
+        return len(self.doubts) >= DOUBTS
+
     def checked(self, check: Check) -> None:
         """Take in what a health check found."""
         self.check = check
         if check.is_ok:
             self.failed_checks, self.refused = 0, ""
+            self.doubts.clear()
         elif check.is_inconclusive:
             self.failed_checks = 0
         elif check.status != 401:
@@ -280,7 +295,8 @@ class Provider:
         ejected = [one.is_ejected(now) or one.until > 0.0 for one in self.outliers.values()]
         if self.failed_checks >= FAILED_CHECKS or (ejected and all(ejected)):
             return "ejected"
-        if any(ejected) or self.failed_checks or any(until > now for until, _ in self.rests.values()):
+        is_doubted = bool(self.failed_checks or self.doubts)
+        if any(ejected) or is_doubted or any(until > now for until, _ in self.rests.values()):
             return "degraded"
         is_known = self.check is not None and (self.check.is_ok or self.check.is_inconclusive)
         return "healthy" if is_known or self.last_used is not None else "unknown"

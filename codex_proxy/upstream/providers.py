@@ -158,6 +158,11 @@ class Providers:
         serving = [one for one in self._all.values() if one.definition.enabled and one.serves(model)]
         return len(serving), sum(one.is_ejected(model, now) for one in serving)
 
+    def check_soon(self, provider: Provider) -> None:
+        """Have the next health check of *provider* now."""
+        if self._all.get(provider.name) is provider:
+            self._due[provider.name] = self.clock.monotonic()
+
     def count(self) -> tuple[int, int]:
         """Return how many are switched on, and how many of those could take a request now."""
         now = self.clock.monotonic()
@@ -289,6 +294,7 @@ def _taken_over(before: Provider | None, definition: Upstream, source: Source) -
         return Provider(definition, source)
     before.definition = definition
     before.lacks.clear()
+    before.doubts.clear()
     before.refused = ""
     return before
 
@@ -421,6 +427,8 @@ def _reason(provider: Provider, now: float) -> str | None:
         return provider.refused
     if provider.failed_checks and provider.check is not None:
         return provider.check.message
+    if provider.doubts:
+        return provider.last_error
     resting = [why for until, why in provider.rests.values() if until > now]
     if resting:
         return resting[0]

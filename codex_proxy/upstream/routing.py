@@ -237,7 +237,14 @@ class MergedRoute:
         """Say that nobody can serve now, and when somebody can."""
         now = self._clock.monotonic()
         waits = [blocked.until - now for _, _, blocked in look.blocked if blocked.rule == "resting"]
-        waits += [_AGAIN_SECONDS for provider, _ in able if provider.key in tried]
+        for provider, way in able:
+            if provider.key not in tried:
+                continue
+            blocked = provider.blocked(way.model, now)
+            if blocked is None or blocked.rule in ("ejected", "down"):
+                waits.append(_AGAIN_SECONDS)
+            elif blocked.rule == "resting":
+                waits.append(blocked.until - now)
         pool = look.pool
         if isinstance(pool, PoolBusy) or (isinstance(pool, PoolError) and pool.is_for_history):
             # A place on an account is waited for, and all are looked at again meanwhile.

@@ -114,6 +114,12 @@ def test_a_key_is_named_so_that_one_is_meant(terminal: Terminal) -> None:
     assert text not in err
 
 
+def test_whose_a_key_is_can_be_said_before_the_action(terminal: Terminal) -> None:
+    terminal.good("users", "create", "alice")
+    assert terminal.json("keys", "--user", "alice", "create", "one")["key"]["user"] == "alice"
+    assert terminal.json("keys", "create", "two")["key"]["user"] == "owner"
+
+
 def test_nothing_is_ended_that_nobody_confirms(terminal: Terminal) -> None:
     terminal.good("keys", "create", "laptop")
     assert "say --yes" in terminal.bad("keys", "revoke", "laptop")
@@ -154,6 +160,7 @@ REFUSED = [
     (["users", "credit", "nobody", "1", "--reason", "x"], "there is no user 'nobody'"),
     (["users", "adjust", "owner", "-1", "--reason", "x"], "0.00"),
     (["users", "create", "  "], "name"),
+    (["users", "create", "a\udcff"], "is no text"),
     (["users", "create", "owner"], "owner"),
     (["keys", "create", "x", "--network", "here"], "networks.0"),
     (["keys", "create", "x", "--user", "nobody"], "there is no user 'nobody'"),
@@ -185,6 +192,15 @@ def test_what_cannot_be_done_is_said(terminal: Terminal) -> None:
         ["usage", "--by", "hour"],
         ["usage", "--json", "--csv"],
         ["usage", "--rows", "0"],
+        ["usage", "--rows", "5", "--by", "user"],
+        ["usage", "req_1", "--csv"],
+        ["usage", "req_1", "--user", "alice"],
+        ["usage", ""],
+        ["usage", "--since", "999999w"],
+        ["keys", "create", "x", "--expires", "999999w"],
+        ["keys", "limits", "x", "--none", "--requests", "1"],
+        ["users", "limits", "x", "--none", "--model", "m"],
+        ["upstreams", "check", ""],
         ["prices", "set", "m"],
         ["prices", "rerate", "--since", "7d"],
         ["ledger", "repair"],

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import logging
+import socket
 from typing import Any
 
 import pytest
 
+from codex_proxy.net.connections import AddrInfo
 from tests.forwarder.desk import Desk, desk, far_server, fields, forwarding, lines, until, wanted
 from tests.net.peers import unused_port
 
@@ -244,6 +246,43 @@ async def test_that_nobody_can_be_reached_is_said_in_json() -> None:
         caller.write(GET)
         assert (await caller.head()).startswith(b"HTTP/1.1 502")
         d.hang_up()
+
+
+async def test_nothing_is_sent_to_where_a_cloud_tells_secrets() -> None:
+    async with far_server() as far, forwarding(wanted(f"http://far.test:{far.port}")) as f:
+
+        async def resolve(host: str, port: int) -> list[AddrInfo]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", port))]
+
+        f._relays.resolve = resolve
+        d = Desk(far, f)
+        head, _ = await d.own(GET)
+        assert head.startswith(b"HTTP/1.1 502")
+        d.hang_up()
+
+
+# -- how many -----------------------------------------------------------------------------------
+
+
+async def test_no_more_are_let_in_than_there_may_be(caplog: pytest.LogCaptureFixture) -> None:
+    async with desk(max_connections=2) as d:
+        callers = [await d.call(get("/")) for _ in range(2)]
+        for caller in callers:
+            assert (await caller.head()).startswith(b"HTTP/1.1 200")
+        for _ in range(2):
+            head, body = await d.own(b"")
+            assert head.startswith(b"HTTP/1.1 503")
+            assert (fields(head)["retry-after"], json.loads(body)["error"]["code"]) == (
+                "5",
+                "too_many_connections",
+            )
+        assert caplog.text.count("no more callers are let in") == 1
+        callers[0].abort()
+        assert d.forwarder._server is not None
+        await until(lambda: d.forwarder._server is not None and len(d.forwarder._server.connections) == 1)
+        head, body = await d.own(get("/debug/info"))
+        info = json.loads(body)
+        assert (info["connections"], info["max_connections"]) == (2, 2)
 
 
 # -- what is said of it --------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_the_environment_says_the_same() -> None:
         "UPSTREAM_SERVER_A": "http://a.test:1/v1, https://b.test",
         "UPSTREAM_ROUTES": "1=http://c.test u2=http://d.test 1=http://e.test",
         "FORWARD_HOST": "0.0.0.0", "PORT": "9000", "UPSTREAM_TIMEOUT_SEC": "12.5", "FORWARD_DRAIN_SEC": "3",
-        "FORWARD_RATE_LIMIT": "10", "FORWARD_TRUST": "10.0.0.0/8,::1", "FORWARD_KEY": "k" * 16,
+        "FORWARD_RATE_LIMIT": "10", "FORWARD_MAX_CONNECTIONS": "7", "FORWARD_TRUST": "10.0.0.0/8,::1", "FORWARD_KEY": "k" * 16,
         "FORWARD_ADMIN_KEY": "a" * 16, "DEBUG_LOG": "1",
     })  # fmt: skip
     assert [one.url for one in settings.routes.default] == ["http://a.test:1", "https://b.test"]
@@ -37,6 +37,7 @@ def test_the_environment_says_the_same() -> None:
     assert routes == {1: ["c.test", "e.test"], 2: ["d.test"]}
     assert (settings.host, settings.port, settings.timeout) == ("0.0.0.0", 9000, 12.5)
     assert (settings.drain_timeout, settings.rate_limit, len(settings.trust)) == (3, 10, 2)
+    assert settings.max_connections == 7
     assert (settings.key, settings.admin_key, settings.debug) == ("k" * 16, "a" * 16, True)
     assert not settings.is_loopback
     assert "k" * 16 not in repr(settings)
@@ -61,6 +62,9 @@ def test_flags_win_over_the_environment(tmp_path: Path) -> None:
     [
         ({"upstream": []}, {}, "there is no upstream"),
         ({"upstream": ["far.test"]}, {}, "--upstream: is no http"),
+        ({"upstream": ["http://169.254.169.254/v1"]}, {}, "--upstream: is a link-local address"),
+        ({"route": ["1=http://metadata.google.internal"]}, {}, "--route: is a cloud's metadata service"),
+        ({"max_connections": "0"}, {}, "--max-connections: '0' will not do, a whole number from 1 to"),
         ({}, {"UPSTREAM_SERVER_A": "ftp://x"}, "UPSTREAM_SERVER_A: is no http"),
         ({"upstream": ["http://me:hidden-word@far.test"]}, {}, "--upstream: holds a name or password"),
         ({"port": "x"}, {}, "--port: 'x' will not do, a whole number from 0 to 65535 would"),

@@ -14,6 +14,7 @@ import pytest
 
 from codex_proxy.clock import SystemClock
 from codex_proxy.ledger.ledger import Ledger
+from codex_proxy.ledger.tables import metadata
 from codex_proxy.storage.lock import StoreLock
 from tests.ledger.postgres import Server, execute, why_not
 
@@ -78,13 +79,24 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         server.remove()
 
 
-@pytest.fixture
-def postgres(server_url: Callable[[str], str], tmp_path: Path) -> Database:
-    """A database on the server that a ledger has just made its own."""
-    name = f"t{os.getpid()}_{next(_numbers)}"
-    # What a ledger makes of an empty one was made once.
+@pytest.fixture(scope="session")
+def made_url(server_url: Callable[[str], str]) -> str:
+    """A database of this process's own that a ledger has made its own."""
+    name = f"made_{os.getpid()}"
     execute(server_url("postgres"), f"CREATE DATABASE {name} TEMPLATE {_MADE}")
-    return Database(tmp_path, server_url(name))
+    return server_url(name)
+
+
+@pytest.fixture
+def postgres(made_url: str, tmp_path: Path) -> Database:
+    """A database on the server with nothing in its tables."""
+    # Some of them refuse to be emptied.
+    execute(
+        made_url,
+        "SET session_replication_role = replica",
+        *[f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)],
+    )
+    return Database(tmp_path, made_url)
 
 
 @pytest.fixture

@@ -274,6 +274,21 @@ async def test_a_ledger_is_handed_over_while_turns_go_on(sqlite: Database) -> No
             assert spools_in(sqlite.folder) == []
 
 
+async def test_what_a_process_that_handed_over_has_not_settled_is_released_when_it_ends(
+    sqlite: Database,
+) -> None:
+    async with running(sqlite) as old:
+        team = await holder(old, 100)
+        await old.authorize(hold(team, "lost", 10))
+        await old.hand_over()
+        async with running(sqlite) as new:
+            assert money(new, team) == (100, 10)
+            await old.aclose()
+            await until(lambda: money(new, team) == (100, 0))
+            assert await new.check() == []
+            assert spools_in(sqlite.folder) == []
+
+
 async def test_a_ledger_is_taken_back_when_nobody_took_over(sqlite: Database) -> None:
     async with running(sqlite) as ledger:
         team = await holder(ledger, 100)

@@ -134,8 +134,11 @@ class Desk:
 
     async def refused(self, passage: TurnPassage) -> ProxyError:
         """What a turn is refused with; it settles all the same."""
+        taken = self.gate.places.taken
         with pytest.raises(ProxyError) as refusal:
             await passage.admit()
+        # Whatever the answer takes, its place is free.
+        assert self.gate.places.taken <= taken
         self.traces[id(passage)].finish(End.FAILED, self.clock.monotonic())
         passage.settle()
         return refusal.value
@@ -247,7 +250,7 @@ async def test_a_key_that_was_ended_is_refused(desk: Desk) -> None:
     await desk.ledger.revoke_key(key.id, "test")
     error = await desk.refused(waiting)
     assert (type(error), error.code) == (KeyRefused, "key_revoked")
-    soon = await desk.key(await desk.user(100), expires=int(desk.clock.now() * 1000) + 1000)
+    soon = await desk.key(await desk.user(is_billed=False), expires=int(desk.clock.now() * 1000) + 1000)
     desk.end(await desk.admitted(soon))
     desk.clock.advance(1.0)
     error = await desk.refused(desk.passage(soon))
@@ -377,7 +380,7 @@ async def test_the_ceiling_for_all_counts_for_the_owner_too_and_at_once(desk: De
 
 async def test_who_waits_for_a_place_is_looked_at_again_when_it_has_one(desk: Desk) -> None:
     desk.live.current = dataclasses.replace(desk.live.current, queue_timeout=5.0)
-    key = await desk.holder(concurrency=1)
+    key = await desk.key(await desk.user(is_billed=False), concurrency=1)
     first, second = await desk.admitted(key), desk.passage(key)
     waiting = asyncio.get_running_loop().create_task(desk.refused(second))
     await asyncio.sleep(0)
@@ -579,6 +582,10 @@ async def test_nothing_more_is_set_aside_where_the_caller_has_a_limit_or_nothing
     assert await passage.top_up(10**9)
     assert await desk.balance(key) == (100 * CENT, held)
     desk.end(passage)
+    embedding = await desk.admitted(key, route="embeddings", model="text-embedding-3-small")
+    assert (await desk.balance(key))[1] == 1000 * 20
+    assert await embedding.top_up(10**9)
+    desk.end(embedding, Usage(900, source=UsageSource.BACKEND))
     free = await desk.admitted(LOCAL)
     assert await free.top_up(10**9)
     desk.end(free)

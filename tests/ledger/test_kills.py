@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +20,10 @@ from tests.ledger.making import DOLLAR, holder, running
 from tests.ledger.victim import PROMISES
 
 USERS = 4
-SHORT, LONG = 8, 500
-LONGEST_LIFE = 0.25
+SHORT, LONG = 6, 500
+MOST_PROMISES = 250
+PROMISE_BYTES = 20
+"""Of one line, about."""
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +42,20 @@ def forks() -> Iterator[subprocess.Popen[bytes]]:
     process.stdout.close()
 
 
-async def live_and_die(forks: subprocess.Popen[bytes], database: Database, seed: int, life: float) -> None:
-    """Let one serve for *life* seconds from the moment it is ready, or end it before; then kill it."""
+async def live_and_die(forks: subprocess.Popen[bytes], database: Database, seed: int, promises: int) -> None:
+    """Let one serve until it has made so many promises, 0 for one that has hardly begun; then kill it."""
     assert forks.stdin is not None
     assert forks.stdout is not None
+    dice = random.Random(seed)
+    kept = database.folder / PROMISES
+    before = kept.stat().st_size
     forks.stdin.write(f"{database.folder} {database.url or '-'} {seed}\n".encode())
-    lines = [await asyncio.to_thread(forks.stdout.readline) for _ in range(1 if life < 0.02 else 2)]
-    pid = next(int(line) for line in lines if line.strip().isdigit())
-    await asyncio.sleep(life)
+    pid = int(await asyncio.to_thread(forks.stdout.readline))
+    deadline = time.monotonic() + 20.0
+    while promises and kept.stat().st_size < before + promises * PROMISE_BYTES:
+        assert time.monotonic() < deadline, "it serves nothing"
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(dice.uniform(0.0, 0.02))
     os.kill(pid, signal.SIGKILL)
     while b"gone" not in await asyncio.to_thread(forks.stdout.readline):
         pass
@@ -91,14 +100,14 @@ async def die_often(forks: subprocess.Popen[bytes], database: Database, times: i
     seen: dict[str, int] = {}
     (database.folder / PROMISES).touch()
     for seed in range(times):
-        await live_and_die(forks, database, seed, dice.uniform(0.0, LONGEST_LIFE))
+        await live_and_die(forks, database, seed, dice.randrange(MOST_PROMISES) if dice.random() < 0.8 else 0)
         # Every tenth time in between: most of them have to put it in order themselves.
         if seed % 10 == 9 or seed == times - 1:
             async with running(database) as ledger:
                 await look(database, ledger, seen)
     print(f"\n{times} kills: {seen['turns']} turns, {seen['lost']} of them lost with their process")  # noqa: T201 -- the count is asked for
     assert seen["lost"] > 0
-    assert seen["turns"] > 10 * times
+    assert seen["turns"] > 5 * times
 
 
 async def test_a_killed_daemon_leaves_money_that_adds_up(

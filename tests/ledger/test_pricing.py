@@ -188,7 +188,7 @@ async def test_pricing_again_books_the_difference(shop: Shop) -> None:
         await shop.buy(user)
     await shop.buy(user, model="gpt-5-mini")
     before = await shop.balance(user)
-    await shop.pricing.set("gpt-5", None, 0, TWICE, actor="admin")
+    own = await shop.pricing.set("gpt-5", None, 0, TWICE, actor="admin")
     shop.clock.advance(1.0)
     dry = await shop.rerate(is_dry=True)
     assert await shop.balance(user) == before
@@ -200,7 +200,7 @@ async def test_pricing_again_books_the_difference(shop: Shop) -> None:
     assert await shop.balance(user) == before - 3 * COST
     rows = await shop.ask(select(usage).where(usage.c.model == "gpt-5"))
     assert {(row.cost, row.debit, row.shortfall, row.price_id) for row in rows} == {
-        (2 * COST, 2 * COST, 0, "own/1")
+        (2 * COST, 2 * COST, 0, f"own/{own.id}")
     }
     assert rows[0].prices.startswith('{"input":"2.50"')
     booked = await shop.ask(select(entries).where(entries.c.kind == "adjust"))
