@@ -24,7 +24,7 @@ from codex_proxy.server.front import new_id
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.trace import UsageSource
 
-USERS = 50
+USERS = 20
 IN_FLIGHT = 64
 LOOKED_AT = 20
 """Of so many turns one waits until its settlement is on disk too."""

@@ -196,6 +196,8 @@ class Trace:
     """The account, or the upstream, that served, if one did."""
     upstream: str = ""
     """The name of the HTTP upstream that served; empty when it was an account."""
+    is_as_named: bool = False
+    """Whether the model that the caller named was asked, and not the one that stands for it here."""
     allowance: Allowance | None = None
     """What the caller may still ask, where there are limits."""
     decision: str = ""

@@ -1,6 +1,9 @@
 """`codex-proxy usage`: what was used, and what it has cost."""
 
 import argparse
+import csv
+import io
+import itertools
 import sys
 
 from codex_proxy.commands.control import segment
@@ -93,7 +96,9 @@ async def _show(gateway: Gateway, args: argparse.Namespace) -> int:
         path = "/usage/sums.csv" if args.rows is None else "/usage.csv"
         grouped = {"by": by} if args.rows is None else {}
         table = await gateway.ask("GET", path, query={**query, **grouped})
-        sys.stdout.write(table.decode("utf-8").replace("\r\n", "\n"))
+        lines = csv.reader(io.StringIO(table.decode("utf-8"), newline=""))
+        most = None if args.rows is None else args.rows + 1
+        csv.writer(sys.stdout, lineterminator="\n").writerows(itertools.islice(lines, most))
         return 0
     if args.rows is not None:
         return await _list(gateway, query, args.rows, as_json=args.json)

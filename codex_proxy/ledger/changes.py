@@ -365,7 +365,7 @@ def credit(
     row = connection.execute(select(entries).where(entries.c.idempotency_key == idempotency_key)).first()
     if row is not None:
         known = entry_of(row)
-        if (known.user_id, known.nanos, known.kind) != (user_id, nanos, kind):
+        if (known.user_id, known.nanos, known.kind, known.reason) != (user_id, nanos, kind, reason):
             raise RequestError(
                 "this idempotency_key was used for another change",
                 param="idempotency_key",

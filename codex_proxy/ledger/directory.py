@@ -58,6 +58,11 @@ class Directory:
         """Return all keys, the oldest first."""
         return sorted(self._keys.values(), key=lambda key: (key.created, key.id))
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any key; asked for each request that came without one, so nothing is sorted for it."""
+        return bool(self._keys)
+
     def users(self) -> list[User]:
         """Return all users, the oldest first."""
         self._settle_balances()

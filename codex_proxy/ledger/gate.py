@@ -134,7 +134,7 @@ class TurnPassage:
     """One turn's way through the gate."""
 
     __slots__ = (
-        "_budgets", "_covered", "_gate", "_has_place", "_is_billed", "_is_cut", "_key_id", "_model", "_owners",
+        "_budgets", "_covered", "_gate", "_has_place", "_is_billed", "_is_cut", "_key_id", "_model", "_other", "_owners",
         "_price", "_request", "_reserve", "_step", "_threshold", "_tier", "_tokens", "_trace", "_user_id", "request_id",
     )  # fmt: skip
 
@@ -151,6 +151,8 @@ class TurnPassage:
         self._tokens: int | None = None
         """What was counted under the limits of tokens; None when nothing was."""
         self._price: Price | None = None
+        self._other: tuple[str, Price | None] | None = None
+        """The model that the caller names and its price, where an upstream may serve that one, not `_model`."""
         self._model = request.model
         self._tier = request.service_tier or ""
         self._is_billed = False
@@ -214,7 +216,9 @@ class TurnPassage:
                     code="endpoint_not_allowed",
                 )
             # A search names no model.
-            if one.models and request.model and not may_use(one.models, request.model, request.asked_model):
+            # Where an upstream may serve the model that is named, one that stands for it here allows nothing.
+            model = request.asked_model if _may_be_other(request) else request.model
+            if one.models and request.model and not may_use(one.models, model, request.asked_model):
                 raise NotAllowed(
                     f"this key may not use the model {request.asked_model!r}: it may use {', '.join(one.models)}",
                     code="model_not_allowed",
@@ -253,6 +257,14 @@ class TurnPassage:
         price = gate.pricing.book.find(request.model, at, request.service_tier)
         self._price = price
         self._is_billed = user.is_billed and gate.ledger.mode == "billing"
+        if _may_be_other(request):
+            named = gate.pricing.book.find(request.asked_model, at, request.service_tier)
+            self._other = (request.asked_model, named)
+            if named is None or price is None:
+                price = None
+            else:
+                # Who will serve is not known yet.
+                price = max(price, named, key=lambda one: estimate(one, read, written))
         if price is None and self._is_billed:
             raise _unpriced(request)
         if price is not None and (most is None or most > reserve) and (self._is_billed or self._budgets):
@@ -322,6 +334,8 @@ class TurnPassage:
 
     def _settle(self, request_id: str) -> None:
         gate, trace = self._gate, self._trace
+        if self._other is not None and trace.is_as_named:
+            self._model, self._price = self._other
         usage, price = _delivered(trace, is_cut=self._is_cut), self._price
         counted: Cost | None = None
         if price is None:
@@ -385,6 +399,11 @@ def input_tokens(request: BackendRequest) -> int:
         # Base64 of bytes that only the backend can read.
         tokens += sum(map(len, request.compacted)) * 3 // (4 * BYTES_PER_TOKEN)
     return min(tokens, request.context_window) if request.context_window else tokens
+
+
+def _may_be_other(request: BackendRequest) -> bool:
+    """Tell whether an upstream may serve the model that the caller names, and accounts another one."""
+    return request.native is not None and request.native.is_other
 
 
 def _delivered(trace: Trace, *, is_cut: bool) -> Usage:

@@ -275,11 +275,12 @@ def _days(wanted: UsageFilter) -> Iterator[ColumnElement[bool]]:
 def _who(table: Table, wanted: UsageFilter) -> Iterator[ColumnElement[bool]]:
     if wanted.key is not None:
         yield table.c.key_id == wanted.key
+        if table is usage:
+            # A key has one user, by whom its turns are found; the days know which.
+            of_key = select(usage_days.c.user_id).where(usage_days.c.key_id == wanted.key)
+            yield usage.c.user_id == of_key.limit(1).scalar_subquery()
     if wanted.user is not None:
-        # A key has one user, so its own rows are all that need to be looked at.
-        other = table.alias()
-        of_key = select(other.c.user_id).where(other.c.key_id == wanted.key).limit(1).scalar_subquery()
-        yield (table.c.user_id if wanted.key is None else of_key) == wanted.user
+        yield table.c.user_id == wanted.user
     if wanted.model is not None:
         yield table.c.model == wanted.model
 

@@ -57,6 +57,8 @@ class Native:
     """What stands behind the path, with its question mark."""
     is_whole: bool = True
     """Whether it says all there is to say: one that goes on from an answer that is remembered here does not."""
+    is_other: bool = False
+    """Whether an upstream may serve it as the model that its caller names, where accounts serve another one for it."""
     standard: Callable[[], BackendRequest] | None = field(default=None, repr=False)
     """Makes the same request in the shape of the public Responses API."""
     _made: BackendRequest | None = field(default=None, repr=False)

@@ -24,7 +24,7 @@ class KeyHolders:
     @property
     def are_there(self) -> bool:
         """Whether the ledger has any key at all, so that one is needed."""
-        return bool(self._directory.keys())
+        return self._directory.has_keys
 
     def find(self, text: str, address: str | None) -> Caller | None:
         """Return the caller whose key *text* is, and who asks from *address*; None when it is no key of the ledger.
@@ -50,11 +50,14 @@ class KeyHolders:
             raise KeyRefused("this client key is not known any more")
         return self._admit(key, address)
 
-    def is_good(self, key_id: str) -> bool:
-        """Tell whether the key with this id may be used from anywhere."""
-        key = self._directory.key(key_id)
+    def is_good(self, key_id: str, digest: str) -> bool:
+        """Tell whether the key with this id may be used from anywhere, by the text that has this digest."""
         try:
-            return key is not None and self._admit_from_somewhere(key) is not None
+            key = self._directory.key_by_digest(bytes.fromhex(digest))
+        except ValueError:
+            return False
+        try:
+            return key is not None and key.id == key_id and self._admit_from_somewhere(key) is not None
         except KeyRefused:
             return False
 

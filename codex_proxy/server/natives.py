@@ -100,6 +100,7 @@ class Natives:
             native.wants_usage = b"include_usage" in raw and read_native("chat", raw, {})[0].wants_usage
         native.standard = _standard(request, lambda: decode(catalog.as_standard()).request)
         request.native = native
+        self._look_at_name(request)
         return decoded
 
     def translate(
@@ -119,6 +120,13 @@ class Natives:
         native.is_whole = False
         native.standard = _standard(request, again)
         request.native = native
+        self._look_at_name(request)
+
+    def _look_at_name(self, request: BackendRequest) -> None:
+        """Note whether an upstream may serve another model than the accounts do: one with another price."""
+        native = request.native
+        if native is not None and not _stands_for_itself(native.model, request.model):
+            native.is_other = any(one.may_serve_as_named(request) for one in self._providers.all())
 
     def embedding(
         self, raw: bytes, headers: Mapping[str, str], *, catalog: Catalog, caller: Caller
@@ -133,6 +141,11 @@ class Natives:
         return _untranslated(
             "embeddings", raw, headers, no_embeddings(), catalog=catalog, caller=caller, engine=None, query=""
         )
+
+
+def _stands_for_itself(asked: str, model: str) -> bool:
+    """Tell whether a name means *model* itself, with an effort at its end perhaps, and not another one's place."""
+    return asked.lower().startswith(model.lower())
 
 
 def _via(headers: Mapping[str, str]) -> str:
@@ -176,7 +189,9 @@ def _untranslated(
     native.refusal, native.caller, native.query = refusal, caller.id, query
     native.via = _via(headers)
     items = fields.get("messages", fields.get("input", fields.get("prompt")))
-    model = catalog.resolve(native.model).model
+    resolved = catalog.resolve(native.model).model
+    # It is not translated, and so not asked of the accounts' model that may stand for it.
+    model = resolved if _stands_for_itself(native.model, resolved) else native.model
     survey = Survey.of(items) if capability == "responses" else Survey()
     request = BackendRequest(
         endpoint=capability,

@@ -101,6 +101,7 @@ class AccountLease:
 
     upstream = ""
     is_native = False
+    is_as_named = False
     drains = False
     max_retries: int | None = None
     first_byte_timeout: float | None = None

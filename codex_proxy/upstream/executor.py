@@ -500,6 +500,7 @@ class Exchange:
         trace, clock = self._trace, self._executor.clock
         attempt = Attempt(lease.alias, clock.monotonic(), is_upstream=bool(lease.upstream))
         trace.attempts.append(attempt)
+        trace.is_as_named = lease.is_as_named
         answer: Answer | None = None
         try:
             answer = await lease.open(self._request)
@@ -775,7 +776,7 @@ class Exchange:
             failure = watcher.failure
             if not self._committed:
                 held += whole
-                held_bytes += sum([len(frame.raw) for frame in whole])
+                held_bytes += sum(len(frame.raw) for frame in whole)
                 if failure is not None and not (
                     failure.verdict is Verdict.CALLER and self._sink.wants_failure_events
                 ):

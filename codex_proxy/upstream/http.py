@@ -82,6 +82,7 @@ class HttpLease:
         self.alias = self.upstream = provider.name
         self.decision = decision
         self.is_native = way.is_native
+        self.is_as_named = way.is_as_named
         self.max_retries: int | None = provider.definition.max_retries
         self.first_byte_timeout: float | None = provider.definition.timeout
         self.drains = provider.definition.on_client_disconnect == "drain"

@@ -63,6 +63,8 @@ class Way:
     """What its model is called there."""
     capability: str
     """What the upstream has to speak for it."""
+    is_as_named: bool = True
+    """Whether that is the model that the caller named; else the one that stands for it here."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -155,11 +157,16 @@ class Provider:
         if speaks and there is not None:
             yield Way(True, there, native.capability)
         if native.standard is not None and "responses" in self.definition.capabilities:
-            there = self._exactly(asked) or self._called(slug or asked) or self._called(asked)
+            exact, own = self._exactly(asked), self._called(slug or asked)
+            there = exact or own or self._called(asked)
             if there is not None:
-                yield Way(False, there, "responses")
+                yield Way(False, there, "responses", is_as_named=there is not own or exact is not None)
         if speaks and has_suffix and (there := self._called(asked)) is not None:
             yield Way(True, there, native.capability)
+
+    def may_serve_as_named(self, request: BackendRequest) -> bool:
+        """Tell whether it could be asked for the very model that *request*'s caller names."""
+        return self.definition.enabled and any(way.is_as_named for way in self.ways(request))
 
     def way(self, request: BackendRequest, now: float) -> Way | None:
         """Return how *request* goes there; None when it cannot."""

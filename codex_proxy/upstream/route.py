@@ -23,6 +23,8 @@ class Lease(Protocol):
     """Why it was picked."""
     is_native: bool
     """Whether the answer comes in the caller's own dialect, and passes as it is."""
+    is_as_named: bool
+    """Whether the model is asked that the caller named, and not the one that stands for it here."""
     drains: bool
     """Whether an answer is read on when its caller has left, so that what it has cost is known."""
     max_retries: int | None

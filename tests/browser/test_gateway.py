@@ -359,3 +359,27 @@ async def test_nothing_shuts_anybody_out(
             await at.page.locator("main :is(.tile, .snippet)").first.wait_for()
             await check(at, place)
         assert at.complaints == []
+
+
+async def test_with_several_users_whose_key_it_is_has_to_be_said(browser: Browser, tmp_path: Path) -> None:
+    """The owner is never billed: a key of theirs would be one for nothing."""
+    async with gateway(tmp_path) as gate:
+        made = await gate.key("laptop")
+        await asked(gate, made)
+        async with owner(browser, gate, "keys") as at:
+            await at.press("Create a key")
+            box = at.page.get_by_role("dialog")
+            await box.get_by_label("Name").fill("phone")
+            await at.press("Create", within="dialog")
+            await expect(box.get_by_label("User")).to_be_focused()
+            await box.get_by_label("User").select_option(label="user of laptop")
+            await at.press("Create", within="dialog")
+            await expect(at.page.get_by_role("dialog", name="The key phone")).to_be_visible()
+            await at.page.keyboard.press("Escape")
+            # From a key to what it has used, and from a user to a balance in which one request is seen.
+            await at.page.get_by_role("link", name="laptop", exact=True).click()
+            await expect(at.page.locator("select[name=usage-key]")).to_have_value(made["key"]["id"])
+            await at.open("gateway/users")
+            row = at.page.locator(".listing tbody tr", has_text="user of laptop")
+            await expect(row).to_contain_text("$4.999")
+            assert at.complaints == []

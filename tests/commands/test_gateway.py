@@ -1,10 +1,14 @@
 """`codex-proxy keys`, `users`, `usage`, `prices`, `upstreams` and `ledger` on the database alone."""
 
+import argparse
+import asyncio
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 
 from codex_proxy.cli import main
-from codex_proxy.commands import gateway
+from codex_proxy.commands import gateway, usage
 from codex_proxy.storage.lock import StoreLock
 from tests.process import write_config
 
@@ -20,6 +24,14 @@ from tests.process import write_config
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     return write_config(tmp_path, ledger="billing")
+
+
+@pytest.fixture(scope="module")
+def new_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a ledger with nothing in it: making one takes longer than copying it."""
+    folder = tmp_path_factory.mktemp("ledger")
+    assert main(["-config", str(write_config(folder, ledger="billing")), "ledger"]) == 0
+    return folder / "data"
 
 
 class Terminal:
@@ -52,7 +64,9 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(config: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
+def terminal(new_ledger: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    shutil.copytree(new_ledger, config.parent / "data")
+    capsys.readouterr()
     return Terminal(config, capsys)
 
 
@@ -207,7 +221,10 @@ def test_what_cannot_be_done_is_said(terminal: Terminal) -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_no_command_is_said(terminal: Terminal, arguments: list[str]) -> None:
+def test_what_is_no_command_is_said(
+    config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    terminal = Terminal(config, capsys)
     code, out, err = terminal.run(*arguments)
     assert (code, out) == (2, "")
     assert "usage: " in err
@@ -238,6 +255,22 @@ def test_usage_of_nobody(terminal: Terminal) -> None:
     assert terminal.json("usage", "--by", "user,model")["total"]["turns"] == 0
     (head,) = csv.reader(io.StringIO(terminal.good("usage", "--csv", "--by", "key,day")))
     assert head[:3] == ["key_id", "key", "day"]
+
+
+class Tables:
+    """A gateway that has a table of five."""
+
+    async def ask(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+    ) -> bytes:
+        return b"id,model\r\n" + b"".join(b'%d,"a, ""b"""\r\n' % number for number in range(5))
+
+
+def test_a_table_has_as_many_rows_as_were_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    usage.add_arguments(parser)
+    asyncio.run(usage._show(Tables(), parser.parse_args(["--rows", "2", "--csv"])))
+    assert capsys.readouterr().out == 'id,model\n0,"a, ""b"""\n1,"a, ""b"""\n'
 
 
 def test_upstreams_are_checked_from_here_when_no_daemon_runs(

@@ -206,6 +206,9 @@ async def test_two_who_pay_at_once_pay_once(tmp_path: Path) -> None:
         path = f"/users/{user['id']}/credit"
         answers = await asyncio.gather(*(gate.do("POST", path, paid) for _ in range(20)))
         assert {one["id"] for one in answers} == {answers[0]["id"]}
+        for other in ({"amount": "4"}, {"reason": "something else"}):
+            status, answer = await gate.ask("POST", path, paid | other)
+            assert (status, answer["error"]["code"]) == (409, "idempotency_conflict")
         assert (await gate.do("GET", f"/users/{user['id']}"))["balance"] == "3.00"
 
 
@@ -465,6 +468,9 @@ async def test_an_upstream_is_added_checked_changed_and_removed(tmp_path: Path) 
         )
         bad = await gate.do("POST", "/upstreams/far/check")
         assert (bad["state"], bad["status"], bad["standing"]) == ("abnormal", 401, "disabled")
+        # Nor does a server that is put in its place.
+        status, answer = await gate.ask("PATCH", "/upstreams/far", {"base_url": "http://127.0.0.1:9"})
+        assert (status, answer["error"]["param"]) == (400, "api_key")
         # Nothing tells the key again.
         told = json.dumps([
             await gate.do("GET", "/upstreams"),
@@ -478,6 +484,10 @@ async def test_an_upstream_is_added_checked_changed_and_removed(tmp_path: Path) 
             "upstream.update",
             "upstream.add",
         ]
+        moved = await gate.do(
+            "PATCH", "/upstreams/far", {"base_url": "http://127.0.0.1:9", "api_key": "sk-other"}
+        )
+        assert moved["base_url"] == "http://127.0.0.1:9"
         file = gate.stand.folder / "data" / "ledger.db"
         assert (await asyncio.to_thread(file.stat)).st_mode & 0o077 == 0
         await gate.do("DELETE", "/upstreams/far")
@@ -503,6 +513,7 @@ async def test_an_upstream_that_was_added_is_there_after_a_restart(tmp_path: Pat
 
 MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"name": "a b", "base_url": "http://127.0.0.1:1"}, "name"),
+    ({"name": "health", "base_url": "http://127.0.0.1:1"}, "name"),
     ({"name": "a", "base_url": "ftp://127.0.0.1"}, "base_url"),
     ({"name": "a", "base_url": "http://169.254.169.254/v1"}, "base_url"),
     ({"name": "a", "base_url": "http://metadata.google.internal"}, "base_url"),
@@ -525,3 +536,24 @@ async def test_an_upstream_that_does_not_fit_is_refused(tmp_path: Path) -> None:
             assert (status, (answer["error"]["param"] or "").removesuffix(".a")) == (400, param), body
             assert "two words" not in answer["error"]["message"]
         assert (await gate.do("GET", "/upstreams"))["upstreams"] == []
+
+
+async def test_a_change_does_not_bring_back_an_upstream_that_was_removed_at_the_same_time(
+    tmp_path: Path,
+) -> None:
+    async with upstream() as url, gateway(tmp_path) as gate:
+        await gate.do("POST", "/upstreams", {"name": "far", "base_url": url})
+        answers = await asyncio.gather(
+            gate.ask("DELETE", "/upstreams/far"), gate.ask("PATCH", "/upstreams/far", {"priority": 3})
+        )
+        assert answers[0][0] == 200
+        assert answers[1][0] in (200, 404)
+        assert (await gate.do("GET", "/upstreams"))["upstreams"] == []
+
+
+async def test_a_moment_before_all_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as gate:
+        made = await gate.key()
+        for at in ("1970-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00"):
+            status, answer = await gate.ask("PATCH", f"/keys/{made['key']['id']}", {"expires_at": at})
+            assert (status, answer["error"]["param"]) == (400, "expires_at")

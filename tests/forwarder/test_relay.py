@@ -703,8 +703,9 @@ async def test_a_far_server_that_reads_slowly_slows_the_caller_down() -> None:
         assert await caller.until(b"ok") == OK
 
 
+@on_asyncio
 async def test_a_far_server_that_reads_nothing_at_all_is_left() -> None:
-    async with desk(timeout=0.1) as d:
+    async with desk(timeout=0.5) as d:
         caller, far, _ = await d.ask(
             b"POST /v1/x HTTP/1.1\r\nHost: near\r\nContent-Length: %d\r\n\r\n" % LARGE
         )

@@ -414,3 +414,68 @@ def test_a_long_text_is_mostly_known_at_a_glance(monkeypatch: pytest.MonkeyPatch
         "messages", [sse(*({**delta, "delta": {"type": "text_delta", "text": f"w{n}"}} for n in range(500)))]
     )
     assert read <= 4
+
+
+OPENING: dict[str, bytes] = {
+    "chat": sse(chunk("hello world")),
+    "messages": sse({
+        "type": "content_block_delta",
+        "index": 0,
+        "delta": {"type": "text_delta", "text": "hello world"},
+    }),
+    "responses": sse({"type": "response.output_text.delta", "delta": "hello world"}),
+}
+
+
+@pytest.mark.parametrize("capability", list(OPENING))
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'data: {"error":{"message":"canary","code":502}}\n\n',
+        b'data: {"type":"error","message":"canary"}\n\n',
+        b'event: error\ndata: {"message":"canary","code":"odd"}\n\n',
+        b"event: error\r\ndata: canary\r\n\r\n",
+    ],
+)
+def test_an_error_is_one_in_whatever_shape_it_comes(capability: str, frame: bytes) -> None:
+    watcher = watcher_for(capability, now)
+    passed = [one for one in Frames().feed(OPENING[capability] + frame) if watcher.look(one)]
+    assert len(passed) == 1
+    assert watcher.failure is not None
+    assert watcher.finish() is None
+
+
+def test_an_error_beside_a_choice_or_as_its_reason_is_one_too() -> None:
+    # As OpenRouter and vLLM say it.
+    choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
+    for payload in (
+        {"error": {"code": 502, "message": "canary"}, "choices": [choice]},
+        {"choices": [choice]},
+        {"object": "error", "message": "canary", "type": "InternalServerError", "code": 500},
+    ):
+        watcher = watcher_for("chat", now)
+        for frame in Frames().feed(OPENING["chat"] + sse(payload)):
+            watcher.look(frame)
+        assert watcher.failure is not None
+        assert watcher.failure.verdict is Verdict.SERVER
+
+
+@pytest.mark.parametrize(
+    "capability", ["chat", "completions", "edits", "responses", "messages", "embeddings"]
+)
+def test_what_says_something_else_with_status_200_is_no_answer(capability: str) -> None:
+    for payload in (
+        {},
+        {"code": 401, "msg": "no"},
+        {"detail": "no"},
+        {"base_resp": {"status_code": 1004}, "choices": None},
+    ):
+        watcher = watcher_for(capability, now)
+        watcher.whole(orjson.dumps(payload))
+        assert not watcher.begun
+
+
+def test_usage_may_be_called_and_written_otherwise() -> None:
+    watcher = watcher_for("chat", now)
+    watcher.whole(orjson.dumps({"choices": [{}], "usage": {"input_tokens": 7.0, "output_tokens": 2.5}}))
+    assert (watcher.usage.input_tokens, watcher.usage.output_tokens) == (7, 0)

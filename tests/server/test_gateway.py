@@ -414,11 +414,11 @@ async def test_budgets_tell_how_they_stand(tmp_path: Path) -> None:
 async def test_tables_for_a_spreadsheet_hold_no_formulas(tmp_path: Path) -> None:
     async with desk(tmp_path) as api:
         key = await api.key(await api.user("=cmd|' /C calc'!A0", "5"), '+1, "2"\u2028')
-        await api.spend(key, "r1", 1_500, model="-gpt", target="@sum")
+        await api.spend(key, "r1", 1_500, model="-gpt", target="\uff1dsum")
         answered = await api.raw("GET", "/usage.csv")
         assert (answered.content_type, answered.file) == ("text/csv", "usage.csv")
         (row,) = csv.DictReader(io.StringIO(answered.body.decode()))
-        assert (row["user"], row["model"], row["target"]) == ("'=cmd|' /C calc'!A0", "'-gpt", "'@sum")
+        assert (row["user"], row["model"], row["target"]) == ("'=cmd|' /C calc'!A0", "'-gpt", "'\uff1dsum")
         assert (row["cost"], row["prices"], row["at"]) == (
             "0.0000015",
             "input=1.25 output=10.00",

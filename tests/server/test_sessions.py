@@ -18,10 +18,23 @@ from codex_proxy.accounts import files
 from codex_proxy.clock import ManualClock
 from codex_proxy.config import ApiKey, Live, Settings
 from codex_proxy.errors import KeyRefused, ProxyError, TooManyGuesses
+from codex_proxy.ledger.directory import Directory
+from codex_proxy.ledger.keys import digest_of
+from codex_proxy.ledger.model import NO_LIMITS, Key, User
 from codex_proxy.protocol.wire import loads
 from codex_proxy.server import keyfile
 from codex_proxy.server.access import Access
-from codex_proxy.server.dashboard.sessions import COOKIE, CSRF_HEADER, IDLE_SECONDS, Sessions, csrf_of
+from codex_proxy.server.dashboard.sessions import (
+    COOKIE,
+    CSRF_HEADER,
+    IDLE_SECONDS,
+    MAX_OF_HOLDERS,
+    MAX_OF_ONE_KEY,
+    MAX_SESSIONS,
+    Sessions,
+    csrf_of,
+)
+from codex_proxy.server.holders import KeyHolders
 from codex_proxy.tasks import Background
 
 KEY = "key-of-the-owner"
@@ -221,3 +234,73 @@ async def test_guesses_from_everywhere_keep_out_nobody_who_was_in_before(door: D
         await door.guess("198.51.100.1")
     with pytest.raises(TooManyGuesses):
         await door.enter("198.51.100.1")
+
+
+# -- holders of client keys ---------------------------------------------------------------
+
+
+class Ledger:
+    """Client keys of a ledger, each by its text."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self.directory = Directory(door.clock.now)
+        self.directory.load([User("user_1", "ada", "active", True, 0, 0, NO_LIMITS, 0)], [])
+        assert door.sessions.access is not None
+        door.sessions.access.holders = KeyHolders(self.directory, door.clock)
+
+    def key(self, text: str, name: str = "laptop", old: str | None = None, old_until: float = 0) -> None:
+        key = Key(f"key_{name}", "user_1", name, digest_of(text), "sk-...", "active", None, NO_LIMITS, 0)
+        before = None if old is None else digest_of(old)
+        self.directory.put_key(key, before, None if before is None else int(old_until * 1000))
+
+
+async def test_a_holders_session_ends_with_the_text_that_opened_it(door: Door) -> None:
+    """A key is rotated because somebody else has it: that one is not to go on looking at the page."""
+    ledger = Ledger(door)
+    ledger.key("first")
+    thief = await door.enter(key="first")
+    ledger.key("second", old="first", old_until=door.clock.now() + 60)
+    holder = await door.enter(key="second")
+    assert door.is_in(thief)
+    assert door.is_in(holder)
+    door.clock.advance(61)
+    assert not door.is_in(thief)
+    assert door.is_in(holder)
+    ledger.key("third")
+    assert not door.is_in(holder)
+
+
+async def test_holders_who_log_in_again_and_again_put_nobody_else_out(door: Door) -> None:
+    ledger = Ledger(door)
+    ledger.key("mine")
+    ledger.key("theirs", "phone")
+    owner, other = await door.enter(), await door.enter(key="theirs")
+    tokens = [await door.enter(key="mine") for _ in range(MAX_OF_ONE_KEY + 1)]
+    assert [door.is_in(token) for token in (owner, other)] == [True, True]
+    assert [door.is_in(token) for token in tokens] == [False, *[True] * MAX_OF_ONE_KEY]
+    # Nor do many of them together put the owner out, and what is kept is read again as it was.
+    for number in range(MAX_OF_HOLDERS // MAX_OF_ONE_KEY):
+        ledger.key(f"key {number}", f"number {number}")
+        for _ in range(MAX_OF_ONE_KEY):
+            door.sessions._open(f"key:key_number {number}:{digest_of(f'key {number}').hex()}", "somebody")
+    assert door.is_in(owner)
+    await door.sessions.save()
+    kept = loads(door.file.read_bytes())
+    assert len(kept) == MAX_OF_HOLDERS + 1
+    again = door.anew()
+    await again.load()
+    assert len(again._sessions) == len(kept)
+    for _ in range(MAX_SESSIONS):
+        door.sessions._open("local", "somebody")
+    assert not door.is_in(owner)
+
+
+async def test_a_key_of_ones_own_buys_no_guesses_at_the_owners(door: Door) -> None:
+    Ledger(door).key("mine")
+    for _ in range(4):
+        await door.guess("203.0.113.7")
+    await door.enter(key="mine")
+    await door.guess("203.0.113.7")
+    with pytest.raises(TooManyGuesses):
+        await door.enter(key="mine")

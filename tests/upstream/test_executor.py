@@ -71,6 +71,7 @@ class Target:
 
     upstream = ""
     is_native = False
+    is_as_named = False
     drains = False
     max_retries: int | None = None
     first_byte_timeout: float | None = None

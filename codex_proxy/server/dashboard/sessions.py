@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ FILE = "sessions.json"
 IDLE_SECONDS = 24 * 3600.0
 LONGEST_SECONDS = 14 * 86_400.0
 MAX_SESSIONS = 200
+"""Of owners; the oldest one ends."""
+MAX_OF_HOLDERS = 2_000
+MAX_OF_ONE_KEY = 10
+"""Of the holders of client keys: who logs in again and again puts out only themselves."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 # A time that is a minute off costs no writing.
@@ -57,7 +61,7 @@ class Session:
     """One browser that has logged in. Times are seconds since the epoch."""
 
     opened_by: str
-    """What it stands and falls with: the digest of an owner's key, `setup` or `local`; the id of a ledger's key after `key:`."""
+    """What it stands and falls with: the digest of an owner's key, `setup` or `local`; `key:`, the id of a ledger's key, `:` and the digest of its text then."""
     name: str
     """Who that is, as it may be shown."""
     made: float
@@ -66,7 +70,12 @@ class Session:
     @property
     def key_id(self) -> str | None:
         """The key of the ledger whose holder this is; None of an owner."""
-        return self.opened_by.removeprefix(_HOLDER) if self.opened_by.startswith(_HOLDER) else None
+        return self.opened_by.split(":")[1] if self.opened_by.startswith(_HOLDER) else None
+
+    @property
+    def key_digest(self) -> str:
+        """The digest of the text that a holder logged in with."""
+        return self.opened_by.rpartition(":")[2]
 
 
 _HOLDER = "key:"
@@ -208,7 +217,9 @@ class Sessions:
         if known is not None:
             opened_by, caller = known.digest.hex(), holder(known)
         elif (found := self._find_holder(key, address)) is not None:
-            opened_by, caller = f"{_HOLDER}{found.id}", found
+            # With its text: one that is replaced is replaced because somebody else may have it.
+            digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+            opened_by, caller = f"{_HOLDER}{found.id}:{digest}", found
         elif self._may_set_up() and await asyncio.to_thread(
             keyfile.take_setup_token, self._live.current.data_dir, key, self._clock.now()
         ):
@@ -216,7 +227,7 @@ class Sessions:
         else:
             audit.warning("login refused reason=unknown_key from=%s", _shown(address))
             raise KeyRefused("this key does not open the page", code="unknown_key")
-        self._throttle.succeeded(address)
+        self._throttle.succeeded(address, is_owner=not opened_by.startswith(_HOLDER))
         csrf, cookie = self._open(opened_by, caller.name)
         audit.info("login by=%s from=%s", caller.name, _shown(address))
         await self.save()
@@ -251,11 +262,19 @@ class Sessions:
     def _open(self, opened_by: str, name: str) -> tuple[str, str]:
         now = self._clock.now()
         token = secrets.token_urlsafe(32)
-        self._sessions[_digest(token)] = Session(opened_by, name, now, now)
-        while len(self._sessions) > MAX_SESSIONS:
-            self._sessions.popitem(last=False)
+        session = self._sessions[_digest(token)] = Session(opened_by, name, now, now)
+        if session.key_id is None:
+            self._keep_newest(MAX_SESSIONS, lambda one: one.key_id is None)
+        else:
+            self._keep_newest(MAX_OF_ONE_KEY, lambda one: one.key_id == session.key_id)
+            self._keep_newest(MAX_OF_HOLDERS, lambda one: one.key_id is not None)
         self._is_changed = True
         return csrf_of(token), token
+
+    def _keep_newest(self, count: int, is_meant: Callable[[Session], bool]) -> None:
+        meant = [digest for digest, one in self._sessions.items() if is_meant(one)]
+        for digest in meant[: max(0, len(meant) - count)]:
+            del self._sessions[digest]
 
     def _find(self, token: str) -> Session | None:
         if not token:
@@ -282,7 +301,7 @@ class Sessions:
                 return self._may_set_up()
             case _ if session.key_id is not None:
                 holders = self.access.holders
-                return holders is not None and holders.is_good(session.key_id)
+                return holders is not None and holders.is_good(session.key_id, session.key_digest)
             case digest:
                 return any(digest == key.digest.hex() for key in self.access.owner_keys())
 
@@ -403,17 +422,23 @@ class Throttle:
         while len(self._failures) > _MAX_ADDRESSES:
             self._failures.popitem(last=False)
 
-    def succeeded(self, address: str) -> None:
-        """Take the last try back, and forget those before it."""
+    def succeeded(self, address: str, *, is_owner: bool = True) -> None:
+        """Take the last try back, and forget those before it if that was an owner: a client key buys no guesses."""
         network = _network(address)
-        self._failures.pop(network, None)
+        if is_owner:
+            self._failures.pop(network, None)
+        else:
+            self._take_back(network)
         self._known[network] = None
         self._known.move_to_end(network)
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
-        count, last = self._failures.get(_ALL, (0, 0.0))
+        self._take_back(_ALL)
+
+    def _take_back(self, who: str) -> None:
+        count, last = self._failures.get(who, (0, 0.0))
         if count:
-            self._failures[_ALL] = (count - 1, last)
+            self._failures[who] = (count - 1, last)
 
     def forget(self) -> None:
         """Forget what is long ago."""
@@ -465,7 +490,7 @@ def _read(path: Path) -> "OrderedDict[str, Session]":
         return found
     if not isinstance(kept, dict):
         return found
-    for digest, fields in list(kept.items())[:MAX_SESSIONS]:
+    for digest, fields in list(kept.items())[: MAX_SESSIONS + MAX_OF_HOLDERS]:
         session = _session(fields)
         if re.fullmatch(r"[0-9a-f]{64}", digest) and session is not None:
             found[digest] = session

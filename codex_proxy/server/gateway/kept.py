@@ -105,6 +105,9 @@ def _put(connection: Connection, definition: Upstream, before: Upstream | None, 
         raise RequestError(
             f"there is an upstream {definition.name!r} already", param="name", status=409, code="name_taken"
         )
+    if before is not None and there is None:
+        # Taken away meanwhile: a change does not bring it back.
+        raise RequestError(f"there is no upstream {definition.name!r}", status=404, code="upstream_not_found")
     values = {"definition": dumps(_shown(definition)).decode(), "api_key": definition.api_key, "updated": at}
     if there is None:
         connection.execute(insert(upstreams).values(name=definition.name, created=at, **values))

@@ -373,7 +373,7 @@ async def update_key(desk: Desk, call: Call[Nothing, KeyChange]) -> Key:
     if body.limits is not UNSET:
         changes["limits"] = limits_of(body.limits)
     if body.expires_at is not UNSET:
-        changes["expires"] = None if body.expires_at is None else millis(body.expires_at)
+        changes["expires"] = None if body.expires_at is None else _after_1970(millis(body.expires_at))
     if changes:
         key = await desk.ledger.update_key(key.id, changes, actor=call.actor)
     return key_shape(desk, key)
@@ -435,6 +435,12 @@ def _key_shapes(desk: Desk, keys: Iterable[model.Key]) -> Iterable[Key]:
             created_at=moment(key.created),
             last_used_at=maybe_moment(key.last_used),
         )
+
+
+def _after_1970(at: int) -> int:
+    if at <= 0:
+        raise RequestError("expires_at: is before 1970", param="expires_at")
+    return at
 
 
 def _future(desk: Desk, at: int) -> int:

@@ -5,6 +5,7 @@ What the configuration says is read only here. What is added is kept in the ledg
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -40,6 +41,8 @@ async def add_upstream(desk: Desk, call: Call[Nothing, NewUpstream]) -> shapes.U
     """Add an upstream; it serves from the next request on."""
     _ = desk.kept
     definition = _defined(_said(call.body))
+    if definition.name == "health":
+        raise RequestError("name: 'health' is what the path of all checks is called", param="name")
     if desk.providers.get(definition.name) is not None:
         raise RequestError(
             f"there is an upstream {definition.name!r} already", param="name", status=409, code="name_taken"
@@ -51,8 +54,13 @@ async def add_upstream(desk: Desk, call: Call[Nothing, NewUpstream]) -> shapes.U
 async def update_upstream(desk: Desk, call: Call[Nothing, UpstreamChange]) -> shapes.Upstream:
     """Change an upstream that was added here; what is left out stays."""
     before = _editable(desk, call.name)
-    said = _as_said(before) | _said(call.body)
-    definition = _defined({**said, "name": before.name})
+    news = _said(call.body)
+    definition = _defined({**_as_said(before), **news, "name": before.name})
+    if before.api_key and "api-key" not in news and _place(definition.base_url) != _place(before.base_url):
+        raise RequestError(
+            "api_key: has to be given again, because with this base_url it would be sent to another server",
+            param="api_key",
+        )
     await desk.kept.put(definition, before, actor=call.actor)
     return _one(desk, definition.name)
 
@@ -121,6 +129,12 @@ def _defined(said: Mapping[str, Any]) -> Upstream:
         return read_upstream(said)
     except BadUpstream as exc:
         raise RequestError(exc.message, param=exc.field.replace("-", "_")) from None
+
+
+def _place(url: str) -> tuple[str, str]:
+    """Return where a URL leads to, as far as it matters who reads what is sent there."""
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.netloc.lower()
 
 
 def _editable(desk: Desk, name: str) -> Upstream:

@@ -34,6 +34,8 @@ MOST_CSV_ROWS = 100_000
 # So many are made into what is told at a time: some milliseconds.
 _SLICE = 500
 _EPOCH = date(1970, 1, 1)
+# Some spreadsheets take the wide forms too.
+_FORMULA = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 _TOKENS = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 
 
@@ -135,7 +137,7 @@ def _cell(value: object) -> object:
         value = " ".join(f"{name}={amount}" for name, amount in value.items())
     elif hasattr(value, "isoformat"):
         return value.isoformat()
-    if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r", "-") and not _is_number(value):
+    if isinstance(value, str) and value[:1] in _FORMULA and not _is_number(value):
         return f"'{value}"
     return value
 

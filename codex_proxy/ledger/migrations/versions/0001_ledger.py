@@ -150,7 +150,6 @@ def upgrade() -> None:
         sa.Column("price_id", sa.String, nullable=False),
         sa.Column("milliseconds", sa.BigInteger, nullable=False),
     )
-    op.create_index("usage_by_key", "usage", ["key_id", "at", "id"])
     op.create_index("usage_by_model", "usage", ["model", "at", "id"])
     op.create_index("usage_by_time", "usage", ["at", "id"])
     op.create_index("usage_by_user", "usage", ["user_id", "at", "id"])

@@ -71,9 +71,11 @@ export function chart({ title, hint = "", lines, format = short, height = 150, s
           legend: { show: false },
           cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
           padding: [8, 8, 0, 0],
+          // What was summed by days of UTC stands at their beginnings, wherever the reader is.
+          ...(days ? { tzDate: (at) => Plot.tzDate(new Date(at * 1000), "Etc/UTC") } : {}),
           scales: { x: { time: true, range: spread }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
           axes: [
-            { ...axis, space: 64, size: 26, ...(seconds ? {} : { incrs: STEPS }), values: (_, marks) => (days ? marks.map(weekday) : labels(marks, seconds)) },
+            { ...axis, space: 64, size: 26, ...(seconds ? {} : { incrs: STEPS }), values: (_, marks) => (days ? marks.map((at) => weekday(at, "UTC")) : labels(marks, seconds)) },
             { ...axis, size: 52, space: 36, values: (_, marks) => marks.map((value) => format(value)) },
           ],
           series: [
@@ -124,7 +126,7 @@ export function chart({ title, hint = "", lines, format = short, height = 150, s
 function labels(marks, seconds) {
   if (seconds) return marks.map(clock);
   const isDays = marks.length > 1 && marks[1] - marks[0] >= 86400;
-  return marks.map(isDays ? weekday : hour);
+  return marks.map((at) => (isDays ? weekday(at) : hour(at)));
 }
 
 /** Leave room for the first and the last bar, and some where there is a single moment only. */

@@ -185,9 +185,9 @@ export function full(at) {
   return format("full", make).format(at * 1000);
 }
 
-export function weekday(at) {
-  const make = (l) => new Intl.DateTimeFormat(l, { weekday: "short", day: "numeric" });
-  return format("weekday", make).format(at * 1000);
+export function weekday(at, timeZone = undefined) {
+  const make = (l) => new Intl.DateTimeFormat(l, { weekday: "short", day: "numeric", timeZone });
+  return format(`weekday${timeZone ?? ""}`, make).format(at * 1000);
 }
 
 export function hour(at) {

@@ -47,8 +47,8 @@ export function numberField(param, label, { value = null, hint = "", required = 
   return field(param, label, control, { hint, value: () => (control.value === "" ? null : Number(control.value)) });
 }
 
-export function selectField(param, label, options, { value = "", hint = "" } = {}) {
-  const control = h("select", {}, options.map(([option, words, isRaw]) => h("option", { value: option, translate: isRaw ? "no" : null, selected: option === value }, words)));
+export function selectField(param, label, options, { value = "", hint = "", required = false } = {}) {
+  const control = h("select", { required }, options.map(([option, words, isRaw]) => h("option", { value: option, translate: isRaw ? "no" : null, selected: option === value }, words)));
   return field(param, label, control, { hint });
 }
 

@@ -25,7 +25,7 @@ export function screen(context) {
   const list = listing(
     t("gateway.keys"),
     [
-      ["keys.name", (key) => [raw("strong", {}, key.name), raw("code", { class: "under" }, key.hint)]],
+      ["keys.name", (key) => [h("a", { href: `#/gateway/usage?key=${encodeURIComponent(key.id)}`, title: t("keys.usage"), translate: "no" }, h("strong", {}, key.name)), raw("code", { class: "under" }, key.hint)]],
       ["users.one", (key) => h("a", { href: `#/gateway/users/${encodeURIComponent(key.user_id)}`, translate: "no" }, key.user)],
       ["accounts.state", (key) => standing(key.status, term("keys.status", key.status))],
       ["limits.title", (key) => limitsText(key.limits), "wide-cell"],
@@ -63,12 +63,13 @@ export function screen(context) {
 
   async function create() {
     await people.load();
-    const wanted = view.user || users.find((user) => user.id === "owner")?.id || users[0]?.id;
+    // The owner never pays: that is no guess to make for somebody who has other users.
+    const wanted = view.user || (users.length === 1 ? users[0].id : "");
     const done = await form({
       title: t("keys.create"),
       fields: [
         textField("name", t("keys.name"), { required: true, most: 100, hint: t("keys.name.hint") }),
-        selectField("user", t("users.one"), users.map((user) => [user.id, user.name, true]), { value: wanted }),
+        selectField("user", t("users.one"), [...(wanted === "" ? [["", t("form.choose")]] : []), ...users.map((user) => [user.id, user.name, true])], { value: wanted, required: true }),
         momentField("expires_at", t("keys.expires"), { hint: t("keys.expires.hint") }),
         limitsField(null),
       ],

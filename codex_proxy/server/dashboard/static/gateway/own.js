@@ -6,7 +6,7 @@ import { h, put, raw, say } from "../dom.js";
 import { copyButton, heading, scrollBox, tile, tokensText, trouble } from "../parts.js";
 import { full, number, percent, seconds, short, t, term } from "../text.js";
 import { clientsPanel } from "../trying.js";
-import { budgetsPanel, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
+import { balanceText, budgetsPanel, limitsText, listing, money, paged, standing, watching, when } from "./shared.js";
 import { costOf } from "./usage.js";
 
 const DAYS = 30;
@@ -59,8 +59,8 @@ export function screen(context) {
     put(
       facts,
       fact("accounts.state", standing(key.status, term("keys.status", key.status))),
-      user.is_billed && fact("users.balance", moneyText(user.balance), user.is_past_due && h("span", { class: "under owes" }, t("users.owes"))),
-      user.is_billed && fact("users.available", moneyText(user.available)),
+      user.is_billed && fact("users.balance", balanceText(user.balance), user.is_past_due && h("span", { class: "under owes" }, t("users.owes"))),
+      user.is_billed && fact("users.available", balanceText(user.available)),
       fact("own.limits", limitsText(key.limits)),
       fact("own.limits.user", limitsText(user.limits)),
       key.expires_at !== null && fact("keys.expires", when(key.expires_at, context.now())),

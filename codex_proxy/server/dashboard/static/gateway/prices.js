@@ -102,7 +102,9 @@ export function screen(context) {
       submit: (values) => {
         const dear = Object.fromEntries(RATES.map((name, place) => [name, long[place].value()]));
         const isLong = Object.values(dear).some((value) => value !== null);
-        return post("/admin/prices", { ...values, ...(isLong && { long: dear, long_above: above.value() }) });
+        // What a request may have at most is not asked for here, and stays.
+        const bounds = one !== null && one.model === values.model ? { reads: one.reads || null, writes: one.writes || null } : {};
+        return post("/admin/prices", { ...bounds, ...values, ...(isLong && { long: dear, long_above: above.value() }) });
       },
     });
     if (done !== null) prices.again();
@@ -128,7 +130,7 @@ export function screen(context) {
         momentField("since", t("prices.since"), { value: new Date((context.now() - 86400) * 1000).toISOString() }),
         momentField("until", t("prices.until"), { hint: t("prices.until.hint") }),
         textField("model", t("requests.model"), { hint: t("prices.model.hint") }),
-        textField("reason", t("users.reason"), { required: true, most: 500 }),
+        textField("reason", t("users.reason"), { required: true, most: 200 }),
       ],
       verb: t("prices.rerate.look"),
       submit: async (values) => {

@@ -28,6 +28,14 @@ export function exactly(text) {
   return `${text.startsWith("-") ? "-" : ""}$${text.replace("-", "")}`;
 }
 
+/** A balance: to a hundredth of a cent, so that one sees a request in it; never more than there is. */
+export function balanceText(text) {
+  const [whole, places = ""] = text.split(".");
+  const isLess = text.startsWith("-") && /[1-9]/.test(places.slice(4));
+  const shown = Number(`${whole}.${places.slice(0, 4)}`) - (isLess ? 0.0001 : 0);
+  return h("span", { title: exactly(text) }, dollars(shown, 4));
+}
+
 /** The same as an element, which says the exact sum when it is asked. */
 export function moneyText(text, kind = null) {
   return h("span", { class: kind, title: text === null || text === undefined ? null : exactly(text) }, money(text));

@@ -6,7 +6,7 @@ import { icon } from "../icons.js";
 import { confirm, copyButton, failureText, heading, trouble } from "../parts.js";
 import { full, number, seconds, t, term } from "../text.js";
 import { checkField, form, moneyField, textField } from "./forms.js";
-import { MOST_SHOWN, act, budgetsPanel, countOf, exactly, limitsField, limitsText, listing, money, moneyText, paged, standing, watching, when } from "./shared.js";
+import { MOST_SHOWN, act, balanceText, budgetsPanel, countOf, exactly, limitsField, limitsText, listing, money, paged, standing, watching, when } from "./shared.js";
 
 export function screen(context) {
   return context.id === null ? listScreen(context) : oneScreen(context);
@@ -21,7 +21,7 @@ function listScreen(context) {
     [
       ["users.name", (user) => h("a", { href: hrefOf(user), translate: "no" }, h("strong", {}, user.name))],
       ["accounts.state", (user) => [standing(user.status, term("users.status", user.status)), user.is_past_due && h("span", { class: "under owes" }, t("users.owes"))]],
-      ["users.balance", (user) => (user.is_billed ? [moneyText(user.balance), Number(user.held) > 0 && h("span", { class: "under" }, t("users.held", { amount: money(user.held) }))] : h("span", { class: "muted" }, t("users.free"))), "number"],
+      ["users.balance", (user) => (user.is_billed ? [balanceText(user.balance), Number(user.held) > 0 && h("span", { class: "under" }, t("users.held", { amount: money(user.held) }))] : h("span", { class: "muted" }, t("users.free"))), "number"],
       ["limits.title", (user) => limitsText(user.limits), "wide-cell"],
       ["users.keys", (user) => h("a", { href: `#/gateway/keys?user=${encodeURIComponent(user.id)}` }, number(user.keys)), "number"],
       [null, (user) => h("span", { class: "row-acts" }, buttonsOf(user, context, again)), "acts"],
@@ -56,7 +56,7 @@ function listScreen(context) {
       title: t("users.create"),
       fields: [
         textField("name", t("users.name"), { required: true, most: 100, hint: t("users.name.hint") }),
-        checkField("is_billed", t("users.billed"), { value: context.session.ledger === "billing", hint: t("users.billed.hint") }),
+        checkField("is_billed", t("users.billed"), { value: context.session.ledger === "billing", hint: billedHint(context) }),
         limitsField(null),
       ],
       verb: t("users.create.go"),
@@ -68,6 +68,10 @@ function listScreen(context) {
 
   users.load();
   return { element, onReconnect: users.again, tick: users.tick, stop: users.stop };
+}
+
+function billedHint(context) {
+  return t(context.session.ledger === "billing" ? "users.billed.hint" : "users.billed.later");
 }
 
 function hrefOf(user) {
@@ -98,7 +102,7 @@ function buttonsOf(user, context, again) {
       title: t("users.edit", { name: user.name }),
       fields: [
         textField("name", t("users.name"), { value: user.name, required: true, most: 100, disabled: user.id === "owner" }),
-        ...(user.id === "owner" ? [] : [checkField("is_billed", t("users.billed"), { value: user.is_billed, hint: t("users.billed.hint") })]),
+        ...(user.id === "owner" ? [] : [checkField("is_billed", t("users.billed"), { value: user.is_billed, hint: billedHint(context) })]),
         limitsField(user.limits),
       ],
       verb: t("form.save"),
@@ -176,8 +180,8 @@ function oneScreen(context) {
     put(
       facts,
       fact("accounts.state", standing(found.status, term("users.status", found.status))),
-      found.is_billed && fact("users.balance", moneyText(found.balance), found.is_past_due && h("span", { class: "under owes" }, t("users.owes"))),
-      found.is_billed && fact("users.available", moneyText(found.available)),
+      found.is_billed && fact("users.balance", balanceText(found.balance), found.is_past_due && h("span", { class: "under owes" }, t("users.owes"))),
+      found.is_billed && fact("users.available", balanceText(found.available)),
       !found.is_billed && fact("users.balance", t("users.free")),
       fact("limits.title", limitsText(found.limits)),
       fact("users.keys", h("a", { href: `#/gateway/keys?user=${encodeURIComponent(found.id)}` }, number(found.keys))),
