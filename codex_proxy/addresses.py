@@ -18,7 +18,8 @@ _METADATA = frozenset(
 )
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "metadata.goog"})
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# An IPv4 address behind a translator: everywhere, in one network, and as SIIT writes it.
+_TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
 _COMPATIBLE = ipaddress.ip_network("::/96")
 
 
@@ -61,6 +62,6 @@ def _inside(address: Address) -> ipaddress.IPv4Address | None:
         return address.sixtofour
     if address.teredo is not None:
         return address.teredo[1]
-    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 0xFFFF):
+    if any(address in one for one in _TRANSLATED) or (address in _COMPATIBLE and int(address) > 0xFFFF):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None

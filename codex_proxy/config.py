@@ -1799,6 +1799,13 @@ def _doubts(settings: Settings) -> list[str]:
         key.digest == settings.admin_key.digest for key in settings.api_keys
     ):
         doubts.append("admin-key: it is one of api-keys too, so whoever has that one is an administrator")
+    if settings.ledger != "off" and settings.admin_key is None:
+        whose = "holders of api-keys" if settings.api_keys else "who reaches the page without a key"
+        doubts.append(
+            f"ledger: {settings.ledger}: without an admin-key it is {whose} who own the page, and the money on it"
+        )
+    if settings.database_url and settings.ledger == "off":
+        doubts.append("database-url: nothing is kept there while the ledger is off")
     if settings.capture:
         names = ", ".join(settings.capture)
         doubts.append(

@@ -1037,6 +1037,21 @@ def test_what_is_wrong_with_an_upstream_is_said_without_its_key(file: Path, text
     assert "canary" not in error
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("ledger: billing\n", "who reaches the page without a key"),
+        ("ledger: personal\napi-keys: [a-client-key]\n", "holders of api-keys"),
+        ("database-url: postgresql://u:p@127.0.0.1/db\n", "nothing is kept there"),
+    ],
+)
+def test_a_ledger_without_an_owner_is_a_doubt(file: Path, lines: str, words: str) -> None:
+    (warning,) = read(file, lines).warnings
+    assert words in warning
+    assert "u:p@" not in warning
+    assert read(file, "ledger: billing\nadmin-key: a-key-of-the-owner\n").warnings == []
+
+
 def test_a_key_that_can_be_read_on_the_way_is_a_doubt(file: Path) -> None:
     text = "upstreams: [{name: a, base-url: 'http://a.example', api-key: k}, {name: b, base-url: 'http://10.0.0.1', api-key: k}]\n"
     (warning,) = read(file, text).warnings

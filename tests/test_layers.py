@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alerts": BASE | {"config", "net", "protocol.wire", "accounts.files", "accounts.telling"},
     "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression", "patterns"},
     # Its log lines are redacted as the daemon's are.
-    "forwarder": {"errors", "config", "tasks", "net", "logs"},
+    "forwarder": {"errors", "config", "tasks", "net", "logs", "addresses"},
     "server": SERVER,
     "simulator": {"tasks", "protocol.wire", "protocol.sse"},
     "daemon": DAEMON,

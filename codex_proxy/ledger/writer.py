@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 # How many operations go into one transaction: beyond it a batch takes longer than anybody likes to wait.
 _MOST_TOGETHER = 512
 
-_GATHER_SECONDS = 0.05
-"""How long settlements are gathered for which nobody waits."""
+_GATHER_SECONDS = 0.02
+"""How long settlements are gathered for which nobody waits: what a process that is killed can lose of them, too."""
 _GATHERED = 64
 """How many of them are enough."""
 _LOOK_SECONDS = 0.5

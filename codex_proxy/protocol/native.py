@@ -81,9 +81,18 @@ class Native:
             return f"engines/{quote(model, safe='')}/completions"
         return PATHS[self.capability]
 
-    def body_for(self, model: str) -> bytes:
-        """Return the body for an upstream where its model is called *model*."""
-        asks = self.capability == "chat" and self.stream and not self.wants_usage
+    @property
+    def asks_usage(self) -> bool:
+        """Whether the usage is asked for that its caller does not want."""
+        return self.capability == "chat" and self.stream and not self.wants_usage
+
+    def body_for(self, model: str, *, may_ask: bool = True) -> bytes:
+        """Return the body for an upstream where its model is called *model*.
+
+        Args:
+            may_ask: Whether the upstream knows how to be asked for the usage of a stream.
+        """
+        asks = self.asks_usage and may_ask
         renames = model != self.model and self.capability != "engines"
         if asks and not renames and b'"stream_options"' not in self.body:
             start = self.body.index(b"{") + 1

@@ -137,7 +137,9 @@ class Access:
             return caller
         if settings.auth == "none" or (not settings.api_keys and settings.is_loopback):
             if self.holders is not None and _presented(request):
-                raise KeyRefused("this key does not open what belongs to the owner; set admin-key, and send that")
+                raise KeyRefused(
+                    "this key does not open what belongs to the owner; set admin-key, and send that"
+                )
             _refuse_forged(request, settings)
             return LOCAL
         raise KeyRefused(self._advice(request, settings))
@@ -239,7 +241,9 @@ def address_of(request: web.Request, settings: Settings) -> str | None:
     address = request.remote
     if not settings.trusted_proxies:
         return address
-    passed = [one.strip() for line in request.headers.getall("X-Forwarded-For", []) for one in line.split(",")]
+    passed = [
+        one.strip() for line in request.headers.getall("X-Forwarded-For", []) for one in line.split(",")
+    ]
     while passed and address is not None and _is_trusted(address, settings):
         address = passed.pop()
     return address

@@ -100,7 +100,8 @@ class HttpLease:
         settings, definition = around.live.current, provider.definition
         refused = self._cannot_read if any(map(self._cannot_read, request.encrypted)) else never
         if self._way.is_native:
-            path, body = native.path_for(self._way.model), native.body_for(self._way.model)
+            path = native.path_for(self._way.model)
+            body = native.body_for(self._way.model, may_ask=provider.takes_usage_option)
             if request.has_body_turn_state or refused is not never:
                 body = self._of_ours(body, request, refused)
         else:
@@ -122,9 +123,19 @@ class HttpLease:
         if 200 <= answer.status < 300:
             return answer
         try:
-            raise await self._refusal(answer)
+            error = await self._refusal(answer)
         finally:
             answer.release()
+        if self._way.is_native and native.asks_usage and provider.takes_usage_option and _odd_option(error):
+            # It was ours, not the caller's: usage is estimated where it cannot be asked for.
+            provider.takes_usage_option = False
+            try:
+                return await self.open(request)
+            except UpstreamError:
+                # Without it nothing is better: the words were only the caller's own.
+                provider.takes_usage_option = True
+                raise
+        raise error
 
     def _translated(self, request: BackendRequest) -> bytes:
         native = request.native
@@ -333,6 +344,12 @@ def _meant(error: UpstreamError) -> Verdict:
         is_model = fault.param in (None, "model") and not _OF_THE_REQUEST(fault.message)
         return verdict if is_model else Verdict.CALLER
     return verdict
+
+
+def _odd_option(error: UpstreamError) -> bool:
+    """Tell whether a refusal is about the way in which the usage of a stream is asked for."""
+    said = f"{error.fault.param} {error.fault.message}"
+    return error.verdict is Verdict.CALLER and ("stream_options" in said or "include_usage" in said)
 
 
 _ROOM = (

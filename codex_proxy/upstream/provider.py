@@ -63,7 +63,7 @@ class Way:
     """What its model is called there."""
     capability: str
     """What the upstream has to speak for it."""
-    is_as_named: bool = True
+    is_as_named: bool = field(default=True, compare=False)
     """Whether that is the model that the caller named; else the one that stands for it here."""
 
 
@@ -113,6 +113,8 @@ class Provider:
     refused_at: float = 0.0
     doubts: set[str] = field(default_factory=set)
     """Conversations that were refused with 403 since the last answer, or good check."""
+    takes_usage_option: bool = True
+    """Whether it knows `stream_options`, as far as it has not refused that."""
     check: Check | None = None
     failed_checks: int = 0
     in_flight: int = 0

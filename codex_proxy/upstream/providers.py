@@ -315,7 +315,14 @@ def _read_check(reply: Reply, at: float, seconds: float) -> Check:
                 seconds,
                 "what it answers at /v1/models is no list of models; is base-url right?",
             )
-        return Check(at, True, status, seconds, f"it lists {len(models)} models", models)
+        return Check(
+            at,
+            True,
+            status,
+            seconds,
+            f"it lists {len(models)} model{'' if len(models) == 1 else 's'}",
+            models,
+        )
     if status == 401:
         return Check(at, False, status, seconds, f"it refuses the key: status {status}")
     if status == 403:

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
+from codex_proxy.errors import LedgerAway
 from tests.browser.desk import DESK, PHONE, Tab, tab
 from tests.browser.test_reading import OWN_TEXTS, SAME
 from tests.daemon.test_admin_api import ADMIN, UPSTREAM_KEY, Gateway, gateway, upstream
@@ -383,3 +384,24 @@ async def test_with_several_users_whose_key_it_is_has_to_be_said(browser: Browse
             row = at.page.locator(".listing tbody tr", has_text="user of laptop")
             await expect(row).to_contain_text("$4.999")
             assert at.complaints == []
+
+
+async def test_a_list_that_could_not_be_read_is_asked_for_again(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateway(tmp_path) as gate:
+        await gate.key("laptop")
+        assert gate.stand.daemon.books is not None
+        ledger = gate.stand.daemon.books.ledger
+
+        async def read(question: Any) -> Any:
+            raise LedgerAway("the database is away")
+
+        with monkeypatch.context() as away:
+            away.setattr(ledger, "read", read)
+            async with owner(browser, gate, "audit", lang="zh-CN") as at:
+                await at.has("账本数据库暂时不可用")
+                away.undo()
+                await at.press("立即重试")
+                await at.has("key.create")
+                await expect(at.page.get_by_role("alert").filter(visible=True)).to_have_count(0)

@@ -234,3 +234,25 @@ async def test_a_lone_upstream_whose_key_is_refused_keeps_nobody_waiting(tmp_pat
         assert (answer.status, answer.json["error"]["code"]) == (429, "no_account_available")
         assert "retry-after" not in answer.headers
         assert stage.trace.seconds < 0.4
+
+
+async def test_one_that_cannot_be_asked_for_the_usage_of_a_stream_serves_without(tmp_path: Path) -> None:
+    async with staged(tmp_path, SimUpstream()) as stage:
+        words = "Extra inputs are not permitted: stream_options"
+        stage.up.fault("status", times=1, status=422, message=words)
+        for turns in (2, 3):
+            answer = await stage.post("/v1/chat/completions", {**CHAT, "stream": True})
+            assert (answer.status, len(stage.up.turns)) == (200, turns)
+            assert "stream_options" not in stage.up.turns[-1].json
+            assert stage.trace.usage.source is UsageSource.ESTIMATE
+        # Whose own words are repeated makes nothing worse for others.
+        stage.afresh()
+        stage.daemon.providers.all()[0].takes_usage_option = True
+        stage.up.fault("status", times=2, status=400, message="Invalid value: 'include_usage'")
+        assert (await stage.post("/v1/chat/completions", {**CHAT, "stream": True})).status == 400
+        assert (await stage.post("/v1/chat/completions", {**CHAT, "stream": True})).status == 200
+        assert stage.trace.usage.source is UsageSource.BACKEND
+        # Whoever asks for it is told what is wrong.
+        stage.up.fault("status", times=1, status=422, message=words)
+        body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+        assert (await stage.post("/v1/chat/completions", body)).status == 422

@@ -20,6 +20,8 @@ from codex_proxy.net.connections import AddrInfo
         ("::ffff:169.254.169.254", "link-local"),
         ("::a9fe:a9fe", "link-local"),
         ("64:ff9b::a9fe:a9fe", "link-local"),
+        ("64:ff9b:1::a9fe:a9fe", "link-local"),
+        ("::ffff:0:a9fe:a9fe", "link-local"),
         ("2002:a9fe:a9fe::1", "link-local"),
         ("100.100.100.200", "metadata"),
         ("168.63.129.16", "metadata"),

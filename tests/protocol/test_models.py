@@ -128,7 +128,7 @@ def test_a_page_after_the_last_entry_is_empty() -> None:
         ({"after_id": "tiny", "before_id": "tiny"}, "before_id"),
     ],
 )
-def test_a_query_that_means_nothing_is_refused_by_name(query: dict[str, str], param: str) -> None:
+def test_a_query_that_means_nothing_is_refused_by_name(query: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as caught:
         anthropic_list(SMALL, **query)
     assert (caught.value.status, caught.value.param) == (400, param)

@@ -430,7 +430,9 @@ async def test_tables_for_a_spreadsheet_hold_no_formulas(tmp_path: Path) -> None
         assert "user" not in row
 
 
-async def test_a_table_ends_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_table_that_is_too_long_is_refused_and_never_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from codex_proxy.server.gateway import usage
 
     monkeypatch.setattr(usage, "_SLICE", 2)
@@ -439,8 +441,11 @@ async def test_a_table_ends_somewhere(tmp_path: Path, monkeypatch: pytest.Monkey
         key = await api.key(await api.user("ann", "5"))
         for number in range(7):
             await api.spend(key, f"r{number}", 1)
+        with pytest.raises(RequestError, match="shorter span"):
+            await api.raw("GET", "/usage.csv")
+        monkeypatch.setattr(usage, "MOST_CSV_ROWS", 8)
         rows = list(csv.DictReader(io.StringIO((await api.raw("GET", "/usage.csv")).body.decode())))
-        assert [row["request_id"] for row in rows] == ["r6", "r5", "r4", "r3"]
+        assert [row["request_id"] for row in rows] == [f"r{number}" for number in reversed(range(7))]
 
 
 # -- prices -------------------------------------------------------------------------------

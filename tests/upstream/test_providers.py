@@ -68,7 +68,7 @@ NAMED = {"name": "a", "api-key": "sk-canary-0123456789"}
     ("says", "ok", "state", "words"),
     [
         (Reply(200, {}, LIST), True, "healthy", "2 models"),
-        (Reply(200, {}, b'{"models":[{"slug":"m"}]}'), True, "healthy", "1 models"),
+        (Reply(200, {}, b'{"models":[{"slug":"m"}]}'), True, "healthy", "it lists 1 model"),
         (Reply(200, {}, b"<html>"), False, "degraded", "no list of models"),
         (Reply(200, {}, b'{"data":{}}'), False, "degraded", "no list of models"),
         (Reply(401, {}, b"{}"), False, "disabled", "status 401"),

@@ -100,7 +100,7 @@ async def total_of(desk: Desk, wanted: queries.UsageFilter) -> UsageTotal:
 
 
 async def usage_csv(desk: Desk, call: Call[UsageFilter, Nothing]) -> Csv:
-    """Return what requests have used as a table, the newest first; 100,000 rows at most."""
+    """Return what requests have used as a table, the newest first; more than 100,000 rows are refused, not cut."""
     wanted = filter_of(call.query)
     names = [one.name for one in msgspec.structs.fields(UsageRow)]
     text = io.StringIO()
@@ -113,6 +113,12 @@ async def usage_csv(desk: Desk, call: Call[UsageFilter, Nothing]) -> Csv:
         before = page.next
         if before is None:
             break
+    else:
+        raise RequestError(
+            f"there are more than {MOST_CSV_ROWS:,} requests: ask for a shorter span with since and until",
+            param="since",
+            code="too_many_rows",
+        )
     return Csv("usage.csv", text.getvalue().encode())
 
 
@@ -131,6 +137,9 @@ async def sums_csv(desk: Desk, call: Call[SumQuery, Nothing]) -> Csv:
 
 def _cell(value: object) -> object:
     """Return a value as a cell; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if isinstance(value, bool):
+        # As JSON has it.
+        return "true" if value else "false"
     if isinstance(value, list):
         value = " ".join(map(str, value))
     elif isinstance(value, dict):

@@ -12,6 +12,7 @@ export function failureText(error) {
   if (error.status === 429 && error.retryAfter !== null) {
     return t("error.throttled", { span: coarse(error.retryAfter) });
   }
+  if (error.code === "ledger_unavailable") return t("error.ledger");
   return error.message !== "" ? error.message : t("error.status", { status: error.status });
 }
 

@@ -42,6 +42,7 @@ export const STRINGS = {
   "lost.again": ["Trying again in {span}.", "{span}后重试。"],
   "lost.retry": ["Try now", "立即重试"],
   "error.unreachable": ["The proxy cannot be reached.", "无法连接到代理。"],
+  "error.ledger": ["The ledger's database cannot be used now; what is shown may be old.", "账本数据库暂时不可用，显示的内容可能已过时。"],
   "error.throttled": ["Too many tries; the next one is possible in {span}.", "尝试过于频繁，请在{span}后再试。"],
   "error.status": ["The proxy answered with status {status}.", "代理返回了状态 {status}。"],
 

@@ -167,23 +167,30 @@ export function watching(path, draw, error) {
 /** A list that is asked for in parts, the newest first: *path(before)*, and what of the answer are its rows. */
 export function paged({ path, rowsOf, show }) {
   const error = trouble();
-  const more = h("button", { type: "button", hidden: true, on: { click: () => load(next) } }, t("requests.more"));
+  const more = h("button", { type: "button", hidden: true, on: { click: () => load(wanted) } }, t("requests.more"));
   const empty = h("p", { class: "empty", hidden: true }, t("list.nothing"));
   const control = new AbortController();
   let found = [];
-  let next = null;
+  let wanted = null;
   async function load(before = null) {
     more.disabled = true;
     try {
       const page = await get(path(before), control.signal);
       found = before === null ? rowsOf(page) : [...found, ...rowsOf(page)];
-      next = page.next;
+      wanted = page.next;
       show(found);
-      more.hidden = next === null;
+      say(more, t("requests.more"));
+      more.hidden = wanted === null;
       empty.hidden = found.length > 0;
       error.tell(null);
     } catch (failure) {
-      if (failure.name !== "AbortError") error.tell(failure);
+      if (failure.name !== "AbortError") {
+        error.tell(failure);
+        // Nothing asks for it by itself.
+        wanted = before;
+        say(more, t("lost.retry"));
+        more.hidden = false;
+      }
     }
     more.disabled = false;
   }
