@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
-from codex_proxy.errors import KeyRefused, NotAllowed, ProxyError, RateLimited, RequestError
+from codex_proxy.errors import KeyRefused, NotAllowed, OutOfFunds, ProxyError, RateLimited, RequestError
 from codex_proxy.ledger.fairness import Ceilings, Crowded, Places
 from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.model import (
@@ -267,7 +267,11 @@ class TurnPassage:
                 price = max(price, named, key=lambda one: estimate(one, read, written))
         if price is None and self._is_billed:
             raise _unpriced(request)
-        if price is not None and (most is None or most > reserve) and (self._is_billed or self._budgets):
+        is_whole = self._is_billed and price is not None and _may_come_whole(request)
+        if is_whole and price is not None and (most is None or most > reserve):
+            # There is no moment at which more could be set aside, or the answer be cut.
+            written = price.most_written if most is None else min(most, price.most_written)
+        elif price is not None and (most is None or most > reserve) and (self._is_billed or self._budgets):
             self._covered = written
             self._threshold = written * BYTES_PER_TOKEN * _TOP_UP_AT
             self._step = -(-reserve * price.rates(read).output // MILLION)
@@ -285,8 +289,11 @@ class TurnPassage:
         self.request_id = hold.request_id
         try:
             await gate.ledger.authorize(hold)
-        except ProxyError:
+        except ProxyError as exc:
             self.request_id = ""
+            if is_whole and written > reserve and type(exc) is OutOfFunds:
+                words = "as a stream, or with a limit of its output, it needs less at a time"
+                raise OutOfFunds(f"{exc.message}; {words}") from exc
             raise
 
     def _take_rates(self, tokens: int) -> None:
@@ -399,6 +406,11 @@ def input_tokens(request: BackendRequest) -> int:
         # Base64 of bytes that only the backend can read.
         tokens += sum(map(len, request.compacted)) * 3 // (4 * BYTES_PER_TOKEN)
     return min(tokens, request.context_window) if request.context_window else tokens
+
+
+def _may_come_whole(request: BackendRequest) -> bool:
+    """Tell whether an upstream may answer with all of it at once."""
+    return request.native is not None and not request.native.stream
 
 
 def _may_be_other(request: BackendRequest) -> bool:

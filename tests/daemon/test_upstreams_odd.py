@@ -87,14 +87,24 @@ async def test_many_answers_are_held_for_as_many_times(tmp_path: Path) -> None:
         assert balance(stage.stand, user) == (2 * CENT, 0)
 
 
-async def test_a_plain_answer_that_nobody_can_pay_for_is_not_given(tmp_path: Path) -> None:
+async def test_a_plain_answer_is_not_begun_that_might_not_be_paid(tmp_path: Path) -> None:
+    """It comes whole, so all that the model can write has to be there before."""
     async with staged(tmp_path, SimUpstream(), ledger="billing") as stage:
         user, key = await customer(stage.stand, 30 * CENT)
-        answers(stage, completion("x" * 200_000, {"prompt_tokens": 11, "completion_tokens": 50_000}))
         answer = await stage.post("/v1/chat/completions", CHAT, headers=key)
         assert (answer.status, answer.json["error"]["code"]) == (429, "insufficient_quota")
-        assert (await rows(stage.stand))[-1]["output_tokens"] == 50_000
-        assert balance(stage.stand, user) == (0, 0)
+        assert "limit of its output" in answer.json["error"]["message"]
+        assert stage.up.turns == []
+        assert balance(stage.stand, user) == (30 * CENT, 0)
+        for less in ({"max_tokens": 100}, {"stream": True}):
+            assert (await stage.post("/v1/chat/completions", CHAT | less, headers=key)).status == 200
+        await ledger_of(stage.stand).credit(
+            user.id, 400 * CENT, kind="credit", reason="r", idempotency_key="more", actor="test"
+        )
+        answers(stage, completion("x" * 200_000, {"prompt_tokens": 11, "completion_tokens": 50_000}))
+        assert (await stage.post("/v1/chat/completions", CHAT, headers=key)).status == 200
+        last = (await rows(stage.stand))[-1]
+        assert (last["output_tokens"], last["shortfall"]) == (50_000, 0)
         assert await ledger_of(stage.stand).check() == []
 
 
