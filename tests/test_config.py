@@ -1021,9 +1021,15 @@ def test_an_edit_of_an_upstreams_key_file_counts(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[{name: a, base-url: 'http://a.test'}, {name: a, base-url: 'http://b.test'}]", "'a' is there twice"),
+        (
+            "[{name: a, base-url: 'http://a.test'}, {name: a, base-url: 'http://b.test'}]",
+            "'a' is there twice",
+        ),
         ("[{name: a, base-url: 'http://a.test', prio: 3}]", "entry 1 (a): 'prio' is none of name, base-url"),
-        ("[{name: a, base-url: 'http://169.254.169.254/v1'}]", "base-url = 'http://169.254.169.254/v1': a link-local"),
+        (
+            "[{name: a, base-url: 'http://169.254.169.254/v1'}]",
+            "base-url = 'http://169.254.169.254/v1': a link-local",
+        ),
         ("[{name: a, base-url: 'http://a.test', api-key: 'sk canary'}]", "api-key = ***: has a space"),
         ("[{name: a, base-url: 'http://u:canary@a.test'}]", "has a user"),
         ("[{base-url: 'http://a.test'}]", "name is missing"),
