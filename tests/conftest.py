@@ -9,14 +9,18 @@ from unittest import mock
 import pytest
 
 
+# Before any test, and before any fixture that serves a whole file, has run a command.
+_LEVEL = logging.getLogger("codex_proxy").level
+
+
 @pytest.fixture(autouse=True)
 def _same_logging_after_each_test() -> Iterator[None]:
     """Undo what a command or a daemon set up: the next test may look for lines that were switched off."""
     root, ours = logging.getLogger(), logging.getLogger("codex_proxy")
-    handlers, level = root.handlers[:], ours.level
+    handlers = root.handlers[:]
+    ours.setLevel(_LEVEL)
     yield
-    if ours.level != level:
-        ours.setLevel(level)
+    ours.setLevel(_LEVEL)
     for handler in [
         one for one in root.handlers if one not in handlers and type(one).__module__ == "codex_proxy.logs"
     ]:
