@@ -8,7 +8,6 @@ from unittest import mock
 
 import pytest
 
-
 # Before any test, and before any fixture that serves a whole file, has run a command.
 _LEVEL = logging.getLogger("codex_proxy").level
 
