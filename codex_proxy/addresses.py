@@ -1,4 +1,4 @@
-"""Addresses that nothing is sent to because a setting, or a name, says so.
+"""Addresses as texts, and those that nothing is sent to because a setting, or a name, says so.
 
 Clouds tell a machine its own secrets under link-local addresses and a few others. Whoever can have the proxy
 call an address of their choice would be told them too. Everything else may be called: upstreams live on
@@ -21,6 +21,19 @@ _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-d
 # An IPv4 address behind a translator: everywhere, in one network, and as SIIT writes it.
 _TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96")))
 _COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+def read_address(text: str) -> Address | None:
+    """Return the address in *text*, an IPv4 one where it only stands behind IPv6; None when there is none.
+
+    A scope names an interface, and does not change what the address is.
+    """
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 def why_not(host: str) -> str:

@@ -24,6 +24,7 @@ SERVER = BASE | {
     "upstream",
     "compression",
     "patterns",
+    "addresses",
     "alerts",
 }
 DAEMON = SERVER | {"server", "forwarder", "supervisor", "handover", "telemetry"}

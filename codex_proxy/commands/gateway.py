@@ -235,6 +235,21 @@ def add_json(parser: argparse.ArgumentParser, *, is_top: bool = False) -> None:
     )
 
 
+def add_actions(parser: argparse.ArgumentParser) -> Callable[[str, str], argparse.ArgumentParser]:
+    """Let *parser* take an action; return what adds one, by its name and a line of what it does."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", prog=parser.prog)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(
+            name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False
+        )
+        options.add_config(action)
+        add_json(action)
+        return action
+
+    return add
+
+
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """Let *parser* take limits."""
     group = parser.add_argument_group("limits")

@@ -5,6 +5,7 @@ import argparse
 from codex_proxy.commands import options
 from codex_proxy.commands.gateway import (
     Gateway,
+    add_actions,
     add_json,
     add_limits,
     add_new_limits,
@@ -38,16 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", choices=("active", "revoked", "expired"), help="only those")
     parser.set_defaults(action=None)
     parser.usage = f"{parser.prog} [-h] [-config FILE] [--json] [--user USER] [--status STATUS] [ACTION ...]"
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", prog=parser.prog)
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        action = actions.add_parser(
-            name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False
-        )
-        options.add_config(action)
-        add_json(action)
-        return action
-
+    add = add_actions(parser)
     made = add("create", "make a key, and print its text, this once")
     made.add_argument("name", metavar="NAME", help="what to call it")
     made.add_argument(

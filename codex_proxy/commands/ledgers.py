@@ -2,8 +2,7 @@
 
 import argparse
 
-from codex_proxy.commands import options
-from codex_proxy.commands.gateway import Gateway, add_json, asked, perform_on, show_json
+from codex_proxy.commands.gateway import Gateway, add_actions, add_json, asked, perform_on, show_json
 from codex_proxy.commands.terminal import complain, printable, say
 
 
@@ -16,16 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser, is_top=True)
     parser.set_defaults(action=None)
     parser.usage = f"{parser.prog} [-h] [-config FILE] [--json] [ACTION ...]"
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", prog=parser.prog)
-    for name, text in (
-        ("status", "tell how it does; also without an action"),
-        ("check", "check that all sums agree; exit code 1 when they do not"),
-    ):
-        action = actions.add_parser(
-            name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False
-        )
-        options.add_config(action)
-        add_json(action)
+    add = add_actions(parser)
+    _ = add("status", "tell how it does; also without an action")
+    _ = add("check", "check that all sums agree; exit code 1 when they do not")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,9 +2,17 @@
 
 import argparse
 
-from codex_proxy.commands import options
 from codex_proxy.commands.control import segment
-from codex_proxy.commands.gateway import Gateway, add_json, asked, day, moment, perform_on, show_json
+from codex_proxy.commands.gateway import (
+    Gateway,
+    add_actions,
+    add_json,
+    asked,
+    day,
+    moment,
+    perform_on,
+    show_json,
+)
 from codex_proxy.commands.terminal import Align, columns, printable, say
 from codex_proxy.protocol.wire import JsonObject
 
@@ -21,16 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", dest="only", help="only what counts for this model")
     parser.set_defaults(action=None)
     parser.usage = f"{parser.prog} [-h] [-config FILE] [--json] [--model MODEL] [ACTION ...]"
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", prog=parser.prog)
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        action = actions.add_parser(
-            name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False
-        )
-        options.add_config(action)
-        add_json(action)
-        return action
-
+    add = add_actions(parser)
     made = add("set", "set a price of your own, in dollars for a million tokens")
     made.add_argument("model", metavar="MODEL")
     made.add_argument("--input", metavar="DOLLARS", required=True, help="of input")

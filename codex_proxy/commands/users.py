@@ -3,9 +3,9 @@
 import argparse
 import secrets
 
-from codex_proxy.commands import options
 from codex_proxy.commands.gateway import (
     Gateway,
+    add_actions,
     add_json,
     add_limits,
     add_new_limits,
@@ -34,16 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser, is_top=True)
     parser.set_defaults(action=None)
     parser.usage = f"{parser.prog} [-h] [-config FILE] [--json] [ACTION ...]"
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", prog=parser.prog)
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        action = actions.add_parser(
-            name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False
-        )
-        options.add_config(action)
-        add_json(action)
-        return action
-
+    add = add_actions(parser)
     made = add("create", "make a user; its balance is 0")
     made.add_argument("name", metavar="NAME", help="what to call it")
     how = made.add_mutually_exclusive_group()

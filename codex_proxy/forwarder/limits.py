@@ -3,6 +3,8 @@
 import ipaddress
 from collections.abc import Sequence
 
+from codex_proxy.addresses import read_address
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_ADDRESSES = 50_000
@@ -59,7 +61,7 @@ def caller_of(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Network
     if trusted and _is_in(peer, trusted):
         hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
         for hop in reversed(hops):
-            address = _address(hop)
+            address = read_address(hop)
             if address is None:
                 break
             who = str(address)
@@ -70,7 +72,7 @@ def caller_of(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Network
 
 def slot_of(address: str) -> str:
     """Return whose count a request is: whoever has one address of IPv6 has a whole network of them."""
-    parsed = _address(address)
+    parsed = read_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
     return str(parsed) if parsed is not None else address
@@ -78,19 +80,10 @@ def slot_of(address: str) -> str:
 
 def is_loopback(address: str) -> bool:
     """Tell whether an address is this machine's own."""
-    parsed = _address(address)
+    parsed = read_address(address)
     return parsed is not None and parsed.is_loopback
 
 
 def _is_in(address: str, networks: Sequence[Network]) -> bool:
-    parsed = _address(address)
+    parsed = read_address(address)
     return parsed is not None and any(parsed in network for network in networks)
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        parsed = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return mapped or parsed

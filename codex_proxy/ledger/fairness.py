@@ -68,10 +68,6 @@ class Places:
         """How many wait."""
         return self._waiting
 
-    def taken_by(self, key: str) -> int:
-        """Return how many turns of *key* are under way."""
-        return self._keys.get(key, 0)
-
     def try_enter(self, key: str, user: str) -> bool:
         """Take a place if there is one and nobody has been waiting for it; no await, no future."""
         if self._waiting:

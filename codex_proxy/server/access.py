@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from codex_proxy.addresses import read_address
 from codex_proxy.config import ApiKey, Live, Settings
 from codex_proxy.errors import KeyRefused, RequestError
 from codex_proxy.server.body import is_json
@@ -250,12 +251,8 @@ def address_of(request: web.Request, settings: Settings) -> str | None:
 
 
 def _is_trusted(address: str, settings: Settings) -> bool:
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return any((mapped or found) in network for network in settings.trusted_proxies)
+    found = read_address(address)
+    return found is not None and any(found in network for network in settings.trusted_proxies)
 
 
 def refuse_other_origins(request: web.Request) -> None:

@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 
+from codex_proxy.addresses import read_address
 from codex_proxy.clock import Clock
 from codex_proxy.errors import KeyRefused
 from codex_proxy.ledger.directory import Directory
@@ -83,13 +84,9 @@ class KeyHolders:
 
 def is_within(address: str | None, networks: Sequence[str]) -> bool:
     """Tell whether *address* lies in one of *networks*."""
-    try:
-        found = ipaddress.ip_address((address or "").partition("%")[0])
-    except ValueError:
-        # A Unix socket has none.
-        return False
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return any((mapped or found) in network for network in _parsed(tuple(networks)))
+    # A Unix socket has none.
+    found = None if address is None else read_address(address)
+    return found is not None and any(found in network for network in _parsed(tuple(networks)))
 
 
 @lru_cache(maxsize=1024)
