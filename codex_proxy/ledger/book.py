@@ -17,6 +17,9 @@ from codex_proxy.trace import UsageSource
 MOST_COST = 1_000_000 * 1_000_000_000
 """What one turn may cost. Beyond it something is wrong, and ten thousand of them could still be added up."""
 
+Budgets = Sequence[tuple[str, Budget]]
+"""Whose (a user's or a key's id) budgets have to have room."""
+
 LOST = "lost"
 """How a turn has ended whose process has died, or that nobody has settled in time."""
 
@@ -87,26 +90,17 @@ class Settled:
     model: str
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Charge:
-    """A usage row to be written."""
+    """A usage row to be written, and the ledger entry of what was taken for it."""
 
     settlement: Settlement
     cost: int | None
     is_billed: bool
     debit: int
+    """Nothing was taken where it is 0, and there is no entry."""
     shortfall: int
-
-
-@dataclass(slots=True, frozen=True)
-class Debit:
-    """A ledger entry to be written."""
-
-    user_id: str
-    nanos: int
     balance_after: int
-    at: int
-    request_id: str
 
 
 @dataclass(slots=True)
@@ -122,10 +116,48 @@ class Changes:
     undone: list[str] = field(default_factory=list)
     """Usage rows of turns that were taken for lost and were not."""
     charges: list[Charge] = field(default_factory=list)
-    debits: list[Debit] = field(default_factory=list)
     counters: dict[tuple[str, Window, int], Counter] = field(default_factory=dict)
     days: dict[tuple[int, str, str, str], list[int]] = field(default_factory=dict)
     """What is added to the sums of a day, in the order of `tables.SUMS`."""
+
+
+class Wanted:
+    """What *book* has to be given before some operations can be decided."""
+
+    def __init__(self, book: "Book") -> None:
+        self._book = book
+        self.users: set[str] = set()
+        self.keys: set[str] = set()
+        self.requests: set[str] = set()
+        """Turns of which it matters whether they hold something, or are settled."""
+        self.owners: set[str] = set()
+        """Users and keys whose counters matter."""
+        self.budgets: list[tuple[str, Budgets, int]] = []
+        """User, budgets and when: each has to have its counter."""
+
+    def begin(self, hold: Hold) -> None:
+        """Add that a turn begins: its key is looked at, and there is nothing of it yet."""
+        if hold.key_id not in self._book.keys:
+            self.keys.add(hold.key_id)
+        self._add(hold.user_id, hold.key_id, hold.budgets, hold.at)
+
+    def go_on(self, request_id: str, user_id: str, key_id: str, budgets: Budgets, at: int) -> None:
+        """Add something about a turn that was begun."""
+        if request_id not in self._book.holds:
+            self.requests.add(request_id)
+        self._add(user_id, key_id, budgets, at)
+
+    def _add(self, user_id: str, key_id: str, budgets: Budgets, at: int) -> None:
+        book = self._book
+        if user_id not in book.accounts:
+            self.users.add(user_id)
+        if user_id not in book.counters:
+            self.owners.add(user_id)
+        if key_id not in book.counters:
+            self.owners.add(key_id)
+        if budgets:
+            self.owners.update(owner for owner, _ in budgets if owner not in book.counters)
+            self.budgets.append((user_id, budgets, at))
 
 
 class Book:
@@ -140,7 +172,7 @@ class Book:
         self.held: dict[str, int] = {}
         """What the open holds of a user, or a key, hold in all."""
         self.counters: dict[str, list[Counter]] = {}
-        self.settled: dict[str, Settled] = {}
+        self.settled: dict[str, Settled | Settlement] = {}
         self.changes = Changes()
 
     # -- what is loaded --------------------------------------------------------------------
@@ -199,13 +231,14 @@ class Book:
                 raise KeyRefused("this key was revoked", code="key_revoked")
             if key.expires is not None and key.expires <= hold.at:
                 raise KeyRefused("this key has expired", code="key_expired")
-        nanos = max(0, hold.nanos)
+        nanos = hold.nanos if hold.nanos > 0 else 0
         is_billed = account.is_billed and self.mode == "billing"
         if is_billed and account.balance - account.held < nanos:
             raise OutOfFunds(
                 f"the balance does not reach: this request may cost {format_money(nanos)} dollars"
             )
-        self._check_budgets(hold.budgets, hold.at, nanos)
+        if hold.budgets:
+            self._check_budgets(hold.budgets, hold.at, nanos)
         reserved = Reserved(
             hold.request_id, hold.user_id, hold.key_id, nanos, is_billed, hold.at, hold.model, self.process
         )
@@ -213,9 +246,7 @@ class Book:
         self._hold(reserved, nanos)
         self.changes.granted[hold.request_id] = reserved
 
-    def top_up(
-        self, request_id: str, nanos: int, budgets: Sequence[tuple[str, Budget]] = (), at: int = 0
-    ) -> bool:
+    def top_up(self, request_id: str, nanos: int, budgets: Budgets = (), at: int = 0) -> bool:
         """Let a hold grow by *nanos*; False when there is no room for it, or no such hold."""
         hold = self.holds.get(request_id)
         account = None if hold is None else self.accounts.get(hold.user_id)
@@ -238,39 +269,28 @@ class Book:
 
         What other holds have set aside stays: what is not covered then is a shortfall.
         """
-        before = self.settled.get(settlement.request_id)
-        self._release(settlement.request_id)
+        request_id = settlement.request_id
+        before = self.settled.get(request_id)
+        self._release(request_id)
         if before is not None:
             if before.end != LOST or settlement.end == LOST:
                 return False
-            self._undo(before.request_id)
+            self._undo(request_id)
             self._day(before.at, before.user_id, before.key_id, before.model)[0] -= 1
         cost = None if settlement.cost is None else min(max(0, settlement.cost), MOST_COST)
         account = self.accounts.get(settlement.user_id)
         is_billed = settlement.is_billed and account is not None
-        debit = shortfall = 0
-        if account is not None and is_billed and cost is not None:
+        debit = shortfall = balance = 0
+        if account is not None and is_billed and cost:
             debit = min(cost, account.balance - account.held)
             shortfall = cost - debit
-            if debit:
-                account.balance -= debit
-                self.changes.debits.append(
-                    Debit(account.id, -debit, account.balance, settlement.at, settlement.request_id)
-                )
+            balance = account.balance = account.balance - debit
             if shortfall:
                 account.is_past_due = True
-            if cost:
-                self.changes.accounts[account.id] = account
-        self.changes.charges.append(Charge(settlement, cost, is_billed, debit, shortfall))
+            self.changes.accounts[account.id] = account
+        self.changes.charges.append(Charge(settlement, cost, is_billed, debit, shortfall, balance))
         self._add_up(settlement, cost, debit, shortfall)
-        self.settled[settlement.request_id] = Settled(
-            settlement.request_id,
-            settlement.end,
-            settlement.at,
-            settlement.user_id,
-            settlement.key_id,
-            settlement.model,
-        )
+        self.settled[request_id] = settlement
         return True
 
     def drop(self, request_id: str) -> None:
@@ -286,7 +306,7 @@ class Book:
 
     # -- parts -----------------------------------------------------------------------------
 
-    def _check_budgets(self, budgets: Sequence[tuple[str, Budget]], at: int, nanos: int) -> None:
+    def _check_budgets(self, budgets: Budgets, at: int, nanos: int) -> None:
         for owner, budget in budgets:
             counter = self.counter(owner, budget.window, at)
             spent = 0 if counter is None else counter.spent
@@ -297,17 +317,17 @@ class Book:
 
     def _hold(self, hold: Reserved, nanos: int) -> None:
         """Count *nanos* more, or less, as held."""
-        self._add_held(hold, nanos)
-        if hold.is_billed and nanos:
-            account = self.accounts[hold.user_id]
-            account.held += nanos
-            self.changes.accounts[account.id] = account
+        if nanos:
+            self._add_held(hold, nanos)
+            if hold.is_billed:
+                account = self.accounts[hold.user_id]
+                account.held += nanos
+                self.changes.accounts[account.id] = account
 
     def _add_held(self, hold: Reserved, nanos: int) -> None:
-        if nanos:
-            held = self.held
-            for owner in (hold.user_id, hold.key_id):
-                held[owner] = held.get(owner, 0) + nanos
+        held = self.held
+        held[hold.user_id] = held.get(hold.user_id, 0) + nanos
+        held[hold.key_id] = held.get(hold.key_id, 0) + nanos
 
     def _release(self, request_id: str) -> None:
         hold = self.holds.pop(request_id, None)
@@ -350,7 +370,11 @@ class Book:
             self.changes.charges = kept
 
     def _day(self, at: int, user_id: str, key_id: str, model: str) -> list[int]:
-        return self.changes.days.setdefault((at // DAY, user_id, key_id, model), [0] * 10)
+        place = at // DAY, user_id, key_id, model
+        sums = self.changes.days.get(place)
+        if sums is None:
+            sums = self.changes.days[place] = [0] * 10
+        return sums
 
     def _changed(self, counter: Counter) -> None:
         self.changes.counters[counter.owner, counter.window, counter.start] = counter

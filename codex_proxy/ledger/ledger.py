@@ -204,7 +204,9 @@ class Ledger:
         if not is_written:
             return
         try:
-            await self._ask(lambda promise: Authorize(hold, is_billed, promise, known))
+            promise: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._writer.put(Authorize(hold, is_billed, promise, known))
+            await promise
         except ProxyError:
             self._open.pop(hold.request_id, None)
             raise
@@ -238,7 +240,7 @@ class Ledger:
             logger.error("a turn ended after the ledger request=%s", settlement.request_id)
             return
         self.directory.note_used(settlement.key_id, settlement.at)
-        self._put(Settle(settlement))
+        self._writer.put_later(Settle(settlement))
 
     async def settled(self, settlement: Settlement) -> None:
         """Settle, and wait until it is on disk."""

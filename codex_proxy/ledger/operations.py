@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from codex_proxy.ledger.book import Book, Wanted
 from codex_proxy.ledger.model import Budget, Hold, Key, Settlement, User
 
 if TYPE_CHECKING:
@@ -25,6 +26,19 @@ class Authorize:
     known: int = 0
     """What its user had free, as far as this process knows."""
 
+    @property
+    def request_id(self) -> str:
+        """Which turn it is about."""
+        return self.hold.request_id
+
+    def want(self, wanted: Wanted) -> None:
+        """Say what has to be known for it."""
+        wanted.begin(self.hold)
+
+    def decide(self, book: Book) -> None:
+        """Do it."""
+        book.authorize(self.hold)
+
 
 @dataclass(slots=True)
 class TopUp:
@@ -39,6 +53,14 @@ class TopUp:
     budgets: tuple[tuple[str, Budget], ...]
     promise: Promise
 
+    def want(self, wanted: Wanted) -> None:
+        """Say what has to be known for it."""
+        wanted.go_on(self.request_id, self.user_id, self.key_id, self.budgets, self.at)
+
+    def decide(self, book: Book) -> bool:
+        """Do it; whether there was so much."""
+        return book.top_up(self.request_id, self.nanos, self.budgets, self.at)
+
 
 @dataclass(slots=True)
 class Settle:
@@ -46,6 +68,20 @@ class Settle:
 
     settlement: Settlement
     promise: Promise = None
+
+    @property
+    def request_id(self) -> str:
+        """Which turn it is about."""
+        return self.settlement.request_id
+
+    def want(self, wanted: Wanted) -> None:
+        """Say what has to be known for it."""
+        of = self.settlement
+        wanted.go_on(of.request_id, of.user_id, of.key_id, of.budgets, of.at)
+
+    def decide(self, book: Book) -> bool:
+        """Do it; whether it was not done before."""
+        return book.settle(self.settlement)
 
 
 @dataclass(slots=True)
@@ -58,6 +94,14 @@ class Reap:
     at: int
     promise: Promise = None
 
+    def want(self, wanted: Wanted) -> None:
+        """Say what has to be known for it."""
+        wanted.go_on(self.request_id, self.user_id, self.key_id, (), self.at)
+
+    def decide(self, book: Book) -> bool:
+        """Do it; whether there was something."""
+        return book.reap(self.request_id, self.at)
+
 
 @dataclass(slots=True)
 class Drop:
@@ -68,6 +112,14 @@ class Drop:
     key_id: str
     at: int
     promise: Promise = None
+
+    def want(self, wanted: Wanted) -> None:
+        """Say what has to be known for it."""
+        wanted.go_on(self.request_id, self.user_id, self.key_id, (), self.at)
+
+    def decide(self, book: Book) -> None:
+        """Do it."""
+        book.drop(self.request_id)
 
 
 @dataclass(slots=True)

@@ -45,6 +45,8 @@ MOST_NAMES = 500
 _MARK, _AFTER_MARK = "~", "\x7f"
 _CURSOR = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 _NUMBER = re.compile(r"[0-9]{1,18}")
+# Beyond every moment, and the last day that has a number.
+_END, _LAST_DAY = 2**62, 2**31 - 1
 
 
 @dataclass(slots=True, frozen=True)
@@ -165,18 +167,49 @@ def usage_page(
     Raises:
         RequestError: If the cursor is none.
     """
-    question = _all_of_usage.where(*_turns(wanted)).order_by(usage.c.at.desc(), usage.c.id.desc())
+    last: tuple[int, int] | None = None
     if before is not None:
         match = _CURSOR.fullmatch(before)
         if match is None:
             raise _no_cursor()
-        at, number = map(int, match.groups())
-        # The first part says it all again, so that the index is entered at the right place.
-        question = question.where(usage.c.at <= at, or_(usage.c.at < at, usage.c.id < number))
-    rows = connection.execute(question.limit(limit + 1)).all()
+        last = int(match[1]), int(match[2])
+    rows: list[Row[Any]] = []
+    for since, until in _spans(connection, wanted, last):
+        question = _all_of_usage.where(*_who(usage, wanted), usage.c.at >= since, usage.c.at < until)
+        if last is not None and last[0] < until:
+            question = question.where(or_(usage.c.at < last[0], usage.c.id < last[1]))
+        question = question.order_by(usage.c.at.desc(), usage.c.id.desc()).limit(limit + 1 - len(rows))
+        rows += connection.execute(question)
+        if len(rows) > limit:
+            break
     shown = rows[:limit]
     following = f"{shown[-1].at}-{shown[-1].id}" if len(rows) > limit and shown else None
     return Page([_usage_row(row) for row in shown], following)
+
+
+def _spans(
+    connection: Connection, wanted: UsageFilter, last: tuple[int, int] | None
+) -> Iterator[tuple[int, int]]:
+    """Give the spans of time that may have some of the turns before the cursor *last*, the latest first."""
+    since, until = wanted.since or 0, _END if wanted.until is None else wanted.until
+    if last is not None:
+        until = min(until, last[0] + 1)
+    if wanted.user is wanted.key is wanted.model is None:
+        yield since, until
+        return
+    days = (
+        select(usage_days.c.day)
+        .distinct()
+        .where(
+            *_who(usage_days, wanted),
+            usage_days.c.turns > 0,
+            usage_days.c.day >= min(since // DAY, _LAST_DAY),
+            usage_days.c.day <= min((until - 1) // DAY, _LAST_DAY),
+        )
+        .order_by(usage_days.c.day.desc())
+    )
+    for day in connection.execute(days).scalars().all():
+        yield max(since, day * DAY), min(until, (day + 1) * DAY)
 
 
 def usage_of(connection: Connection, request_id: str) -> UsageRow | None:
@@ -254,14 +287,6 @@ def names(connection: Connection) -> dict[str, list[str]]:
 
 def _distinct(column: Column[Any]) -> Select[Any]:
     return select(column).distinct().order_by(column).limit(MOST_NAMES)
-
-
-def _turns(wanted: UsageFilter) -> Iterator[ColumnElement[bool]]:
-    yield from _who(usage, wanted)
-    if wanted.since is not None:
-        yield usage.c.at >= wanted.since
-    if wanted.until is not None:
-        yield usage.c.at < wanted.until
 
 
 def _days(wanted: UsageFilter) -> Iterator[ColumnElement[bool]]:

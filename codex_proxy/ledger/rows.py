@@ -6,8 +6,18 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, text
 
-from codex_proxy.ledger.book import Account, Book, Changes, Charge, Counter, KeyFacts, Reserved, Settled
-from codex_proxy.ledger.model import Budget, Window
+from codex_proxy.ledger.book import (
+    Account,
+    Book,
+    Changes,
+    Charge,
+    Counter,
+    KeyFacts,
+    Reserved,
+    Settled,
+    Wanted,
+)
+from codex_proxy.ledger.model import Window
 from codex_proxy.ledger.tables import (
     SUMS,
     client_keys,
@@ -21,8 +31,6 @@ from codex_proxy.ledger.tables import (
 )
 from codex_proxy.ledger.windows import DAY, bounds
 from codex_proxy.storage.bulk import Bulk, change, deletion, insertion, look_up
-
-Budgets = Sequence[tuple[str, Budget]]
 
 _ACCOUNT = (users.c.id, users.c.status, users.c.is_billed, users.c.balance, users.c.held, users.c.is_past_due)
 _HOLD = tuple(holds.c)
@@ -52,7 +60,7 @@ _delete_holds = deletion(holds.c.request_id)
 _delete_lost = deletion(usage.c.request_id, where="usage.\"end\" = 'lost'")
 _add_usage = insertion(usage, leaving_out=("id",))
 _add_attempts = insertion(usage_attempts, on_conflict="DO NOTHING")
-_add_entries = insertion(entries, leaving_out=("id",))
+_add_entries = insertion(entries, leaving_out=("id", "idempotency_key"))
 _put_counters = insertion(counters, on_conflict="(owner, period, start) DO UPDATE SET spent = excluded.spent")
 _add_to_days = insertion(
     usage_days,
@@ -61,34 +69,6 @@ _add_to_days = insertion(
 )
 
 _WINDOWS = {window.value: window for window in Window}
-
-
-class Wanted:
-    """Which rows some operations are about."""
-
-    def __init__(self) -> None:
-        self.users: set[str] = set()
-        self.keys: set[str] = set()
-        self.requests: set[str] = set()
-        """Turns of which it matters whether they hold something, or are settled."""
-        self.owners: set[str] = set()
-        """Users and keys whose counters matter."""
-        self.budgets: list[tuple[str, Budgets, int]] = []
-        """User, budgets and when: each has to have its counter."""
-
-    def add(
-        self, request_id: str, user_id: str, key_id: str, budgets: Budgets, at: int, *, begins: bool = False
-    ) -> None:
-        """Add an operation; with one that *begins* a turn its key is looked at, and there is nothing of it yet."""
-        self.users.add(user_id)
-        self.owners |= {user_id, key_id}
-        if begins:
-            self.keys.add(key_id)
-        else:
-            self.requests.add(request_id)
-        if budgets:
-            self.owners.update(owner for owner, _ in budgets)
-            self.budgets.append((user_id, budgets, at))
 
 
 class Loader:
@@ -111,27 +91,26 @@ class Loader:
     def load(self, wanted: Wanted) -> None:
         """Load what is *wanted*."""
         book, connection = self._book, self._connection
-        missing = _missing(wanted.users, book.accounts)
         find = _find_accounts if self._is_alone else _find_accounts_locked
-        for row in find.fetch(connection, missing):
+        for row in find.fetch(connection, _rows(wanted.users)):
             user_id, status, is_billed, balance, held, is_past_due = row
             book.accounts[user_id] = Account(
                 user_id, status, bool(is_billed), balance, held, bool(is_past_due)
             )
-        for key_id, status, expires in _find_keys.fetch(connection, _missing(wanted.keys, book.keys)):
+        for key_id, status, expires in _find_keys.fetch(connection, _rows(wanted.keys)):
             book.keys[key_id] = KeyFacts(status, expires)
         if not self._is_alone:
-            for row in _find_holds.fetch(connection, _missing(wanted.requests, ())):
+            for row in _find_holds.fetch(connection, _rows(wanted.requests)):
                 hold = _reserved(row)
                 # What all of them hold in all is counted below, where it matters.
                 book.holds[hold.request_id] = hold
-        for row in _find_settled.fetch(connection, _missing(wanted.requests, book.holds)):
+        for row in _find_settled.fetch(connection, _rows(wanted.requests.difference(book.holds))):
             book.settled[row[0]] = Settled(*row)
         self._load_counters(wanted)
 
     def _load_counters(self, wanted: Wanted) -> None:
         book = self._book
-        owners = _missing(wanted.owners, book.counters)
+        owners = _rows(wanted.owners)
         for (owner,) in owners:
             book.counters[owner] = []
         for owner, period, start, until, spent in _find_counters.fetch(self._connection, owners):
@@ -199,8 +178,18 @@ def write(connection: Connection, changes: Changes) -> None:
     _add_entries.run(
         connection,
         [
-            (one.user_id, "debit", one.nanos, one.balance_after, one.at, one.request_id, "", "", None)
-            for one in changes.debits
+            (
+                one.settlement.user_id,
+                "debit",
+                -one.debit,
+                one.balance_after,
+                one.settlement.at,
+                one.settlement.request_id,
+                "",
+                "",
+            )
+            for one in changes.charges
+            if one.debit
         ],
     )
     _put_counters.run(
@@ -242,7 +231,7 @@ def _usage_row(charge: Charge) -> tuple[object, ...]:
         one.cache_write_tokens,
         one.output_tokens,
         one.reasoning_tokens,
-        one.source.value,
+        one.source._value_,
         " ".join(one.flags),
         charge.cost,
         charge.is_billed,
@@ -259,6 +248,6 @@ def _reserved(row: Sequence[Any]) -> Reserved:
     return Reserved(request_id, user_id, key_id, nanos, bool(is_billed), at, model, process)
 
 
-def _missing(wanted: Iterable[str], known: Iterable[str]) -> list[tuple[str]]:
+def _rows(ids: Iterable[str]) -> list[tuple[str]]:
     # In order, because rows are locked in it.
-    return [(one,) for one in sorted(set(wanted).difference(known))]
+    return [(one,) for one in sorted(ids)]

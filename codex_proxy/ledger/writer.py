@@ -24,7 +24,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from codex_proxy.errors import LedgerAway, ProxyError
 from codex_proxy.ledger import changes, rows
 from codex_proxy.ledger.bases import Again, Away, Base, NotOpened
-from codex_proxy.ledger.book import Book, used_up
+from codex_proxy.ledger.book import Book, Wanted, used_up
 from codex_proxy.ledger.model import Key, Mode, Settlement, User, Window
 from codex_proxy.ledger.operations import (
     Authorize,
@@ -153,12 +153,15 @@ class Writer:
     def put(self, operation: Operation) -> None:
         """Have *operation* done."""
         self._waiting.append(operation)
-        if isinstance(operation, Settle) and operation.promise is None and len(self._waiting) < _GATHERED:
-            # Nobody waits for it, and a transaction of its own would cost more than the turn.
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._set_out)
-        else:
+        self._set_out()
+
+    def put_later(self, settle: Settle) -> None:
+        """Have *settle* done in a moment: nobody waits for it, and a transaction of its own would cost more than the turn."""
+        self._waiting.append(settle)
+        if len(self._waiting) >= _GATHERED:
             self._set_out()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._set_out)
 
     def _set_out(self) -> None:
         """Have the thread take what waits."""
@@ -247,13 +250,13 @@ class Writer:
         batch: list[Decided] = []
         while waiting and len(batch) < _MOST_TOGETHER:
             first = waiting[0]
-            if isinstance(first, Work | Errand):
+            if isinstance(first, (Work, Errand)):
                 if batch:
                     break
                 waiting.popleft()
                 return first
-            waiting.popleft()
             batch.append(first)
+            waiting.popleft()
         return batch or None
 
     def _run_errand(self, errand: Errand) -> bool:
@@ -482,7 +485,7 @@ class Writer:
         (one,) = batch
         logger.error(
             "the database will not have an operation kind=%s request=%s error=%s",
-            type(one).__name__, _request_of(one), type(error).__name__,
+            type(one).__name__, one.request_id, type(error).__name__,
         )  # fmt: skip
         if isinstance(one, Settle):
             self._refused += 1
@@ -501,26 +504,16 @@ class Writer:
         loader = rows.Loader(connection, book, is_alone=self._base.is_alone)
         if is_new and self._base.is_alone:
             loader.load_all_holds()
-        wanted = rows.Wanted()
+        wanted = Wanted(book)
         for one in batch:
-            _want(wanted, one)
+            one.want(wanted)
         loader.load(wanted)
         answers: list[Answer] = []
         for one in batch:
-            value: Any = None
+            value: bool | None = None
             error: BaseException | None = None
             try:
-                match one:
-                    case Settle():
-                        value = book.settle(one.settlement)
-                    case Authorize():
-                        book.authorize(one.hold)
-                    case TopUp():
-                        value = book.top_up(one.request_id, one.nanos, one.budgets, one.at)
-                    case Reap():
-                        value = book.reap(one.request_id, one.at)
-                    case Drop():
-                        book.drop(one.request_id)
+                value = one.decide(book)
             except ProxyError as exc:
                 error = exc
             if one.promise is not None:
@@ -722,30 +715,6 @@ class Writer:
             self._transaction(
                 lambda connection: connection.execute(delete(processes).where(processes.c.id.in_(dead)))
             )
-
-
-def _want(wanted: rows.Wanted, one: Decided) -> None:
-    match one:
-        case Settle():
-            of = one.settlement
-            wanted.add(of.request_id, of.user_id, of.key_id, of.budgets, of.at)
-        case Authorize():
-            hold = one.hold
-            wanted.add(hold.request_id, hold.user_id, hold.key_id, hold.budgets, hold.at, begins=True)
-        case TopUp():
-            wanted.add(one.request_id, one.user_id, one.key_id, one.budgets, one.at)
-        case Reap() | Drop():
-            wanted.add(one.request_id, one.user_id, one.key_id, (), one.at)
-
-
-def _request_of(one: Decided) -> str:
-    match one:
-        case Settle():
-            return one.settlement.request_id
-        case Authorize():
-            return one.hold.request_id
-        case TopUp() | Reap() | Drop():
-            return one.request_id
 
 
 def _parts(found: list[dict[str, Any]]) -> Iterator[list[Decided]]:

@@ -4,6 +4,7 @@ Having a text rendered for every batch takes longer than running it. And each st
 have the interpreter, and has to get it back: many rows are written in one, not one after the other.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy import Column, Connection, Dialect, Table
 
 # SQLite takes each value of each row by itself. There is a text for each of these numbers of rows; what a batch does
 # not fill is left empty.
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
 Values = Sequence[Any]
 """One row, in the order of the columns; its first value is never None."""
@@ -27,7 +28,8 @@ class Bulk:
     def __init__(self, columns: Iterable[Column[Any]], write: Callable[[str], str]) -> None:
         self._columns = tuple(columns)
         self._write = write
-        self._empty = (None,) * len(self._columns)
+        # The driver binds numbers at once, and asks around for what becomes of anything else.
+        self._empty = (None, *[0] * (len(self._columns) - 1))
         self._texts: dict[tuple[str, int], str] = {}
 
     def run(self, connection: Connection, rows: Sequence[Values]) -> None:
@@ -47,9 +49,8 @@ class Bulk:
             # A list for each column, and so one text for any number of rows.
             return self._text(dialect, 0), tuple(list(column) for column in zip(*rows, strict=True))
         size = next(size for size in _SIZES if size >= len(rows))
-        values = [value for row in rows for value in row]
-        values += self._empty * (size - len(rows))
-        return self._text(dialect, size), tuple(values)
+        missing = itertools.repeat(self._empty, size - len(rows))
+        return self._text(dialect, size), tuple(itertools.chain.from_iterable((*rows, *missing)))
 
     def _text(self, dialect: Dialect, size: int) -> str:
         text = self._texts.get((dialect.name, size))

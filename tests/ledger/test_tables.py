@@ -69,7 +69,10 @@ def look(lead: Callable[[Connection], None], is_made: bool) -> Callable[[Connect
         lead(connection)
         assert revision_of(connection) == SCHEMA.revisions[-1]
         if is_made:
-            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+            # The comparison does not know of what belongs to one kind of database.
+            differences = compare_metadata(MigrationContext.configure(connection), metadata)
+            only_on_a_server = [] if connection.dialect.name == "postgresql" else ["holds_by_user"]
+            assert [getattr(one[1], "name", one) for one in differences] == only_on_a_server
         return shape(connection)
 
     return work

@@ -82,7 +82,8 @@ def upgrade() -> None:
         sa.CheckConstraint("nanos >= 0", name="holds_not_negative"),
         sqlite_with_rowid=False,
     )
-    op.create_index("holds_by_user", "holds", ["user_id"])
+    if op.get_context().dialect.name == "postgresql":
+        op.create_index("holds_by_user", "holds", ["user_id"])
     op.create_table(
         "prices",
         sa.Column("id", number, primary_key=True),
@@ -150,9 +151,7 @@ def upgrade() -> None:
         sa.Column("price_id", sa.String, nullable=False),
         sa.Column("milliseconds", sa.BigInteger, nullable=False),
     )
-    op.create_index("usage_by_model", "usage", ["model", "at", "id"])
-    op.create_index("usage_by_time", "usage", ["at", "id"])
-    op.create_index("usage_by_user", "usage", ["user_id", "at", "id"])
+    op.create_index("usage_by_time", "usage", ["at", "id", "user_id"])
     op.create_table(
         "usage_attempts",
         sa.Column("request_id", sa.String, primary_key=True),
