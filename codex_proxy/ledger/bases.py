@@ -86,8 +86,8 @@ class Base(Protocol):
 class Reader(Protocol):
     """A database, as those see it who only ask."""
 
-    async def ask(self, question: Callable[[Connection], T]) -> T:
-        """Ask *question*.
+    async def ask(self, question: Callable[[Connection], T], *, is_long: bool = False) -> T:
+        """Ask *question*; a long one is about everything, and may take its time.
 
         Raises:
             Away: If it cannot be read.
@@ -215,8 +215,8 @@ class FileReader:
     def __init__(self, path: Path, schema: Schema = SCHEMA) -> None:
         self._reading = Reading(path, schema)
 
-    async def ask(self, question: Callable[[Connection], T]) -> T:
-        """Ask *question*."""
+    async def ask(self, question: Callable[[Connection], T], *, is_long: bool = False) -> T:
+        """Ask *question*; nothing is too long for a file."""
         try:
             return await asyncio.to_thread(self._reading.ask, question)
         except NotKept as exc:

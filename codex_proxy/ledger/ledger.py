@@ -414,20 +414,20 @@ class Ledger:
         """
         return await self._work(work)
 
-    async def read(self, question: Callable[[Connection], T]) -> T:
-        """Ask the database something.
+    async def read(self, question: Callable[[Connection], T], *, is_long: bool = False) -> T:
+        """Ask the database something; *is_long* says that it is about everything, and may take its time.
 
         Raises:
             LedgerAway: If it cannot be read now.
         """
         try:
-            return await self._reader.ask(question)
+            return await self._reader.ask(question, is_long=is_long)
         except Away as exc:
             raise LedgerAway(f"the ledger cannot be read: {exc}") from exc
 
     async def check(self) -> list[str]:
         """Return what does not add up: nothing, or something is very wrong."""
-        return await self.read(check)
+        return await self.read(check, is_long=True)
 
     # -- between the loop and the thread -----------------------------------------------------
 

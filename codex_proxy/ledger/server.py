@@ -23,6 +23,8 @@ _SHAPE_SECONDS = 1_800.0
 # For a server that does not answer there are others who wait.
 _TRIAL_SECONDS = 1.5
 _QUESTION_SECONDS = 30.0
+# One about all that there is.
+_LONG_SECONDS = 1_800.0
 _READERS = 3
 
 
@@ -92,15 +94,21 @@ class ServerReader:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    async def ask(self, question: Callable[[Connection], T]) -> T:
-        """Ask *question*."""
+    async def ask(self, question: Callable[[Connection], T], *, is_long: bool = False) -> T:
+        """Ask *question*; a long one is about everything, and may take its time."""
+        seconds = _LONG_SECONDS if is_long else _QUESTION_SECONDS
+
+        def work(connection: Connection) -> T:
+            connection.execute(text(f"SET LOCAL statement_timeout = {round(seconds * 1_000.0)}"))
+            return question(connection)
+
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="ledger-reader", daemon=True)
             self._thread.start()
-        work = self._server.transaction(question, seconds=_QUESTION_SECONDS, is_reading=True)
+        asked = self._server.transaction(work, seconds=seconds, is_reading=True)
         try:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._loop))
         except (Unreachable, InTheWay) as exc:
             raise Away(str(exc)) from exc
 
