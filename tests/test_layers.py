@@ -25,6 +25,7 @@ SERVER = BASE | {
     "compression",
     "patterns",
     "addresses",
+    "inbound",
     "alerts",
 }
 DAEMON = SERVER | {"server", "forwarder", "supervisor", "handover", "telemetry"}
@@ -47,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": {"errors", "trace", "patterns"},
     "trace": {"errors"},
     "net": BASE | {"config", "compression", "addresses"},
+    "inbound": set(),
     "storage": BASE | {"config"},
     # JSON is read in one place; the rest of `protocol` is none of the accounts' business.
     "accounts": BASE | {"config", "net", "trace", "patterns", "protocol.wire"},
@@ -56,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alerts": BASE | {"config", "net", "protocol.wire", "accounts.files", "accounts.telling"},
     "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression", "patterns"},
     # Its log lines are redacted as the daemon's are.
-    "forwarder": {"errors", "config", "tasks", "net", "logs", "addresses"},
+    "forwarder": {"errors", "config", "tasks", "net", "logs", "addresses", "inbound"},
     "server": SERVER,
     "simulator": {"tasks", "protocol.wire", "protocol.sse"},
     "daemon": DAEMON,
@@ -105,7 +107,7 @@ PURE_MODULES = (
 )
 IMPURE = {"asyncio", "time", "random", "secrets", "socket", "threading", "subprocess", "aiohttp"}
 
-INBOUND = ("server.", "simulator.", "forwarder.", "accounts.login")
+INBOUND = ("server.", "simulator.", "forwarder.", "accounts.login", "inbound")
 """Where inbound HTTP is known."""
 
 

@@ -16,10 +16,9 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
-logger = logging.getLogger(__name__)
+from codex_proxy.inbound import MAX_HEAD_SIZE, BoundedHeads
 
-MAX_HEAD_SIZE = 128 * 1024
-"""What all of a head may hold; the parser bounds its lines and how many there are, which is megabytes."""
+logger = logging.getLogger(__name__)
 
 # What a transport holds before an answer of our own waits for who is to read it, and how long it waits.
 _HIGH_WATER = 64 * 1024
@@ -162,47 +161,33 @@ def error(
     return page(status, document, method=method, keep_alive=keep_alive, headers=headers)
 
 
-class _Protocol(RequestHandler):
+class _Protocol(BoundedHeads):
     """A connection whose errors are told as all of ours are, and which holds no more than it has to."""
 
-    __slots__ = ("_head_size",)
+    __slots__ = ()
 
     def __init__(self, manager: "Server", **options: Any) -> None:
         super().__init__(manager, **options)
-        self._head_size = 0
         self._max_msg_queue_size, self._msg_queue_resume_size = _MAX_WAITING, _MAX_WAITING // 2
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless there are as many as there may be."""
         if isinstance(self._manager, Server) and self._manager.is_full:
-            self._refuse(cast(asyncio.Transport, transport), _FULL)
+            self.refuse(cast(asyncio.Transport, transport), _FULL.data)
             return
         super().connection_made(transport)
 
-    def _refuse(self, transport: asyncio.Transport, said: Said) -> None:
-        transport.write(said.data)
-        self.force_close()
-        transport.close()
-
     def data_received(self, data: bytes) -> None:
         """Take what has come; a body that turns out to be none ends, which nobody else tells its reader."""
-        request: Any = self._current_request
-        known = self._request_count
-        is_in_head = (
-            not self._messages and not self._upgraded and (request is None or request.payload.is_eof())
-        )
         super().data_received(data)
-        if self._request_count != known or not is_in_head:
-            self._head_size = 0
-        else:
-            self._head_size += len(data)
-            if self._head_size > MAX_HEAD_SIZE and self.transport is not None:
-                self._refuse(self.transport, _LARGE) if request is None else self.force_close()
-                return
-        request = self._current_request
+        request: Any = self._current_request
         # Behind a body that has not ended stands an error, if anything.
         if self._messages and request is not None and not request.payload.is_eof():
             request.payload.set_exception(RequestPayloadError("the body is none"))
+
+    def too_large(self) -> bytes:
+        """Return what is said to a head that is too large."""
+        return _LARGE.data
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Tell of a failure of the server's; that a caller left while its body was read away is none."""

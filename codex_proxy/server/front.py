@@ -18,6 +18,8 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from codex_proxy.inbound import MAX_HEAD_SIZE, BoundedHeads
+from codex_proxy.protocol.wire import dumps
 from codex_proxy.trace import Caller
 
 SERVER = "codex-proxy"
@@ -133,6 +135,35 @@ class Incoming(web.Request):
         return headers
 
 
+class _Connection(BoundedHeads):
+    """A caller's connection."""
+
+    __slots__ = ()
+
+    def too_large(self) -> bytes:
+        """Return what is said to a head that is too large, in the words of the OpenAI API: its path is not known."""
+        return _LARGE
+
+
+_LARGE_BODY = dumps({
+    "error": {
+        "message": f"the head of a request may have {MAX_HEAD_SIZE // 1024} KB in all",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "head_too_large",
+    }
+})
+_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nServer: %b\r\nConnection: close\r\n\r\n%b"
+) % (len(_LARGE_BODY), SERVER.encode("ascii"), _LARGE_BODY)
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -149,7 +180,7 @@ class Front:
 
     def server(self, **options: Any) -> web.Server:
         """Return what serves connections; *options* are those of `web.Server`."""
-        return web.Server(
+        return _Server(
             self._handle,  # type: ignore[arg-type]  # every request that comes is one of ours
             request_factory=self._receive,
             **options,

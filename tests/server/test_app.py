@@ -529,6 +529,23 @@ async def test_long_headers_of_codex_clients_pass() -> None:
     assert answer.status == 200
 
 
+async def test_a_head_that_has_no_end_is_not_collected() -> None:
+    """Each of its fields would do; together they would be megabytes before anybody has shown a key."""
+    begun = b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(
+        b"X-%d: %b\r\n" % (number, b"a" * 60_000) for number in range(3)
+    )
+    async with served() as place:
+        head, _, body = (await place.say(begun)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431 ")
+        assert b"Connection: close" in head
+        assert json.loads(body)["error"]["code"] == "head_too_large"
+        # What came before it counts for nothing, a large body least of all.
+        asked = b"POST /do HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n" + b"b" * 400_000
+        answer = await place.say(asked + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.count(b"HTTP/1.1 ") == 2
+        assert b"HTTP/1.1 431 " not in answer
+
+
 async def test_bodies_come_as_they_are_sent() -> None:
     """The server must not inflate before we count."""
 
