@@ -205,7 +205,7 @@ class Ledger:
             return
         try:
             promise: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._writer.put(Authorize(hold, is_billed, promise, known))
+            self._writer.put_paced(Authorize(hold, is_billed, promise, known), len(self._open))
             await promise
         except ProxyError:
             self._open.pop(hold.request_id, None)

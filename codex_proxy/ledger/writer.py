@@ -53,6 +53,13 @@ _GATHER_SECONDS = 0.02
 """How long settlements are gathered for which nobody waits: what a process that is killed can lose of them, too."""
 _GATHERED = 64
 """How many of them are enough."""
+_PACE_SECONDS = 0.01
+"""How long after the last transaction the next one waits for more turns to begin, while there are many.
+
+One for each turn costs half a millisecond of CPU, one for ten of them a tenth each; a model takes seconds to answer.
+"""
+_WORTH_IT = 4
+"""One in so many of the turns under way is enough."""
 _LOOK_SECONDS = 0.5
 """How often it is looked whether a spool has grown, another process has changed a key, the database is back."""
 _FIRST_RETRY_SECONDS = 0.5
@@ -146,25 +153,47 @@ class Writer:
         """Holds that were refused when it was not known whether they had been written."""
         self._settled = self._reaped = self._shortfalls = self._refused = 0
         self._timer: asyncio.TimerHandle | None = None
-        """When settlements are taken for which nobody waits."""
+        """Sends the thread for what waits, if nothing else does before."""
+        self._due = self._sent_at = 0.0
 
     # -- from the loop ---------------------------------------------------------------------
 
     def put(self, operation: Operation) -> None:
         """Have *operation* done."""
         self._waiting.append(operation)
-        self._set_out()
+        self._send(asyncio.get_running_loop().time())
+
+    def put_paced(self, operation: Operation, under_way: int) -> None:
+        """Have *operation* done, with those of others if many turns are *under_way* and few of them wait."""
+        self._waiting.append(operation)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = self._sent_at + _PACE_SECONDS
+        if due <= now or len(self._waiting) * _WORTH_IT >= under_way:
+            self._send(now)
+        else:
+            self._send_at(loop, due)
 
     def put_later(self, settle: Settle) -> None:
         """Have *settle* done in a moment: nobody waits for it, and a transaction of its own would cost more than the turn."""
         self._waiting.append(settle)
+        loop = asyncio.get_running_loop()
         if len(self._waiting) >= _GATHERED:
-            self._set_out()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._set_out)
+            self._send(loop.time())
+        else:
+            self._send_at(loop, loop.time() + _GATHER_SECONDS)
 
-    def _set_out(self) -> None:
+    def _send_at(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        if self._timer is not None:
+            if self._due <= due:
+                return
+            self._timer.cancel()
+        self._due = due
+        self._timer = loop.call_at(due, self._send, due)
+
+    def _send(self, now: float) -> None:
         """Have the thread take what waits."""
+        self._sent_at = now
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -231,9 +260,11 @@ class Writer:
                 logger.exception("the ledger's writer failed")
 
     def _round(self) -> bool:
-        """Do what waits; True at the end of the thread."""
+        """Do what waits, and leave what comes meanwhile to the next round; True at the end of the thread."""
         self._look()
-        while batch := self._take():
+        left = len(self._waiting)
+        while left > 0 and (batch := self._take(left)):
+            left -= len(batch) if isinstance(batch, list) else 1
             if isinstance(batch, Errand):
                 if self._run_errand(batch):
                     return True
@@ -244,11 +275,12 @@ class Writer:
             self._look()
         return False
 
-    def _take(self) -> list[Decided] | Work | Errand | None:
-        """Take what is done together: turns as far as there are any, or one other thing."""
+    def _take(self, most: int) -> list[Decided] | Work | Errand | None:
+        """Take what is done together: up to *most* turns as far as there are any, or one other thing."""
         waiting = self._waiting
         batch: list[Decided] = []
-        while waiting and len(batch) < _MOST_TOGETHER:
+        most = min(most, _MOST_TOGETHER)
+        while waiting and len(batch) < most:
             first = waiting[0]
             if isinstance(first, (Work, Errand)):
                 if batch:
@@ -662,7 +694,7 @@ class Writer:
 
     def _serve(self) -> None:
         while self._waiting and not isinstance(self._waiting[0], Work | Errand):
-            batch = self._take()
+            batch = self._take(_MOST_TOGETHER)
             assert isinstance(batch, list)
             self._do(batch)
 

@@ -50,6 +50,31 @@ async def test_a_turn_sets_aside_what_it_may_cost_and_pays_what_it_costs(databas
         assert ledger.statistics().holds_open == 0
 
 
+async def test_where_many_are_under_way_those_who_begin_wait_for_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment; whoever is alone waits for nobody, and neither do they when they are all that is to be expected."""
+    monkeypatch.setattr("codex_proxy.ledger.writer._PACE_SECONDS", 30.0)
+    async with running(database) as ledger, asyncio.timeout(20.0):
+        team = await holder(ledger)
+        # Each right after the one before.
+        await ledger.authorize(hold(team, "alone", 1))
+        await ledger.authorize(hold(team, "alone too", 1))
+        await asyncio.gather(*(ledger.authorize(hold(team, f"all {number}", 1)) for number in range(40)))
+        async with asyncio.TaskGroup() as group:
+            few = [group.create_task(ledger.authorize(hold(team, f"few {number}", 1))) for number in range(9)]
+            await asyncio.sleep(0.1)
+            assert not any(task.done() for task in few)
+            # A fourth of those under way is enough; and whatever is not paced takes along what waits before it.
+            await ledger.settled(settlement(team, "alone", 1))
+            await asyncio.sleep(0)
+            assert all(task.done() for task in few)
+            for number in range(20):
+                group.create_task(ledger.authorize(hold(team, f"many {number}", 1)))
+        assert money(ledger, team)[1] == 70
+        assert await ledger.check() == []
+
+
 async def test_what_is_not_there_cannot_be_set_aside(database: Database) -> None:
     async with running(database) as ledger:
         team = await holder(ledger, 10)
