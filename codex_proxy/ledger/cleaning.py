@@ -8,7 +8,8 @@ from codex_proxy.ledger.model import AttemptRow, Hold, Settlement
 
 MOST_TOKENS = 1 << 40
 """More than any turn has; so many can be added up."""
-_MOST_TIME = 1 << 50
+# The year 9000: the last one that has a month after it is 9999.
+_MOST_TIME = 221_845_392_000_000
 _MOST_TEXT = 1_000
 
 ODD = "odd"

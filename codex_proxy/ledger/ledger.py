@@ -62,6 +62,8 @@ class _Open:
     """Whether the database has its hold."""
     ends_at: float
     """By the monotonic clock: when it is taken for left behind."""
+    is_blind: bool = False
+    """It began while the database was away, and may have no hold that could grow."""
 
 
 class Ledger:
@@ -199,14 +201,14 @@ class Ledger:
         if self._writer.is_full:
             raise LedgerAway("what this request costs could not be written down; try again in a moment")
         ends_at = self._clock.monotonic() + max(0.0, (hold.expires - hold.at) / 1_000.0)
-        self._open[hold.request_id] = _Open(hold, is_billed, is_written, ends_at)
+        turn = self._open[hold.request_id] = _Open(hold, is_billed, is_written, ends_at)
         self.directory.note_used(hold.key_id, hold.at)
         if not is_written:
             return
         try:
-            promise: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            promise: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             self._writer.put_paced(Authorize(hold, is_billed, promise, known), len(self._open))
-            await promise
+            turn.is_blind = await promise is False and not is_billed
         except ProxyError:
             self._open.pop(hold.request_id, None)
             raise
@@ -221,7 +223,7 @@ class Ledger:
         turn.ends_at = max(
             turn.ends_at, self._clock.monotonic() + max(0.0, (hold.expires - hold.at) / 1_000.0)
         )
-        if not turn.is_written:
+        if not turn.is_written or turn.is_blind:
             return True
         at = round(self._clock.now() * 1_000.0)
         grown: bool = await self._ask(
@@ -243,7 +245,13 @@ class Ledger:
         self._writer.put_later(Settle(settlement))
 
     async def settled(self, settlement: Settlement) -> None:
-        """Settle, and wait until it is on disk."""
+        """Settle, and wait until it is on disk.
+
+        Raises:
+            LedgerAway: If it cannot be written at all.
+        """
+        if self._is_over:
+            raise LedgerAway("the proxy is ending")
         settlement = clean(settlement)
         self._open.pop(settlement.request_id, None)
         await self._ask(lambda promise: Settle(settlement, promise))

@@ -40,13 +40,14 @@ def settlement_of(row: Row) -> Settlement:
         ValueError: If there is none in it.
     """
     try:
-        values: dict[str, Any] = {name: row[name] for name in _FIELDS}
+        # Another version may have written it; what it does not know yet has a default.
+        values: dict[str, Any] = {name: row[name] for name in _FIELDS if name in row}
         values["source"] = UsageSource(row["source"])
         values["flags"] = tuple(row["flags"])
         values["budgets"] = tuple(
-            (owner, Budget(Window(window), nanos)) for owner, window, nanos in row["budgets"]
+            (owner, Budget(Window(window), nanos)) for owner, window, nanos in row.get("budgets", ())
         )
-        values["attempts"] = tuple(AttemptRow(*one) for one in row["attempts"])
+        values["attempts"] = tuple(AttemptRow(*one) for one in row.get("attempts", ()))
         return Settlement(**values)
     except (KeyError, TypeError) as exc:
         raise ValueError(f"not a settlement: {type(exc).__name__}") from exc
@@ -89,6 +90,10 @@ class Spool:
 
     def open(self) -> bool:
         """Have the file; False when it cannot be had."""
+        if self._writer is not None and not self._writer.path.exists():
+            # Somebody has removed it, and nobody would ever read what is added to it.
+            self._writer.close()
+            self._writer = None
         if self._writer is None:
             name = f"{PREFIX}{self._process}-{time.time_ns():x}{SUFFIX}"
             try:
@@ -108,14 +113,17 @@ class Spool:
             return False
         assert self._writer is not None
         try:
-            self._writer.append([row_of(one) for one in self.kept])
+            self.bytes = self._writer.append([row_of(one) for one in self.kept])
         except OSError as exc:
             self.trouble = exc.strerror or type(exc).__name__
+            return False
+        except TypeError as exc:
+            # Something in it is nothing for JSON; the database may take it.
+            self.trouble = type(exc).__name__
             return False
         self.rows += len(self.kept)
         self.kept.clear()
         self.trouble = ""
-        self.bytes = os.stat(self._writer.path).st_size
         return True
 
     def close(self, *, is_awaited: bool = False) -> None:

@@ -25,6 +25,7 @@ from codex_proxy.errors import LedgerAway, ProxyError
 from codex_proxy.ledger import changes, rows
 from codex_proxy.ledger.bases import Again, Away, Base, NotOpened
 from codex_proxy.ledger.book import Book, Wanted, used_up
+from codex_proxy.ledger.cleaning import ODD
 from codex_proxy.ledger.model import Key, Mode, Settlement, User, Window
 from codex_proxy.ledger.operations import (
     Authorize,
@@ -150,7 +151,8 @@ class Writer:
         self._spent: dict[tuple[str, Window], tuple[int, int, int]] = {}
         """Of windows: when they begin and end, and what was spent in them as far as this process knows."""
         self._unsure: list[Decided] = []
-        """Holds that were refused when it was not known whether they had been written."""
+        """Holds to be released when it can be done: of turns that were refused while it was not known whether they had
+        been written, and of those that nobody has settled in time."""
         self._settled = self._reaped = self._shortfalls = self._refused = 0
         self._timer: asyncio.TimerHandle | None = None
         """Sends the thread for what waits, if nothing else does before."""
@@ -265,13 +267,25 @@ class Writer:
         left = len(self._waiting)
         while left > 0 and (batch := self._take(left)):
             left -= len(batch) if isinstance(batch, list) else 1
-            if isinstance(batch, Errand):
-                if self._run_errand(batch):
+            try:
+                if isinstance(batch, Errand):
+                    if self._run_errand(batch):
+                        return True
+                elif isinstance(batch, Work):
+                    self._do_work(batch)
+                else:
+                    self._do(batch)
+            except Exception:
+                # Nobody may wait for ever; who has heard already does not hear it twice.
+                self._answer([
+                    (one.promise, None, LedgerAway("the ledger cannot be written now; try again in a moment"))
+                    for one in (batch if isinstance(batch, list) else [batch])
+                    if one.promise is not None
+                ])
+                if isinstance(batch, Errand) and batch.name == "end":
+                    logger.exception("the ledger's writer failed")
                     return True
-            elif isinstance(batch, Work):
-                self._do_work(batch)
-            else:
-                self._do(batch)
+                raise
             self._look()
         return False
 
@@ -390,6 +404,9 @@ class Writer:
         if self._has_handed_over or now < (self._retry_at if self._trouble else self._look_at):
             return
         self._look_at = now + _LOOK_SECONDS
+        if self._trouble and self._spool.kept:
+            # It may be that only the database is away now.
+            self._spool.put(())
         try:
             if not self._is_open:
                 self._open()
@@ -405,6 +422,10 @@ class Writer:
                 self._follow_others()
         except (Away, NotOpened) as exc:
             self._went_away(str(exc))
+        except Exception as exc:
+            # What waits is not to wait for this.
+            logger.exception("the ledger's writer failed")
+            self._went_away(type(exc).__name__)
 
     def _went_away(self, reason: str) -> None:
         self._book = None
@@ -419,10 +440,12 @@ class Writer:
             logger.warning("the ledger can be written again")
         self._trouble = ""
         self._retry_seconds = _FIRST_RETRY_SECONDS
-        self._blind.clear()
         if self._spool.rows:
             # It is over, and read like any other.
             self._spool.close()
+            if not self._base.is_alone:
+                # Another process that reads it must not think that this one is gone.
+                self._spool.open()
 
     def _settle_kept(self) -> None:
         """Write what is only in memory, and release what may have been set aside in vain."""
@@ -461,6 +484,8 @@ class Writer:
     # -- turns -----------------------------------------------------------------------------
 
     def _do(self, batch: list[Decided]) -> None:
+        if self._blind:
+            self._mark_blind(batch)
         if self.is_away:
             self._do_without(batch)
             return
@@ -477,6 +502,15 @@ class Writer:
                     hold = one.hold
                     self._unsure.append(Drop(hold.request_id, hold.user_id, hold.key_id, at))
             self._do_without(batch)
+
+    def _mark_blind(self, batch: list[Decided]) -> None:
+        """Mark turns that end and have had more without a look, also when the database is back by now."""
+        for one in batch:
+            if isinstance(one, Settle):
+                if self._blind.pop(one.settlement.request_id, 0):
+                    one.settlement = replace(one.settlement, flags=(*one.settlement.flags, BLIND))
+            elif isinstance(one, Reap):
+                self._blind.pop(one.request_id, None)
 
     def _apply(self, batch: list[Decided]) -> None:
         """Decide and write *batch*, and tell what came of it.
@@ -520,8 +554,13 @@ class Writer:
             type(one).__name__, one.request_id, type(error).__name__,
         )  # fmt: skip
         if isinstance(one, Settle):
-            self._refused += 1
             of = one.settlement
+            if ODD not in of.flags:
+                # Once more without what may be wrong with it: what was served is paid.
+                bare = replace(of, flags=(ODD,), prices={}, attempts=(), budgets=())
+                self._do([Settle(bare, one.promise)])
+                return
+            self._refused += 1
             # That it was there is written down all the same, and nothing stays held.
             self._do([Reap(of.request_id, of.user_id, of.key_id, self._at())])
         refusal = LedgerAway("what this request costs cannot be written down")
@@ -565,19 +604,22 @@ class Writer:
             match one:
                 case Settle():
                     settlement = one.settlement
-                    is_lent = self._take_back_loan(settlement)
-                    if self._blind.pop(settlement.request_id, 0) or is_lent:
+                    if self._take_back_loan(settlement) and BLIND not in settlement.flags:
                         settlement = replace(settlement, flags=(*settlement.flags, BLIND))
                     settlements.append(settlement)
                     self._spend(settlement)
                 case Authorize():
                     error = self._why_not(one)
+                    # There is nothing that could grow.
+                    value = False
                 case TopUp():
                     given = self._blind.get(one.request_id, 0)
                     value = not one.is_billed or given < BLIND_TOP_UPS
                     if one.is_billed and value:
                         self._blind[one.request_id] = given + 1
                 case Reap():
+                    # Nobody will ask for it again.
+                    self._unsure.append(one)
                     value = False
                 case Drop():
                     self._unsure.append(one)
@@ -666,7 +708,12 @@ class Writer:
 
     def _read_spools(self) -> None:
         """Write what this process, or another one, could not."""
-        for path in spools_in(self._folder):
+        try:
+            paths = spools_in(self._folder)
+        except OSError as exc:
+            logger.warning("spools cannot be looked for: %s", exc.strerror or type(exc).__name__)
+            return
+        for path in paths:
             if path == self._spool.path:
                 continue
             reader = self._spools.setdefault(path, SpoolReader(path))
@@ -681,19 +728,21 @@ class Writer:
                 if is_over:
                     self._spools.pop(path, None)
                     path.unlink(missing_ok=True)
-                    if process_of(path) != self._process:
-                        self._release([process_of(path)])
+                    of = process_of(path)
+                    # One that has another spool is not gone: this one is from a time when its database was away.
+                    if of not in {self._process, *map(process_of, spools_in(self._folder))}:
+                        self._release([of])
             except FileNotFoundError:
                 self._spools.pop(path, None)
             except OSError as exc:
                 logger.warning("a spool cannot be read path=%s: %s", path, exc.strerror or type(exc).__name__)
-        if self._spool.path is None and not any(
-            process_of(path) == self._process for path in spools_in(self._folder)
-        ):
+        left = [path for path in paths if process_of(path) == self._process and path != self._spool.path]
+        if not self._trouble and not any(map(Path.exists, left)):
             self._spool.emptied()
 
     def _serve(self) -> None:
-        while self._waiting and not isinstance(self._waiting[0], Work | Errand):
+        # Once: where somebody always waits the rest would never have its turn.
+        if self._waiting and not isinstance(self._waiting[0], Work | Errand):
             batch = self._take(_MOST_TOGETHER)
             assert isinstance(batch, list)
             self._do(batch)

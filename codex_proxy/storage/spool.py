@@ -34,21 +34,26 @@ class SpoolWriter:
         self.path = path
         # Under its name only when it is locked: one that is not is taken for one that is over.
         new = path.with_name(f"{path.name}.new")
+        self._is_torn = False
         self._descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rename(new, path)
+            _sync_folder(path.parent)
         except BaseException:
             os.close(self._descriptor)
             raise
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Add *rows*; they are on disk when this returns, or none of them is.
+    def append(self, rows: Sequence[Row]) -> int:
+        """Add *rows*, and return how many bytes there are then; they are on disk when this returns, or none of them is.
 
         Raises:
             OSError: If they cannot be written.
         """
         data = b"".join([_line(row) for row in rows])
+        if self._is_torn:
+            # The rest of a line is one of its own.
+            data = b"\n" + data
         before = os.fstat(self._descriptor).st_size
         try:
             view = memoryview(data)
@@ -57,9 +62,13 @@ class SpoolWriter:
             os.fsync(self._descriptor)
         except OSError:
             # Half a line would hide those after it.
-            with contextlib.suppress(OSError):
+            try:
                 os.ftruncate(self._descriptor, before)
+            except OSError:
+                self._is_torn = True
             raise
+        self._is_torn = False
+        return before + len(data)
 
     def close(self) -> None:
         """End it: who reads it may remove it now."""
@@ -104,6 +113,16 @@ class SpoolReader:
         finally:
             os.close(descriptor)
         return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in *folder* on disk, where that can be done: what is in a file that nobody finds is lost too."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _line(row: Row) -> bytes:

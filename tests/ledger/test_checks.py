@@ -10,7 +10,10 @@ from tests.ledger.making import DOLLAR, hold, holder, running, settlement
 
 WRONG = (
     ("held is not what open holds hold", "UPDATE users SET held = held + 1 WHERE name = 'team'"),
-    ("the balance is not the sum of the entries", "UPDATE users SET balance = balance + 1 WHERE name = 'team'"),
+    (
+        "the balance is not the sum of the entries",
+        "UPDATE users SET balance = balance + 1 WHERE name = 'team'",
+    ),
     ("what turns cost is not debits and shortfalls", "UPDATE usage SET shortfall = shortfall + 1"),
     ("turns were paid that are not billed", "UPDATE usage SET is_billed = NOT is_billed"),
     ("debits are not what turns have paid", "UPDATE usage SET debit = debit - 1, shortfall = shortfall + 1"),
