@@ -20,6 +20,9 @@ MOST_COST = 1_000_000 * 1_000_000_000
 Budgets = Sequence[tuple[str, Budget]]
 """Whose (a user's or a key's id) budgets have to have room."""
 
+LOAN = "loan~"
+"""How the id of a hold begins that is no turn's, but what a process may spend of a balance that it cannot write any more."""
+
 LOST = "lost"
 """How a turn has ended whose process has died, or that nobody has settled in time."""
 
@@ -180,7 +183,8 @@ class Book:
     def add_hold(self, hold: Reserved) -> None:
         """Take in a hold that is open."""
         self.holds[hold.request_id] = hold
-        self._add_held(hold, hold.nanos)
+        if hold.key_id:
+            self._add_held(hold, hold.nanos)
 
     def counter(self, owner: str, window: Window, at: int) -> Counter | None:
         """Return the counter of the window that *at* is in, the fullest if there are several; None if it is not known.
@@ -277,6 +281,8 @@ class Book:
                 return False
             self._undo(request_id)
             self._day(before.at, before.user_id, before.key_id, before.model)[0] -= 1
+        if settlement.lent:
+            self._repay(settlement.lender, settlement.lent)
         cost = None if settlement.cost is None else min(max(0, settlement.cost), MOST_COST)
         account = self.accounts.get(settlement.user_id)
         is_billed = settlement.is_billed and account is not None
@@ -318,7 +324,9 @@ class Book:
     def _hold(self, hold: Reserved, nanos: int) -> None:
         """Count *nanos* more, or less, as held."""
         if nanos:
-            self._add_held(hold, nanos)
+            # A loan is nothing that any budget knows of.
+            if hold.key_id:
+                self._add_held(hold, nanos)
             if hold.is_billed:
                 account = self.accounts[hold.user_id]
                 account.held += nanos
@@ -337,6 +345,16 @@ class Book:
         self.changes.grown.pop(request_id, None)
         if self.changes.granted.pop(request_id, None) is None:
             self.changes.released.append(request_id)
+
+    def _repay(self, lender: str, nanos: int) -> None:
+        """Release what of a loan was a turn's."""
+        loan = self.holds.get(lender)
+        if loan is not None:
+            nanos = min(nanos, loan.nanos)
+            loan.nanos -= nanos
+            self._hold(loan, -nanos)
+            if lender not in self.changes.granted:
+                self.changes.grown[lender] = loan
 
     def _add_up(self, settlement: Settlement, cost: int | None, debit: int, shortfall: int) -> None:
         sums = self._day(settlement.at, settlement.user_id, settlement.key_id, settlement.model)

@@ -46,13 +46,10 @@ class Directory:
         """Return a user whose balance may be an old one, which costs less; None if there is none."""
         return self._users.get(id)
 
-    def standing(self, id: str) -> tuple[bool, int] | None:  # noqa: A002
-        """Return whether a user is billed, and how much it has that is not held; None for one that may not ask."""
+    def is_billed(self, id: str) -> bool | None:  # noqa: A002
+        """Return whether a user is billed; None for one that may not ask."""
         user = self._users.get(id)
-        if user is None or user.status != "active":
-            return None
-        balance, held, _ = self._balances.get(id) or (user.balance, user.held, False)
-        return user.is_billed, balance - held
+        return None if user is None or user.status != "active" else user.is_billed
 
     def keys(self) -> list[Key]:
         """Return all keys, the oldest first."""

@@ -192,10 +192,9 @@ class Ledger:
         if self._is_over:
             raise LedgerAway("the proxy is ending")
         hold = clean_hold(hold)
-        standing = self.directory.standing(hold.user_id)
-        if standing is None:
+        is_billed = self.directory.is_billed(hold.user_id)
+        if is_billed is None:
             raise KeyRefused("the owner of this key is suspended", code="user_suspended")
-        is_billed, known = standing
         is_billed = is_billed and self.mode == "billing"
         is_written = is_billed or bool(hold.budgets)
         if self._writer.is_full:
@@ -207,7 +206,7 @@ class Ledger:
             return
         try:
             promise: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            self._writer.put_paced(Authorize(hold, is_billed, promise, known), len(self._open))
+            self._writer.put_paced(Authorize(hold, is_billed, promise), len(self._open))
             turn.is_blind = await promise is False and not is_billed
         except ProxyError:
             self._open.pop(hold.request_id, None)

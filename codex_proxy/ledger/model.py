@@ -164,6 +164,10 @@ class Settlement:
     budgets: tuple[tuple[str, Budget], ...] = ()
     """As in its hold."""
     attempts: tuple[AttemptRow, ...] = ()
+    lent: int = 0
+    """What of *lender* was set aside for it, by a process that could not write the database any more."""
+    lender: str = ""
+    """A hold that is nobody's turn."""
 
 
 EntryKind = Literal["debit", "credit", "adjust"]

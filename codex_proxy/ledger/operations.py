@@ -23,8 +23,6 @@ class Authorize:
     is_billed: bool
     """As far as this process knows; what the database says decides."""
     promise: Promise
-    known: int = 0
-    """What its user had free, as far as this process knows."""
 
     @property
     def request_id(self) -> str:

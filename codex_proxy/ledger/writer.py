@@ -24,9 +24,9 @@ from sqlalchemy import Connection, delete, insert, select, update
 from codex_proxy.errors import LedgerAway, ProxyError
 from codex_proxy.ledger import changes, rows
 from codex_proxy.ledger.bases import Again, Away, Base, NotOpened
-from codex_proxy.ledger.book import Book, Wanted, used_up
+from codex_proxy.ledger.book import LOAN, Book, Wanted, used_up
 from codex_proxy.ledger.cleaning import ODD
-from codex_proxy.ledger.model import Key, Mode, Settlement, User, Window
+from codex_proxy.ledger.model import Hold, Key, Mode, Settlement, User, Window
 from codex_proxy.ledger.operations import (
     Authorize,
     Decided,
@@ -144,10 +144,10 @@ class Writer:
         """The last sign of life of other processes, and when it was new."""
         self._version = 0
         self._blind: dict[str, int] = {}
-        self._loans: dict[str, int] = {}
-        """What was lent to turns, by request."""
-        self._lent: dict[str, int] = {}
-        """What users have had of their balance without the database knowing, by user."""
+        self._lendable: dict[str, int] = {}
+        """What this process may still spend of balances after it has handed over, by user."""
+        self._loans: dict[str, list[Authorize | TopUp]] = {}
+        """What was lent to turns of that, by request."""
         self._spent: dict[tuple[str, Window], tuple[int, int, int]] = {}
         """Of windows: when they begin and end, and what was spent in them as far as this process knows."""
         self._unsure: list[Decided] = []
@@ -310,8 +310,7 @@ class Writer:
             self._hand_over()
         elif errand.name == "take back":
             self._has_handed_over = False
-            self._loans.clear()
-            self._lent.clear()
+            self._call_in_loans()
             self._retry_at = 0.0
             self._look()
         elif errand.name == "look":
@@ -354,8 +353,46 @@ class Writer:
             return
         # It is there before the lock is free: the other one must not think that nobody is left.
         self._spool.open()
+        self._lendable = self._set_aside_loans()
         self._close()
         self._has_handed_over = True
+
+    def _set_aside_loans(self) -> dict[str, int]:
+        """Set aside half of what each balance has free, and return it by user.
+
+        Callers on connections that this process still has are served from it: they must not hear of a restart, and the
+        other process must not spend the same money.
+        """
+        if self._mode != "billing" or self.is_away:
+            return {}
+        free = select(users.c.id, users.c.balance - users.c.held).where(
+            users.c.is_billed, users.c.status == "active", users.c.balance > users.c.held
+        )
+        at = self._at()
+        try:
+            found = self._transaction(lambda connection: connection.execute(free).all())
+            lendable = {user_id: nanos - nanos // 2 for user_id, nanos in found}
+            loans = [
+                Authorize(Hold(self._loan_of(user_id), user_id, "", nanos, at, at, ""), True, None)
+                for user_id, nanos in lendable.items()
+            ]
+            for start in range(0, len(loans), _MOST_TOGETHER):
+                self._apply([*loans[start : start + _MOST_TOGETHER]])
+        except Away as exc:
+            logger.warning("requests that are to be paid are refused during the restart: %s", exc)
+            return {}
+        return lendable
+
+    def _loan_of(self, user_id: str) -> str:
+        return f"{LOAN}{self._process}~{user_id}"
+
+    def _call_in_loans(self) -> None:
+        """Have what was lent to turns set aside for them, and the rest released, as soon as that can be written."""
+        at = self._at()
+        self._unsure += [Drop(self._loan_of(user_id), user_id, "", at) for user_id in self._lendable]
+        self._unsure += [replace(one, promise=None) for lent in self._loans.values() for one in lent]
+        self._lendable = {}
+        self._loans.clear()
 
     def _close(self) -> None:
         self._book = None
@@ -603,9 +640,7 @@ class Writer:
             error: ProxyError | None = None
             match one:
                 case Settle():
-                    settlement = one.settlement
-                    if self._take_back_loan(settlement) and BLIND not in settlement.flags:
-                        settlement = replace(settlement, flags=(*settlement.flags, BLIND))
+                    settlement = self._with_loan(one.settlement)
                     settlements.append(settlement)
                     self._spend(settlement)
                 case Authorize():
@@ -614,8 +649,9 @@ class Writer:
                     value = False
                 case TopUp():
                     given = self._blind.get(one.request_id, 0)
-                    value = not one.is_billed or given < BLIND_TOP_UPS
-                    if one.is_billed and value:
+                    value = not one.is_billed or self._lend(one)
+                    if not value and given < BLIND_TOP_UPS:
+                        value = True
                         self._blind[one.request_id] = given + 1
                 case Reap():
                     # Nobody will ask for it again.
@@ -648,26 +684,23 @@ class Writer:
                     if start <= settlement.at < until:
                         self._spent[owner, window] = start, until, spent + settlement.cost
 
-    def _lend(self, asked: Authorize) -> bool:
-        """Let a turn begin on what its user had at last; False when that is not enough, or not to be relied on.
-
-        Only after this process has handed over: callers on connections that it still has must not hear of it. The
-        other process does not know of these turns until they are settled, which is in seconds.
-        """
-        hold = asked.hold
-        if not self._has_handed_over or asked.known - self._lent.get(hold.user_id, 0) < hold.nanos:
+    def _lend(self, asked: Authorize | TopUp) -> bool:
+        """Give a turn of what was set aside for this process before it handed over; False when that is not enough."""
+        of = asked.hold if isinstance(asked, Authorize) else asked
+        left = self._lendable.get(of.user_id, 0)
+        if not self._has_handed_over or left < of.nanos:
             return False
-        self._loans[hold.request_id] = hold.nanos
-        self._lent[hold.user_id] = self._lent.get(hold.user_id, 0) + hold.nanos
+        self._lendable[of.user_id] = left - of.nanos
+        self._loans.setdefault(of.request_id, []).append(asked)
         return True
 
-    def _take_back_loan(self, settlement: Settlement) -> bool:
-        """Count what a turn has cost in the place of what was lent to it; whether something was."""
-        nanos = self._loans.pop(settlement.request_id, None)
-        if nanos is None:
-            return False
-        self._lent[settlement.user_id] += (settlement.cost or 0) - nanos
-        return True
+    def _with_loan(self, settlement: Settlement) -> Settlement:
+        """Return *settlement* with what was lent to its turn: whoever books it releases that."""
+        loans = self._loans.pop(settlement.request_id, ())
+        lent = sum(one.hold.nanos if isinstance(one, Authorize) else one.nanos for one in loans)
+        if not lent:
+            return settlement
+        return replace(settlement, lent=lent, lender=self._loan_of(settlement.user_id))
 
     # -- everything else -------------------------------------------------------------------
 
@@ -789,9 +822,14 @@ class Writer:
         )
         at = self._at()
         for start in range(0, len(found), _MOST_TOGETHER):
-            self._apply([Reap(row[0], row[1], row[2], at) for row in found[start : start + _MOST_TOGETHER]])
-        if found:
-            logger.warning("turns were lost with the process that served them count=%d", len(found))
+            # What is left of a loan was nobody's.
+            self._apply([
+                (Drop if row[0].startswith(LOAN) else Reap)(row[0], row[1], row[2], at)
+                for row in found[start : start + _MOST_TOGETHER]
+            ])
+        lost = sum(1 for row in found if not row[0].startswith(LOAN))
+        if lost:
+            logger.warning("turns were lost with the process that served them count=%d", lost)
         if not self._base.is_alone:
             self._transaction(
                 lambda connection: connection.execute(delete(processes).where(processes.c.id.in_(dead)))

@@ -254,18 +254,19 @@ async def test_a_ledger_is_handed_over_while_turns_go_on(sqlite: Database) -> No
             await old.authorize(hold(team, name, 10))
         await old.hand_over()
         async with running(sqlite) as new:
-            assert money(new, team) == (100, 30)
+            # Half of what is free stays with the old one.
+            assert money(new, team) == (100, 30 + 35)
             assert await old.top_up("one", 5)
             await old.settled(settlement(team, "one", 12))
-            await until(lambda: money(new, team) == (88, 20))
-            await new.authorize(hold(team, "three", 60))
+            await until(lambda: money(new, team) == (88, 20 + 30))
+            await new.authorize(hold(team, "three", 30))
             await old.settled(settlement(team, "two", 10))
             # The old one ends, and what it has not settled is lost.
             await old.aclose()
-            await until(lambda: money(new, team) == (78, 60))
+            await until(lambda: money(new, team) == (78, 30))
             found = await new.read(lambda c: [tuple(row) for row in c.execute(text('SELECT request_id, cost, flags, "end" FROM usage ORDER BY id'))])  # fmt: skip
             assert found == [
-                ("one", 12, "blind_top_up", "completed"),
+                ("one", 12, "", "completed"),
                 ("two", 10, "", "completed"),
                 ("lost", None, "", "lost"),
             ]
@@ -282,7 +283,7 @@ async def test_what_a_process_that_handed_over_has_not_settled_is_released_when_
         await old.authorize(hold(team, "lost", 10))
         await old.hand_over()
         async with running(sqlite) as new:
-            assert money(new, team) == (100, 10)
+            assert money(new, team) == (100, 10 + 45)
             await old.aclose()
             await until(lambda: money(new, team) == (100, 0))
             assert await new.check() == []
@@ -302,6 +303,98 @@ async def test_a_ledger_is_taken_back_when_nobody_took_over(sqlite: Database) ->
         await ledger.settled(settlement(team, "two", 10))
         assert await ledger.check() == []
         assert spools_in(sqlite.folder) == []
+
+
+async def _begin(ledger: Ledger, team: Holder, names: list[str]) -> list[str]:
+    """Those of some turns of 10 that may begin."""
+    begun = []
+    for name in names:
+        with contextlib.suppress(OutOfFunds, LedgerAway):
+            await ledger.authorize(hold(team, name, 10))
+            begun.append(name)
+    return begun
+
+
+async def test_no_money_is_spent_twice_while_two_processes_serve(sqlite: Database) -> None:
+    async with running(sqlite) as old:
+        team = await holder(old, 100)
+        await old.hand_over()
+        async with running(sqlite) as new:
+            by_old = await _begin(old, team, [f"old {number}" for number in range(20)])
+            by_new = await _begin(new, team, [f"new {number}" for number in range(20)])
+            assert (len(by_old), len(by_new)) == (5, 5)
+            for ledger, names in ((new, by_new), (old, by_old)):
+                for name in names:
+                    await ledger.settled(settlement(team, name, 10))
+            await old.aclose()
+            await until(lambda: money(new, team) == (0, 0))
+            shortfalls = await new.read(
+                lambda c: c.execute(text("SELECT sum(shortfall) FROM usage")).scalar()
+            )
+            assert shortfalls == 0
+            assert await new.check() == []
+
+
+async def test_what_a_turn_did_not_need_of_a_loan_is_its_users_again(sqlite: Database) -> None:
+    async with running(sqlite) as old:
+        team = await holder(old, 100)
+        await old.hand_over()
+        async with running(sqlite) as new:
+            assert await _begin(old, team, ["one"]) == ["one"]
+            assert await old.top_up("one", 20)
+            # What is left does not do, and it goes on for a little, with a mark.
+            assert await old.top_up("one", 30)
+            await old.settled(settlement(team, "one", 3))
+            await until(lambda: money(new, team) == (97, 20))
+            found = await new.read(lambda c: c.execute(text("SELECT flags, shortfall FROM usage")).one())
+            assert tuple(found) == ("blind_top_up", 0)
+            # The other half, and what came back.
+            await new.authorize(hold(team, "two", 77))
+            await new.settled(settlement(team, "two", 77))
+            assert await new.check() == []
+            await old.aclose()
+            await until(lambda: money(new, team) == (20, 0))
+
+
+async def test_a_loan_is_in_no_budget(sqlite: Database) -> None:
+    async with running(sqlite) as old:
+        team = await holder(old, 100)
+        await old.hand_over()
+        async with running(sqlite) as new:
+            budgets = ((team.user_id, Budget(Window.DAY, 30)),)
+            await new.authorize(hold(team, "one", 20, budgets=budgets))
+            await new.settled(settlement(team, "one", 20, budgets=budgets))
+            assert await new.check() == []
+
+
+async def test_a_ledger_that_is_taken_back_sets_aside_what_it_has_lent(sqlite: Database) -> None:
+    async with running(sqlite) as ledger:
+        team = await holder(ledger, 100)
+        await ledger.authorize(hold(team, "before", 10))
+        await ledger.hand_over()
+        assert await _begin(ledger, team, ["one", "two"]) == ["one", "two"]
+        assert await ledger.top_up("before", 5)
+        await ledger.settled(settlement(team, "two", 7))
+        await ledger.take_back()
+        await until(lambda: money(ledger, team) == (93, 10 + 5 + 10))
+        assert await ledger.top_up("one", 68)
+        assert not await ledger.top_up("before", 1)
+        await ledger.settled(settlement(team, "one", 60))
+        await ledger.settled(settlement(team, "before", 15))
+        assert money(ledger, team) == (18, 0)
+        assert await ledger.check() == []
+
+
+async def test_in_personal_mode_nothing_is_lent(sqlite: Database) -> None:
+    async with running(sqlite, mode="personal") as old:
+        team = await holder(old, 100)
+        await old.hand_over()
+        async with running(sqlite, mode="personal") as new:
+            assert money(new, team) == (100, 0)
+            await old.authorize(hold(team, "one", 1_000))
+            await old.settled(settlement(team, "one", 1_000, is_billed=False))
+            await old.aclose()
+            assert await new.check() == []
 
 
 # -- a server ----------------------------------------------------------------------------------

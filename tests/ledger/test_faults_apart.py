@@ -58,10 +58,11 @@ async def test_a_process_that_has_left_two_spools_is_not_gone_when_one_is_read(s
         await old.hand_over()
         async with running(sqlite) as new:
             await until(lambda: len(spools_in(sqlite.folder)) == 1)
-            assert money(new, team) == (90, 50)
+            assert money(new, team) == (90, 50 + 20)
             await old.settled(settlement(team, "under way", 50))
-            await until(lambda: money(new, team) == (40, 0))
+            await until(lambda: money(new, team) == (40, 20))
             await old.aclose()
+            await until(lambda: money(new, team) == (40, 0))
             assert await new.check() == []
 
 
