@@ -16,6 +16,8 @@ MAX_WAITING = 4096
 """How many turns wait in all, at most."""
 MAX_WAITING_OF_ONE = 256
 """How many of them may be of one key."""
+MAX_WAITING_OF_USER = 1024
+"""How many of them may be of all keys of one user: many keys leave the others room in the queue too."""
 
 
 class Ceilings(NamedTuple):
@@ -54,8 +56,10 @@ class Places:
         self._users: dict[str, int] = {}
         self._queues: dict[str, deque[_Ticket]] = {}
         self._waiting = 0
-        # In the order in which they were given; of keys that have one, or wait.
+        self._waiting_of: dict[str, int] = {}
+        """How many of them are of each user."""
         self._last: dict[str, int] = {}
+        """When a key got its last place, in numbers of places given; of keys that have one, or wait."""
         self._given = 0
 
     @property
@@ -90,12 +94,17 @@ class Places:
         if (
             seconds <= 0
             or self._waiting >= MAX_WAITING
+            or self._waiting_of.get(user, 0) >= MAX_WAITING_OF_USER
             or (queue is not None and len(queue) >= MAX_WAITING_OF_ONE)
         ):
             raise self._crowded(key, user)
         ticket = _Ticket(key, user, asyncio.get_running_loop().create_future())
         self._queues.setdefault(key, deque()).append(ticket)
+        # Whoever comes anew, or back, is next after those who have waited longer for theirs: before all of them,
+        # a few that only ever ask again after each end would have every place, for ever.
+        self._last.setdefault(key, self._given - 1)
         self._waiting += 1
+        self._waiting_of[user] = self._waiting_of.get(user, 0) + 1
         try:
             async with asyncio.timeout(seconds):
                 await ticket.place
@@ -122,7 +131,7 @@ class Places:
     def look(self) -> None:
         """Give places to those who wait, as many as there are."""
         # Who cannot have one because of a ceiling of its own does not hold up the others.
-        while self._queues:
+        while self._queues and not self._is_full():
             best: _Ticket | None = None
             rank: tuple[int, int, int] = (0, 0, 0)
             for key, queue in list(self._queues.items()):
@@ -140,6 +149,12 @@ class Places:
                 self._drop(best)
                 self._take(best.key, best.user)
                 best.place.set_result(None)
+
+    def _is_full(self) -> bool:
+        """Tell whether there is no place for anybody, which spares a look at each of many."""
+        ticket = next(iter(self._queues.values()))[0]
+        most = self._ceilings(ticket.key, ticket.user).all
+        return most is not None and self._taken >= most
 
     def _full(self, key: str, user: str) -> tuple[str, int] | None:
         """Return whose ceiling leaves no place, and the ceiling."""
@@ -183,6 +198,7 @@ class Places:
             del self._queues[ticket.key]
             self._forget(ticket.key)
         self._waiting -= 1
+        _less(self._waiting_of, ticket.user)
 
     def _forget(self, key: str) -> None:
         if key not in self._keys and key not in self._queues:

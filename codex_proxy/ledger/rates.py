@@ -25,6 +25,8 @@ class Bucket:
     """Units times `MINUTE`."""
     at: int = 0
     """Nanoseconds; when `level` was right."""
+    limit: int = 0
+    """At which it leaks since then."""
 
     def wait(self, units: int, limit: int, now: float) -> float:
         """Return after how many seconds *units* fit; 0 when they do now.
@@ -34,28 +36,38 @@ class Bucket:
         """
         if limit <= 0:
             return 60.0
-        self._leak(limit, now)
+        self._leak(now)
+        self._have(limit)
         over = self.level + (min(units, limit) - limit) * MINUTE
         # Up to the next nanosecond, so that it does fit then.
         return -(-over // limit) / 1e9 if over > 0 else 0.0
 
-    def take(self, units: int, limit: int, now: float) -> None:
+    def take(self, units: int, now: float) -> None:
         """Count *units*, whether or not they fit; negative ones are given back."""
-        self._leak(limit, now)
+        self._leak(now)
         self.level = max(0, self.level + units * MINUTE)
 
     def room(self, limit: int, now: float) -> Room:
         """Return what is left."""
-        self._leak(limit, now)
+        self._leak(now)
+        self._have(limit)
         remaining = max(0, limit * MINUTE - self.level) // MINUTE
         return Room(limit, remaining, -(-self.level // limit) / 1e9 if limit > 0 else 60.0)
 
-    def _leak(self, limit: int, now: float) -> None:
+    def _leak(self, now: float) -> None:
         moment = int(now * 1e9)
         # A clock that goes back has nothing leak, and what leaked stays so.
         if moment > self.at:
-            self.level = max(0, self.level - (moment - self.at) * limit)
+            self.level = max(0, self.level - (moment - self.at) * self.limit)
         self.at = moment
+
+    def _have(self, limit: int) -> None:
+        """Leak by *limit* from now on."""
+        if 0 < limit < self.limit:
+            # What a higher one has let through is no debt under this one: a thousand in a minute, then lowered to
+            # ten, would keep everything out for an hour and a half.
+            self.level = min(self.level, max(limit * MINUTE, self.level * limit // self.limit))
+        self.limit = limit
 
 
 @dataclass(slots=True)
@@ -112,14 +124,29 @@ class Meters:
             return worst, None
         return worst, Allowance(_tightest(requested, now), _tightest(tokened, now))
 
+    def left(self, owners: Owners, now: float) -> Allowance | None:
+        """Return what may still be asked, as `take` does, and count nothing."""
+        requests, tokens = [], []
+        for owner, limits in owners:
+            meter = self._meter(owner)
+            if (limit := limits.requests_per_minute) is not None:
+                requests.append(meter.requests.room(limit, now))
+            if (limit := limits.tokens_per_minute) is not None:
+                tokens.append(meter.tokens.room(limit, now))
+        if not requests and not tokens:
+            return None
+        return Allowance(
+            min(requests, key=_remaining, default=None), min(tokens, key=_remaining, default=None)
+        )
+
     def correct(self, owners: Owners, requests: int, tokens: int, now: float) -> None:
         """Count so many more; negative numbers are given back."""
         for owner, limits in owners:
             meter = self._meter(owner)
             if requests and limits.requests_per_minute is not None:
-                meter.requests.take(requests, limits.requests_per_minute, now)
+                meter.requests.take(requests, now)
             if tokens and limits.tokens_per_minute is not None:
-                meter.tokens.take(tokens, limits.tokens_per_minute, now)
+                meter.tokens.take(tokens, now)
 
     def _meter(self, owner: str) -> _Meter:
         meter = self._meters.get(owner)
@@ -144,3 +171,7 @@ def _tightest(buckets: Sequence[tuple[Bucket, int]], now: float) -> Room | None:
 def _left(one: tuple[Bucket, int]) -> int:
     bucket, limit = one
     return limit * MINUTE - bucket.level
+
+
+def _remaining(room: Room) -> int:
+    return room.remaining

@@ -53,6 +53,7 @@ def is_empty(places: Places) -> bool:
         places._users,
         places._queues,
         places._last,
+        places._waiting_of,
     ))
 
 
@@ -180,6 +181,27 @@ async def test_the_queues_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hall.places.waiting == 0
 
 
+async def test_many_keys_of_one_user_leave_room_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fairness, "MAX_WAITING_OF_USER", 4)
+    hall = Hall(all=1)
+    await hall.want("first")
+    for number in range(4):
+        await hall.want(f"key-{number}", "crowd")
+    with pytest.raises(Crowded) as refused:
+        await hall.places.enter("key-4", "crowd", 5.0)
+    assert (refused.value.whose, refused.value.limit) == ("all", 1)
+    await hall.want("single", "other")
+    assert hall.places.waiting == 5
+    await hall.leave("first")
+    # Whoever has got a place waits no more.
+    await hall.want("key-5", "crowd")
+    assert hall.places.waiting == 5
+    await hall.close()
+    for key in hall.order[1:]:
+        hall.places.leave(key, "crowd")
+    assert is_empty(hall.places)
+
+
 async def test_who_leaves_while_waiting_gives_its_place_up() -> None:
     hall = Hall(all=1)
     await hall.want("a")
@@ -292,4 +314,35 @@ async def test_a_key_that_floods_leaves_the_others_their_share() -> None:
     await asyncio.gather(*tasks)
     # A sixth would be its share, had it been there at every moment.
     assert min(served[f"calm-{number}"] for number in range(5)) > 0.75 * served.total() / 6
+    assert is_empty(hall.places)
+
+
+async def test_those_who_come_back_at_each_end_do_not_starve_who_has_waited() -> None:
+    """Two that ask again and again, and one that asked for several at once: it has its turns among theirs."""
+    hall = Hall(all=1)
+    end = asyncio.Event()
+
+    async def keep_asking(key: str) -> None:
+        while not end.is_set():
+            await hall.places.enter(key, key, 5)
+            await asyncio.sleep(0)
+            hall.order.append(key)
+            hall.places.leave(key, key)
+            if len(hall.order) >= 100:
+                end.set()
+
+    async def ask_once() -> None:
+        await hall.places.enter("patient", "patient", 5)
+        await asyncio.sleep(0)
+        hall.order.append("patient")
+        hall.places.leave("patient", "patient")
+
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(keep_asking(key)) for key in ("eager", "keen")]
+    tasks += [loop.create_task(ask_once()) for _ in range(5)]
+    await asyncio.gather(*tasks)
+    served = [place for place, key in enumerate(hall.order) if key == "patient"]
+    # Each third place, as of three.
+    assert len(served) == 5
+    assert served[-1] < 18
     assert is_empty(hall.places)

@@ -17,7 +17,7 @@ def full(limit: int, now: float = NOW) -> Bucket:
     """A bucket that holds a minute's worth."""
     bucket = Bucket()
     assert bucket.wait(limit, limit, now) == 0.0
-    bucket.take(limit, limit, now)
+    bucket.take(limit, now)
     return bucket
 
 
@@ -58,7 +58,7 @@ def test_no_span_of_time_lets_more_through_than_a_minutes_worth_and_what_leaked(
         moment += pause
         now = moment / 1000
         if units <= limit and bucket.wait(units, limit, now) == 0.0:
-            bucket.take(units, limit, now)
+            bucket.take(units, now)
             passed.append((moment, units))
     for first in range(len(passed)):
         total = 0
@@ -75,28 +75,29 @@ def test_as_much_passes_in_the_long_run_as_the_limit_says(limit: int, minutes: i
     bucket, now, count = full(limit), NOW, 0
     for _ in range(min(limit, 50)):
         now += bucket.wait(1, limit, now)
-        bucket.take(1, limit, now)
+        bucket.take(1, now)
         count += 1
     assert now - NOW == pytest.approx(60.0 * count / limit, abs=1e-3)
-    bucket.take(0, limit, now + 60.0 * minutes)
+    bucket.take(0, now + 60.0 * minutes)
     assert bucket.level == 0
 
 
 def test_more_than_a_minutes_worth_needs_an_empty_bucket_and_is_paid_for_by_those_that_follow() -> None:
     bucket = Bucket()
-    bucket.take(1, 60, NOW)
+    assert bucket.wait(1, 60, NOW) == 0.0
+    bucket.take(1, NOW)
     assert bucket.wait(100, 60, NOW) == 1.0
     assert bucket.wait(100, 60, NOW + 1) == 0.0
-    bucket.take(100, 60, NOW + 1)
+    bucket.take(100, NOW + 1)
     assert bucket.wait(1, 60, NOW + 1) == 41.0
     assert bucket.room(60, NOW + 1) == Room(60, 0, 100.0)
 
 
 def test_what_was_taken_too_much_is_given_back_and_never_more_than_that() -> None:
     bucket = full(100)
-    bucket.take(-40, 100, NOW)
+    bucket.take(-40, NOW)
     assert bucket.room(100, NOW) == Room(100, 40, 36.0)
-    bucket.take(-1000, 100, NOW)
+    bucket.take(-1000, NOW)
     assert bucket.room(100, NOW) == Room(100, 100, 0.0)
 
 
@@ -124,14 +125,44 @@ def test_another_limit_counts_at_once() -> None:
     bucket = full(60)
     assert bucket.room(120, NOW).remaining == 60
     assert bucket.room(30, NOW).remaining == 0
-    assert bucket.wait(1, 30, NOW) == 62.0
+    assert bucket.wait(1, 30, NOW) == 2.0
     assert bucket.wait(1, 0, NOW) == 60.0
 
 
+def test_a_lowered_limit_makes_no_debt_of_what_was_allowed() -> None:
+    """A thousand in a minute were allowed; now it is ten a minute, and not none for an hour and a half."""
+    bucket = full(1000)
+    assert bucket.wait(1, 10, NOW) == 6.0
+    assert bucket.wait(10, 10, NOW + 60) == 0.0
+    # What was a debt is one as long as it was.
+    bucket = full(1000)
+    bucket.take(2000, NOW)
+    assert bucket.room(1000, NOW).resets_in == 180.0
+    assert bucket.room(10, NOW).resets_in == 180.0
+
+
+def test_time_before_a_change_leaks_by_the_limit_of_that_time() -> None:
+    bucket = full(60)
+    # Half a minute at sixty, then the limit is raised; nobody had asked meanwhile.
+    assert bucket.room(6000, NOW + 30) == Room(6000, 5970, 0.3)
+
+
+def test_a_correction_by_limits_of_another_time_changes_nothing_else() -> None:
+    meters = Meters()
+    before, after = Limits(tokens_per_minute=6000), Limits(tokens_per_minute=60)
+    assert meters.take([("key", before)], 6000, NOW)[0] is None
+    _, allowance = meters.take([("key", after)], 0, NOW)
+    assert allowance == Allowance(None, Room(60, 0, 60.0))
+    meters.correct([("key", before)], 0, 0, NOW + 30)
+    meters.correct([("key", before)], 0, -10, NOW + 30)
+    _, allowance = meters.take([("key", after)], 0, NOW + 30)
+    assert allowance == Allowance(None, Room(60, 40, 20.0))
+
+
 def test_levels_stay_whole_numbers_for_years() -> None:
-    bucket = Bucket()
+    bucket = Bucket(limit=13)
     for number in range(1000):
-        bucket.take(7, 13, number * 86_400.123456)
+        bucket.take(7, number * 86_400.123456)
     assert bucket.level == 7 * MINUTE
 
 
