@@ -27,7 +27,7 @@ TIERS = (STANDARD, "flex", "batch", "priority", "ultrafast")
 """The service tiers that can have a price."""
 
 # What a request may say when it wants no tier in particular.
-_PLAIN = frozenset({None, "", "auto", "default", STANDARD})
+_PLAIN = frozenset({None, "", "auto", "default", STANDARD, "standard_only"})
 # They are never dearer than the standard tier, so its price is the most they can cost.
 _CHEAPER = frozenset({"flex", "batch"})
 
@@ -116,6 +116,11 @@ class OwnPrice:
     tier: str
     since: int
     price: Price | None
+
+
+def is_plain(tier: str | None) -> bool:
+    """Tell whether a request wants no tier in particular."""
+    return tier in _PLAIN
 
 
 def clamped(usage: Usage, price: Price | None = None) -> tuple[Usage, tuple[str, ...]]:
@@ -217,6 +222,9 @@ class PriceBook:
         A flex or batch turn without a price of its own costs what a standard one does. Any other tier without
         a price has none, for it is dearer.
         """
+        if tier not in _PLAIN and tier not in TIERS:
+            # Nothing has a price in it; and it may be as long as its caller likes, so it is not remembered.
+            return None
         known = self._found.get((model, tier))
         if known is not None and known[1] <= at < known[2]:
             return known[0]

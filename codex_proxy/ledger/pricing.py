@@ -4,6 +4,7 @@ Plain functions of a connection, for `Ledger.read` and `Ledger.write`; `Pricing`
 renewed when an owner changes something.
 """
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +51,8 @@ class Pricing:
         self._database = database
         self._now = now
         self._is_stale = False
+        # What was read before a change must not be taken in after what was read since.
+        self._loading = asyncio.Lock()
         database.on_change.append(self._note_change)
         self.book = PriceBook.load()
 
@@ -59,10 +62,11 @@ class Pricing:
 
     async def load(self) -> None:
         """Take in the owner's prices as they are now."""
-        self._is_stale = False
-        own = tuple(await self._database.read(own_prices))
-        if own != self.book.own:
-            self.book = self.book.with_own(own)
+        async with self._loading:
+            self._is_stale = False
+            own = tuple(await self._database.read(own_prices))
+            if own != self.book.own:
+                self.book = self.book.with_own(own)
 
     def _note_change(self) -> None:
         self._is_stale = True
@@ -92,7 +96,7 @@ class Pricing:
         """Have one of the owner's prices, and all before it, count no more; the package's counts again.
 
         Raises:
-            RequestError: If there is no such price.
+            RequestError: If there is no such price, or another one has taken its place.
         """
         at = int(self._now() * 1000)
         price = await self._database.write(
@@ -191,11 +195,23 @@ def end_price(connection: Connection, *, id: int, actor: str, at: int) -> OwnPri
     """End a price of the owner's own, now or, if it would count only later, before it does.
 
     Raises:
-        RequestError: If there is no such price.
+        RequestError: If there is no such price, or another one has taken its place.
     """
     row = connection.execute(select(prices).where(prices.c.id == id)).first()
     if row is None or row.definition is None:
         raise RequestError("there is no such price", param="price", code="price_not_found", status=404)
+    rivals = (prices.c.model == row.model, prices.c.tier == row.tier, prices.c.since <= max(row.since, at))
+    last = connection.execute(
+        select(prices).where(*rivals).order_by(prices.c.since.desc(), prices.c.id.desc()).limit(1)
+    ).one()
+    if last.id != row.id:
+        # To end it would end the one that counts.
+        raise RequestError(
+            "this price counts no more already: another one, or its end, has taken its place",
+            param="price",
+            code="price_not_current",
+            status=409,
+        )
     return _insert(connection, row.model, row.tier, max(row.since, at), None, actor, at)
 
 
@@ -289,7 +305,8 @@ def check_span(since: object, until: object, model: object, reason: object) -> S
 
 _COLUMNS = (
     "id", "request_id", "user_id", "key_id", "at", "model", "tier", "input_tokens", "cached_tokens",
-    "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost", "is_billed", "debit", "shortfall", "price_id",
+    "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost", "is_billed", "debit", "shortfall",
+    "price_id", "milliseconds",
 )  # fmt: skip
 
 
@@ -311,10 +328,14 @@ def rerate_slice(
         .order_by(usage.c.id)
         .limit(_SLICE)
     )
+    if not is_dry:
+        # Another process may be doing the same; whoever comes second finds what the first has made of it.
+        question = question.with_for_update()
     rows = connection.execute(question).all()
     for row in rows:
         done.turns += 1
-        price = book.find(row.model, row.at, row.tier)
+        # By what counted when it began, as it was priced then.
+        price = book.find(row.model, row.at - row.milliseconds, row.tier)
         if price is None:
             done.unpriced += 1
             continue

@@ -169,6 +169,11 @@ def test_made_up_names_are_not_kept_for_ever() -> None:
         assert book.find(f"model-{number}", NOW) is None
     assert len(book._names) <= 1024
     assert book.find("gpt-5", NOW) is not None
+    # A tier may be as long as a body.
+    for number in range(10):
+        assert book.find("gpt-5", NOW, f"tier-{number}" * 1000) is None
+    assert len(book._found) <= 1024
+    assert not [tier for _, tier in book._found if tier is not None and len(tier) > 100]
 
 
 # -- sums ---------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """An owner's own prices, and what was used priced again: nothing is taken twice, and it adds up afterwards."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class Shop:
 
     async def buy(
         self, user_id: str, *, model: str = "gpt-5", used: Usage = USED, is_billed: bool = True, key: str = "key",
-        budgets: tuple[tuple[str, Budget], ...] = (),
+        budgets: tuple[tuple[str, Budget], ...] = (), ended_after: int = 0,
     ) -> None:  # fmt: skip
         """A turn that is settled at today's price."""
         self.count += 1
@@ -61,7 +62,7 @@ class Shop:
         await self.ledger.authorize(Hold(request_id, user_id, key, 0, at, at + 1000, model, budgets))
         await self.ledger.settled(
             Settlement(
-                request_id, user_id, key, at, "responses", model, model, "", "a", "", "other", "completed", 200, "",
+                request_id, user_id, key, at + ended_after, "responses", model, model, "", "a", "", "other", "completed", 200, "",
                 used.input_tokens, used.cached_tokens, used.cache_write_tokens, used.output_tokens, 0, used.source, (),
                 None if counted is None else counted.nanos, is_billed,
                 {} if counted is None else counted.prices, "" if counted is None else counted.price_id, 5, budgets,
@@ -140,6 +141,49 @@ async def test_a_price_that_is_ended_counts_no_more(shop: Shop) -> None:
         with pytest.raises(RequestError) as refused:
             await shop.pricing.end(number, actor="admin")
         assert refused.value.code == "price_not_found"
+
+
+async def test_a_price_that_another_has_replaced_cannot_be_ended(shop: Shop) -> None:
+    """It would take the one with it that counts, and the package's price would count again."""
+    old = await shop.pricing.set("gpt-5", None, None, HALF, actor="admin")
+    shop.clock.advance(10.0)
+    new = await shop.pricing.set("gpt-5", None, None, TWICE, actor="admin")
+    for at in (0.0, 10.0):
+        shop.clock.advance(at)
+        with pytest.raises(RequestError) as refused:
+            await shop.pricing.end(old.id, actor="admin")
+        assert (refused.value.status, refused.value.code) == (409, "price_not_current")
+        assert shop.pricing.book.find("gpt-5", shop.now) == new.price
+    await shop.pricing.end(new.id, actor="admin")
+    # Once is enough.
+    with pytest.raises(RequestError) as refused:
+        await shop.pricing.end(new.id, actor="admin")
+    assert refused.value.code == "price_not_current"
+
+
+async def test_what_was_read_before_a_change_is_not_taken_for_what_is(shop: Shop) -> None:
+    """A slow look at the database from before a change comes back after the look that followed it."""
+    may_go, has_read = asyncio.Event(), asyncio.Event()
+    read = shop.ledger.read
+
+    async def slow(question: Any) -> Any:
+        found = await read(question)
+        if not has_read.is_set():
+            has_read.set()
+            await may_go.wait()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shop.ledger, "read", slow)
+        loop = asyncio.get_running_loop()
+        looking = loop.create_task(shop.pricing.load())
+        await has_read.wait()
+        setting = loop.create_task(shop.pricing.set("gpt-5", None, None, TWICE, actor="admin"))
+        await shop.ledger.write(lambda _: None)
+        await asyncio.sleep(0.02)
+        may_go.set()
+        await asyncio.gather(looking, setting)
+    assert [one.model for one in shop.pricing.book.own] == ["gpt-5"]
 
 
 async def test_another_processs_change_counts_soon(shop: Shop) -> None:
@@ -263,13 +307,60 @@ async def test_only_the_span_and_the_model_are_priced_again_by_what_counted_then
         await shop.buy(user, model="gpt-5-mini")
         shop.clock.advance(100.0)
     start = shop.now - 300_000
-    await shop.pricing.set("gpt-5", None, start + 100_000, TWICE, actor="admin")
+    await shop.pricing.set("gpt-5", None, start + 50_000, TWICE, actor="admin")
     await shop.pricing.set("gpt-5-mini", None, 0, TWICE, actor="admin")
     done = await shop.rerate(model="gpt-5", since=start, until=start + 200_000)
     assert (done.turns, done.changed) == (2, 1)
     done = await shop.rerate(since=start + 200_000)
     assert (done.turns, done.changed) == (2, 2)
     assert await shop.ledger.check() == []
+
+
+async def test_a_turn_that_began_before_a_price_keeps_the_one_before(shop: Shop) -> None:
+    """It was priced when it began; priced again without a change of prices, nothing may change."""
+    user = await shop.user(100 * COST)
+    await shop.pricing.set("gpt-5", None, shop.now + 2, TWICE, actor="admin")
+    price = shop.pricing.book.find("gpt-5", shop.now)
+    await shop.buy(user, ended_after=3)
+    assert price is not None
+    assert price.id.startswith("package/")
+    shop.clock.advance(1.0)
+    done = await shop.rerate()
+    assert (done.turns, done.changed) == (1, 0)
+    assert await shop.balance(user) == 99 * COST
+
+
+async def test_two_processes_that_price_again_at_once_do_it_once(database: Database) -> None:
+    """Where two write the same database, the second one finds what the first has made of each turn."""
+    if not database.url:
+        pytest.skip("one process alone writes a file")
+    async with asyncio.timeout(30):
+        clock = ManualClock()
+        shops = []
+        for _ in range(2):
+            ledger = Ledger(
+                database.folder,
+                mode="billing",
+                clock=clock,
+                lock=StoreLock(database.folder),
+                database_url=database.url,
+            )
+            await ledger.start()
+            shops.append(Shop(ledger, Pricing(ledger, clock.now), clock))
+        one, other = shops
+        user = await one.user(100 * COST)
+        for _ in range(20):
+            await one.buy(user)
+        await one.pricing.set("gpt-5", None, 0, TWICE, actor="admin")
+        await other.pricing.load()
+        clock.advance(1.0)
+        done = await asyncio.gather(*(shop.rerate() for shop in shops))
+        assert sum(each.changed for each in done) == 20
+        assert await one.ledger.check() == []
+        assert sum(row.cost for row in await one.ask(select(usage.c.cost))) == 40 * COST
+        assert sum(row.nanos for row in await one.ask(select(entries.c.nanos))) == 60 * COST
+        for shop in shops:
+            await shop.ledger.aclose()
 
 
 async def test_what_is_not_billed_gets_its_price_and_nobody_pays(shop: Shop) -> None:
@@ -289,12 +380,10 @@ async def test_what_is_not_billed_gets_its_price_and_nobody_pays(shop: Shop) -> 
 
 async def test_what_has_no_price_any_more_stays_as_it_is(shop: Shop) -> None:
     user = await shop.user(100 * COST)
-    own = await shop.pricing.set("house-model", None, 0, TWICE, actor="admin")
-    await shop.buy(user, model="house-model")
-    # As if it had never been there.
     await shop.pricing.set("house-model", None, 0, TWICE, actor="admin")
-    await shop.pricing.end(own.id, actor="admin")
+    await shop.buy(user, model="house-model")
 
+    # As if it had never been there.
     def forget(connection: Connection) -> None:
         connection.execute(prices.delete())
 
