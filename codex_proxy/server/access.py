@@ -243,11 +243,22 @@ def address_of(request: web.Request, settings: Settings) -> str | None:
     if not settings.trusted_proxies:
         return address
     passed = [
-        one.strip() for line in request.headers.getall("X-Forwarded-For", []) for one in line.split(",")
+        _without_port(one.strip())
+        for line in request.headers.getall("X-Forwarded-For", [])
+        for one in line.split(",")
     ]
     while passed and address is not None and _is_trusted(address, settings):
         address = passed.pop()
     return address
+
+
+# Some relays add the port, which is another one for each connection: no network has it, no guesses add up under it.
+_WITH_PORT = re.compile(r"(?P<four>[0-9.]+):[0-9]{1,5}|\[(?P<six>[^\]]*)\](?::[0-9]{1,5})?")
+
+
+def _without_port(text: str) -> str:
+    match = _WITH_PORT.fullmatch(text)
+    return text if match is None else match["four"] or match["six"]
 
 
 def _is_trusted(address: str, settings: Settings) -> bool:
