@@ -35,7 +35,7 @@ from codex_proxy.ledger.model import (
     Settlement,
     User,
 )
-from codex_proxy.ledger.prices import MILLION, Cost, Price, clamped, cost, estimate
+from codex_proxy.ledger.prices import MILLION, Cost, Price, clamped, cost, estimate, is_plain
 from codex_proxy.ledger.pricing import Pricing
 from codex_proxy.ledger.rates import Meters
 from codex_proxy.patterns import fits
@@ -51,10 +51,14 @@ BYTES_PER_TOKEN = 4
 SEPARATOR = "~"
 """Between the id of a request, which a caller may choose, and what makes it ours alone."""
 
+# How the ids of the ledger's keys begin; nobody else's do.
+_KEY_ID = "key_"
 # A turn that lives so long is taken for left behind, unless it asks for more meanwhile.
 _HOLD_MILLISECONDS = 6 * 3_600_000
 # How much of a hold may be used up before it grows.
 _TOP_UP_AT = 0.8
+# How often its caller's limit an answer may be long, by its bytes, until there is more in it than that.
+_LIMIT_PASSED_AT = 2
 _LOOK_SECONDS = 1.0
 # Nobody knows when a turn of another ends.
 _CROWDED_SECONDS = 2.0
@@ -124,6 +128,9 @@ class TurnGate:
     def _who(self, caller_id: str) -> tuple[Key | None, User]:
         directory = self.ledger.directory
         key = directory.key(caller_id)
+        if key is None and caller_id.startswith(_KEY_ID):
+            # Whoever has lost its key is not the owner.
+            raise KeyRefused("this key is not there any more")
         user = directory.look_up(OWNER_ID if key is None else key.user_id)
         if user is None:
             raise KeyRefused("the owner of this key is not there any more", code="user_suspended")
@@ -151,8 +158,8 @@ class TurnPassage:
         self._tokens: int | None = None
         """What was counted under the limits of tokens; None when nothing was."""
         self._price: Price | None = None
-        self._other: tuple[str, Price | None] | None = None
-        """The model that the caller names and its price, where an upstream may serve that one, not `_model`."""
+        self._other: tuple[str, str, Price | None] | None = None
+        """The model and the tier that the caller names, and their price, where an upstream may serve those, not `_model` in `_tier`."""
         self._model = request.model
         self._tier = request.service_tier or ""
         self._is_billed = False
@@ -188,6 +195,9 @@ class TurnPassage:
             await self._hold_money(user)
         except ProxyError:
             self._give_back()
+            if self._owners:
+                # It has used up nothing.
+                self._trace.allowance = self._gate.meters.left(self._owners, self._gate.clock.monotonic())
             raise
         # The body is not needed, and may be large.
         self._request = None
@@ -216,6 +226,12 @@ class TurnPassage:
                     code="endpoint_not_allowed",
                 )
             # A search names no model.
+            if one.models and not request.model and endpoint != "search":
+                raise NotAllowed(
+                    f"this key may not leave the model open, nor name it in a form: it may use {', '.join(one.models)}",
+                    code="model_not_allowed",
+                    param="model",
+                )
             # Where an upstream may serve the model that is named, one that stands for it here allows nothing.
             model = request.asked_model if _may_be_other(request) else request.model
             if one.models and request.model and not may_use(one.models, model, request.asked_model):
@@ -257,23 +273,27 @@ class TurnPassage:
         price = gate.pricing.book.find(request.model, at, request.service_tier)
         self._price = price
         self._is_billed = user.is_billed and gate.ledger.mode == "billing"
-        if _may_be_other(request):
-            named = gate.pricing.book.find(request.asked_model, at, request.service_tier)
-            self._other = (request.asked_model, named)
+        tier = _tier_elsewhere(request)
+        if _may_be_other(request) or tier != request.service_tier:
+            model = request.asked_model if _may_be_other(request) else request.model
+            named = gate.pricing.book.find(model, at, tier)
+            self._other = (model, tier or "", named)
             if named is None or price is None:
                 price = None
             else:
                 # Who will serve is not known yet.
                 price = max(price, named, key=lambda one: estimate(one, read, written))
         if price is None and self._is_billed:
-            raise _unpriced(request)
+            raise _unpriced(request, tier)
         is_whole = self._is_billed and price is not None and _may_come_whole(request)
         if is_whole and price is not None and (most is None or most > reserve):
             # There is no moment at which more could be set aside, or the answer be cut.
             written = price.most_written if most is None else min(most, price.most_written)
-        elif price is not None and (most is None or most > reserve) and (self._is_billed or self._budgets):
+        elif price is not None and written and (self._is_billed or self._budgets):
+            # A caller's limit bounds what is said, not what is thought; and an upstream may not keep it at all.
+            at_part = _TOP_UP_AT if most is None or most > reserve else _LIMIT_PASSED_AT
             self._covered = written
-            self._threshold = written * BYTES_PER_TOKEN * _TOP_UP_AT
+            self._threshold = written * BYTES_PER_TOKEN * at_part
             self._step = -(-reserve * price.rates(read).output // MILLION)
         hold = Hold(
             gate.request_id(self._trace),
@@ -342,7 +362,7 @@ class TurnPassage:
     def _settle(self, request_id: str) -> None:
         gate, trace = self._gate, self._trace
         if self._other is not None and trace.is_as_named:
-            self._model, self._price = self._other
+            self._model, self._tier, self._price = self._other
         usage, price = _delivered(trace, is_cut=self._is_cut), self._price
         counted: Cost | None = None
         if price is None:
@@ -418,6 +438,15 @@ def _may_be_other(request: BackendRequest) -> bool:
     return request.native is not None and request.native.is_other
 
 
+def _tier_elsewhere(request: BackendRequest) -> str | None:
+    """Return the tier in which an upstream may serve what it gets as its caller wrote it."""
+    asked = request.asked_tier
+    # "fast" is another word for what accounts are asked then.
+    if request.native is None or is_plain(asked) or asked == "fast":
+        return request.service_tier
+    return asked
+
+
 def _delivered(trace: Trace, *, is_cut: bool) -> Usage:
     """Return what is to be paid of a turn: nothing of one that failed before anything of an answer was there.
 
@@ -430,11 +459,11 @@ def _delivered(trace: Trace, *, is_cut: bool) -> Usage:
     return usage if trace.answer_bytes and is_something else Usage()
 
 
-def _unpriced(request: BackendRequest) -> RequestError:
+def _unpriced(request: BackendRequest, tier: str | None) -> RequestError:
     if not request.model:
         words = "this request names no model, so nobody knows what it costs"
-    elif request.service_tier:
-        words = f"there is no price for {request.asked_model!r} in the service tier {request.service_tier!r}"
+    elif tier:
+        words = f"there is no price for {request.asked_model!r} in the service tier {tier[:100]!r}"
     else:
         words = f"there is no price for the model {request.asked_model!r}"
     return RequestError(

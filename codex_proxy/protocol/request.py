@@ -62,6 +62,8 @@ class BackendRequest:
     binding: Binding | None = None
     """What the conversation is known by; None when there is none, as for a search without a session."""
     service_tier: str | None = None
+    asked_tier: str | None = None
+    """What the caller says of it: an upstream that takes the body as it is gets that, where accounts get a word they know."""
     max_output_tokens: int | None = None
     """The caller's limit; the backend takes none, so it is enforced here."""
     headers: dict[str, str] = field(default_factory=dict)

@@ -203,6 +203,7 @@ def _prepare(
     limit = _take_limit(body) if not _LIMITS.isdisjoint(fields) else None
     if resolved.model != asked:
         body.set("model", resolved.model)
+    asked_tier = fields.get("service_tier")
     if resolved.fast or "service_tier" in fields:
         _set_tier(body, resolved, catalog, is_codex)
     if resolved.effort or resolved.mapped_effort or not _EFFORTS.isdisjoint(fields):
@@ -255,6 +256,7 @@ def _prepare(
         was_lite_encoded=encoded,
         binding=binding,
         service_tier=tier,
+        asked_tier=asked_tier,
         max_output_tokens=limit,
         headers=forwarded,
         turn_state=headers.get(TURN_STATE) or (turn_state if isinstance(turn_state, str) else None),

@@ -5,6 +5,7 @@ kept, and raised where the handler asks for the `result`.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from codex_proxy.server.front import Incoming, new_id
 from codex_proxy.trace import End, Trace, Usage, UsageSource
 from codex_proxy.upstream.executor import Head
 from codex_proxy.upstream.route import Lease
+
+_TAIL_BYTES = 4096
+_PARSE = json.JSONDecoder().raw_decode
 
 
 @dataclass(slots=True)
@@ -243,7 +247,7 @@ class StreamSink(EncodedSink):
     async def keepalive(self) -> None:
         """Write a frame that says nothing but that we are here."""
         if not self._is_over and not self._is_muted:
-            stream = self._stream if self._stream is not None else self._start({})
+            stream = self._stream if self._stream is not None else self._start(self._allowance())
             watcher = self._watcher
             await stream.write(self._encoder.keepalive() if watcher is None else watcher.keepalive())
 
@@ -311,6 +315,9 @@ class CollectSink(EncodedSink):
         if self._watcher is not None:
             self._tell_end()
             return
+        if self._error is not None:
+            # It was broken off, and has no end of its own.
+            return
         try:
             data = self._collector.result()
         except ProxyError as exc:
@@ -337,6 +344,8 @@ class UnarySink(Sink):
         self._down: dict[str, str] = {}
         self._ended = False
         self._usage = Usage()
+        self._tail = b""
+        """The last of a stream; its last event says what a picture has cost, behind the picture."""
 
     def result(self) -> web.StreamResponse:
         """Return the answer, or raise the error that is still to be a status."""
@@ -358,6 +367,7 @@ class UnarySink(Sink):
         """Pass a part of a stream, or the whole of anything else."""
         self._delivered += len(data)
         if self._stream is not None:
+            self._tail = (self._tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
             await self._stream.write(data)
             return
         assert self._head is not None
@@ -387,8 +397,10 @@ class UnarySink(Sink):
 
     def usage(self, *, estimate: bool) -> Usage:
         """Return what the answer says of its tokens, else the input's estimate when one is wanted."""
+        if self._usage.source is UsageSource.NONE and self._tail:
+            self._usage = _usage_at_end(self._tail)
         if self._usage.source is not UsageSource.NONE or not estimate:
-            return self._usage
+            return _made_whole(self._usage, self._request.input_bytes, 0)
         return _input_only(self._request)
 
     def end_state(self) -> End:
@@ -435,6 +447,19 @@ def _usage_in(data: bytes) -> Usage:
     except BadJson:
         return Usage()
     usage = payload.get("usage") if isinstance(payload, dict) else None
+    return read_usage(usage) if isinstance(usage, dict) else Usage()
+
+
+def _usage_at_end(tail: bytes) -> Usage:
+    """Return what the last event of a stream says of its tokens, whatever stands before that in it."""
+    _, found, after = tail.rpartition(b'"usage"')
+    _, _, value = after.partition(b":")
+    if not found:
+        return Usage()
+    try:
+        usage, _ = _PARSE(value.decode("utf-8", "replace").lstrip())
+    except (ValueError, RecursionError):
+        return Usage()
     return read_usage(usage) if isinstance(usage, dict) else Usage()
 
 

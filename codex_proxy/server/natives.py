@@ -3,16 +3,17 @@
 Whatever a decoder cannot translate is refused only when no upstream takes it as it is.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from codex_proxy.errors import ProxyError, RequestError, UpstreamError
 from codex_proxy.protocol.binding import bind
-from codex_proxy.protocol.catalog import Catalog
+from codex_proxy.protocol.catalog import AUTO, EFFORTS, Catalog
 from codex_proxy.protocol.dialect import Decoded, Surroundings
 from codex_proxy.protocol.native import Native, passing_headers, read_native
-from codex_proxy.protocol.request import BackendRequest, is_codex_client
+from codex_proxy.protocol.request import BackendRequest, is_codex_client, parse_body
 from codex_proxy.protocol.responses_request import LIMITS, Survey
 from codex_proxy.protocol.sse import Batch
 from codex_proxy.protocol.watchers import Watcher, watcher_for
@@ -42,10 +43,15 @@ _OPAQUE = re.compile(rb'"(?:data:[^"]{64,}|[A-Za-z0-9+/=]{4096,})"')
 
 
 class Natives:
-    """Adds to requests what upstreams need of them."""
+    """Adds to requests what upstreams need of them.
 
-    def __init__(self, providers: Providers) -> None:
+    Args:
+        is_priced: Whether it matters what a request costs, and so that it says that in one way only.
+    """
+
+    def __init__(self, providers: Providers, *, is_priced: bool) -> None:
         self._providers = providers
+        self._is_priced = is_priced
 
     def _goes_round(self, headers: Mapping[str, str]) -> bool:
         """Tell whether a request has been here before, or through too many of us: then it goes to no upstream."""
@@ -78,6 +84,8 @@ class Natives:
         """
         if self._goes_round(headers):
             return decode(catalog)
+        if self._is_priced and self.takes(capability):
+            refuse_double(raw, engine)
         try:
             decoded = decode(catalog)
         except RequestError as exc:
@@ -138,14 +146,60 @@ class Natives:
         """
         if not self.takes("embeddings") or self._goes_round(headers):
             raise no_embeddings()
+        if self._is_priced:
+            refuse_double(raw)
         return _untranslated(
             "embeddings", raw, headers, no_embeddings(), catalog=catalog, caller=caller, engine=None, query=""
         )
 
 
+# What a name may end in and still mean the same: words and a number for the effort, but no date.
+_SUFFIXES = re.compile(rf"(?:-(?:{'|'.join((*EFFORTS, AUTO, 'fast'))}))*(?:-[0-9]+)?(?:\([^()]*\))?")
+
+_PRICED = ("model", "service_tier")
+"""What the price of a request depends on."""
+
+# Letters that are written in another way than any encoder does, and one that some take for an s.
+_ODD_LETTERS = (rb"\u004", rb"\u005", rb"\u006", rb"\u007", rb"\u017f", "\u017f".encode())
+
+
+def refuse_double(raw: bytes, engine: str | None = None) -> None:
+    """Refuse a body that is to pass as it is and says twice, or in odd letters, what its price depends on.
+
+    Which of two counts, and whether `Model` is one, each server sees in its own way: one could be paid, and another
+    be served. The path may name the model too (*engine*).
+
+    Raises:
+        RequestError: If it does.
+    """
+    lowered = raw.lower()
+    names = [b'"%b"' % name.encode() for name in _PRICED]
+    most = 2 if engine is None else 1
+    if all(lowered.count(name) == raw.count(name) < most for name in names) and not any(
+        odd in lowered for odd in _ODD_LETTERS
+    ):
+        return
+    try:
+        pairs: Any = json.loads(raw, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        # What is wrong with it; or it is only too odd to look into, and so to let pass.
+        _ = parse_body(raw)
+        raise RequestError("the body is nested too deeply, or has a number that is too long") from None
+    # An object, not a list of anything.
+    said = [pair[0] for pair in pairs] if raw.lstrip()[:1] == b"{" else []
+    if engine is not None and said.count("model") == 1 and dict(pairs)["model"] != engine:
+        raise RequestError("model is another one than that of the path", param="model", code="invalid_value")
+    for name in _PRICED:
+        if [one for one in said if one.casefold() == name] not in ([], [name]):
+            raise RequestError(
+                f"{name} is there more than once, or in other letters", param=name, code="invalid_value"
+            )
+
+
 def _stands_for_itself(asked: str, model: str) -> bool:
     """Tell whether a name means *model* itself, with an effort at its end perhaps, and not another one's place."""
-    return asked.lower().startswith(model.lower())
+    name, own = asked.lower(), model.lower()
+    return name.startswith(own) and _SUFFIXES.fullmatch(name, len(own)) is not None
 
 
 def _via(headers: Mapping[str, str]) -> str:
@@ -209,8 +263,10 @@ def _untranslated(
             # What is embedded is no conversation: one caller's requests stay together.
             items=None if capability == "embeddings" else items if isinstance(items, list | str) else [],
         ),
-        # Its price depends on it.
-        service_tier=tier if isinstance(tier := fields.get("service_tier"), str) else None,
+        # Its price depends on it; what is no word has none.
+        service_tier=tier
+        if isinstance(tier := fields.get("service_tier"), str | None)
+        else type(tier).__name__,
         max_output_tokens=None if (limit := _limit_in(fields)) is None else limit * _answers_in(fields),
         encrypted=tuple(survey.encrypted),
         compacted=tuple(survey.compacted),

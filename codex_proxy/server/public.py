@@ -141,7 +141,9 @@ class Public:
         self._continuations = Continuations(clock)
         self._models_of = models_of
         self._providers = providers
-        self._natives = Natives(providers) if providers is not None else None
+        self._natives = (
+            Natives(providers, is_priced=live.current.ledger != "off") if providers is not None else None
+        )
         self._sockets = Sockets(
             _SocketTurns(self),
             resolve if resolve is not None else _as_resolved,

@@ -192,6 +192,8 @@ class Exchange:
         self._ended = False
         """The caller has the end of its answer; what follows is tidying up."""
         self._ended_by_us = False
+        self._unseen_bytes = 0
+        """About how much the model has thought that comes sealed, and is paid like what it says."""
         self._started = executor.clock.monotonic()
         self._written = self._heard = self._started
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -313,8 +315,12 @@ class Exchange:
         is_sent = any(attempt.outcome in ("", "ok") for attempt in trace.attempts)
         if is_sent and not trace.alias and trace.attempts[-1].is_upstream:
             trace.upstream = trace.attempts[-1].alias
-        trace.usage = self._sink.usage(estimate=self._committed or (end is End.CALLER_GONE and is_sent))
-        trace.answer_bytes = self._sink.delivered_bytes
+        try:
+            trace.usage = self._sink.usage(estimate=self._committed or (end is End.CALLER_GONE and is_sent))
+            trace.answer_bytes = self._sink.delivered_bytes
+        except Exception:
+            # It ends all the same, and gives back its place and its money.
+            logger.exception("usage is not known id=%s", trace.id)
         if trace.finish(end, now):
             self._executor.finished(self, trace)
 
@@ -563,7 +569,7 @@ class Exchange:
             batch, size = _feed(parser, chunk), len(chunk)
             # While a slow reader is waited for, what it will get is held once, not here too.
             del chunk
-            _observe(lease, batch)
+            self._unseen_bytes += _observe(lease, batch)
             if not self._committed:
                 held += batch
                 held_bytes += size
@@ -643,7 +649,7 @@ class Exchange:
         if failure is not None:
             self._trace.error = failure.fault.code or failure.verdict.value
             lease.failed(failure)
-        if more and not await self._passage.top_up(self._sink.text_bytes):
+        if more and not await self._passage.top_up(self._sink.text_bytes + self._unseen_bytes):
             await self._out_of_funds()
             return False
         return more
@@ -731,9 +737,9 @@ class Exchange:
             raise watcher.failure
         if native.stream or not watcher.begun:
             raise _odd_answer()
-        _tell_of(lease, watcher)
+        self._unseen_bytes += _tell_of(lease, watcher)
         await self._begin(lease, answer, slot, watcher)
-        if not await self._passage.top_up(self._sink.text_bytes):
+        if not await self._passage.top_up(self._sink.text_bytes + self._unseen_bytes):
             await self._out_of_funds()
             return
         await self._pass(data, watcher)
@@ -772,7 +778,7 @@ class Exchange:
             self._heard = since = clock.monotonic()
             is_first = False
             whole = _looked_at(frames, chunk, watcher)
-            _tell_of(lease, watcher)
+            self._unseen_bytes += _tell_of(lease, watcher)
             failure = watcher.failure
             if not self._committed:
                 held += whole
@@ -821,7 +827,8 @@ class Exchange:
         self._written = self._executor.clock.monotonic()
         if watcher.delivered and self._trace.first_text is None:
             self._trace.first_text = self._written
-        if watcher.ended is None and not await self._passage.top_up(self._sink.text_bytes):
+        size = self._sink.text_bytes + self._unseen_bytes
+        if watcher.ended is None and not await self._passage.top_up(size):
             await self._out_of_funds()
             return False
         return True
@@ -858,12 +865,23 @@ class Exchange:
             lease.observe(self._request.endpoint, payload)
 
 
-def _observe(lease: Lease, batch: Batch) -> None:
-    """Let the target take in what events tell of it."""
+def _observe(lease: Lease, batch: Batch) -> int:
+    """Let the target take in what events tell of it; return about how many bytes of text they have sealed."""
+    unseen = 0
     for event in batch:
         kind = event.type
         if kind in _TELLING and (kind == "codex.rate_limits" or b'"encrypted_content"' in event.data):
             lease.observe(kind, event.json)
+            unseen += _sealed(event)
+    return unseen
+
+
+def _sealed(event: Event) -> int:
+    """Return about how many bytes of text an item has that comes sealed."""
+    item = event.json.get("item")
+    content = item.get("encrypted_content") if isinstance(item, dict) else None
+    # Base64.
+    return len(content) * 3 // 4 if isinstance(content, str) else 0
 
 
 def _odd_answer() -> UpstreamError:
@@ -879,11 +897,14 @@ def _looked_at(frames: Frames, chunk: bytes, watcher: Watcher) -> list[Frame]:
     return [frame for frame in whole if watcher.look(frame)]
 
 
-def _tell_of(lease: Lease, watcher: Watcher) -> None:
-    """Let the target take in what events tell of it."""
+def _tell_of(lease: Lease, watcher: Watcher) -> int:
+    """Let the target take in what events tell of it; return about how many bytes of text they have sealed."""
+    unseen = 0
     for event in watcher.told:
         lease.observe(event.type, event.json)
+        unseen += _sealed(event)
     watcher.told.clear()
+    return unseen
 
 
 def _feed(parser: Parser, chunk: bytes) -> Batch:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -16,7 +17,10 @@ from codex_proxy.ledger.money import NANOS
 from codex_proxy.ledger.tables import usage
 from codex_proxy.server.access import Level
 from codex_proxy.server.app import ROUTES, Takes
-from codex_proxy.simulator import Script
+from codex_proxy.server.delivery import EncodedSink
+from codex_proxy.simulator import Script, compose
+from codex_proxy.simulator.checks import seal
+from codex_proxy.simulator.faults import Reply
 from tests.harness import STANDARD, Answer, Stand, question, standing
 
 CENT = NANOS // 100
@@ -183,6 +187,107 @@ async def test_a_stream_whose_money_ends_is_cut_with_the_dialects_own_error(tmp_
         assert await ledger_of(stand).check() == []
         # The account did nothing wrong.
         assert {account.state.value for account in stand.daemon.pool.accounts()} == {"ready"}
+
+
+async def test_what_is_thought_and_comes_sealed_needs_money_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may think for a dollar and say a word."""
+    monkeypatch.setattr(compose, "seal", lambda *args, **fields: seal(*args, **fields) + "A" * 40_000)
+    async with billing(tmp_path, reserve_tokens=256) as stand:
+        user, key = await customer(stand, 3 * CENT)
+        stand.sim.script(Script.reasoning("Hm.", text="word " * 50, delay=0.005))
+        answer = await stand.ask(headers=key)
+        # 7,500 tokens, at 30 dollars a million.
+        assert answer.events[-1].json["response"]["error"]["code"] == "insufficient_quota"
+        assert "word word" not in answer.text
+        await ledger_of(stand).credit(user.id, NANOS, reason="test", idempotency_key="more", actor="test")
+        stand.sim.script(Script.reasoning("Hm.", text="word " * 50))
+        assert (await stand.ask(headers=key)).types[-1] == "response.completed"
+        await rows(stand)
+        assert balance(stand, user)[1] == 0
+
+
+async def test_a_compaction_that_says_nothing_of_its_tokens_costs_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with billing(tmp_path) as stand:
+        _, key = await customer(stand, NANOS)
+        said: list[Any] = [None, {}, {"input_tokens": 0, "output_tokens": 0}, {"input_tokens": "9"}, [], "9"]
+        for usage in said:
+            body = json.dumps({"output": [], "usage": usage}).encode()
+            monkeypatch.setattr(Reply, "json", lambda *_, body=body, **__: Reply(200, body))
+            assert (await stand.post("/v1/responses/compact", BODIES["compact"], headers=key)).body == body
+        assert [row["source"] for row in await rows(stand)] == ["estimate"] * len(said)
+        assert all(row["debit"] > 0 for row in await rows(stand))
+
+
+async def test_a_picture_that_streams_is_paid_as_it_says_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it cost stands behind a picture of any size; without that nobody would pay for more than the prompt."""
+    usage = {"input_tokens": 50, "output_tokens": 4000, "input_tokens_details": {"text_tokens": 50}}
+    frames = "".join(
+        f"event: {kind}\ndata: {json.dumps({'type': kind, 'b64_json': 'A' * 20_000, **more})}\n\n"
+        for kind, more in (
+            ("image_generation.partial_image", {"partial_image_index": 0}),
+            ("image_generation.completed", {"usage": usage}),
+        )
+    )
+    body = frames.encode()
+    async with billing(tmp_path) as stand:
+        _, key = await customer(stand, 100 * NANOS)
+        assert stand.daemon.books is not None
+        await stand.daemon.books.pricing.set(
+            "gpt-image-2", None, None, {"input": "5", "output": "40"}, actor="t"
+        )
+        monkeypatch.setattr(Reply, "json", lambda *_, **__: Reply(200, body, "text/event-stream"))
+        answer = await stand.post(
+            "/v1/images/generations", {**BODIES["images_generations"], "stream": True}, headers=key
+        )
+        assert (answer.status, answer.body) == (200, body)
+        (row,) = await rows(stand)
+        assert (row["input_tokens"], row["output_tokens"], row["source"]) == (50, 4000, "backend")
+        assert row["debit"] == 50 * 5_000 + 4000 * 40_000
+
+
+async def test_a_turn_whose_story_cannot_be_told_gives_back_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with billing(tmp_path) as stand:
+        user, key = await customer(stand, NANOS)
+        with monkeypatch.context() as patch:
+            patch.setattr(EncodedSink, "usage", lambda *_, **__: 1 / 0)
+            await stand.ask(headers=key, stream=False)
+            books = stand.daemon.books
+            assert books is not None
+            await stand.until(lambda: books.gate.places.taken == 0)
+        await ledger_of(stand).write(lambda _: None)
+        assert balance(stand, user)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "word"), [one for one in REFUSALS if not one[1].get("stream")]
+)
+async def test_a_whole_answer_whose_money_ends_is_refused_as_one_without_money(
+    tmp_path: Path, path: str, body: dict[str, Any], status: int, word: str
+) -> None:
+    """Whoever took it for passing trouble would ask again, and pay for each try."""
+    async with billing(tmp_path, reserve_tokens=256) as stand:
+        user, key = await customer(stand, CENT)
+        stand.sim.script(Script.long_text(1000, delay=0.0005))
+        answer = await stand.post(
+            path, {**body, **({"max_tokens": 9000} if "max_tokens" in body else {})}, headers=key
+        )
+        error = answer.json["error"]
+        assert (answer.status, answer.headers["x-should-retry"]) == (status, "false")
+        assert word in (error.get("code"), error.get("type"))
+        assert "used up" in error["message"]
+        assert "retry-after" not in answer.headers
+        (row,) = await rows(stand)
+        assert (row["status"], row["error"], row["end"]) == (status, "insufficient_quota", "failed")
+        assert row["debit"] > 0
+        assert balance(stand, user)[1] == 0
 
 
 async def test_an_unpriced_model_is_refused_where_money_is_taken(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from codex_proxy.ledger.model import Limits
 from codex_proxy.ledger.money import NANOS
+from codex_proxy.simulator.upstream import SimUpstream
 from tests.daemon.test_books_live import balance, billing, ledger_of, rows
+from tests.daemon.upstreams import staged
 from tests.harness import LITE, STANDARD, Answer, Stand
 
 MESSAGE = {"model": STANDARD, "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
@@ -54,6 +56,19 @@ async def test_a_rate_is_told_in_the_heads_that_clients_read(tmp_path: Path) -> 
             "x-ratelimit-limit-requests"
             not in (await stand.ask(headers=await key_with(stand, name="free"))).headers
         )
+
+
+async def test_an_answer_that_begins_with_a_sign_of_life_tells_the_limits_too(tmp_path: Path) -> None:
+    async with billing(tmp_path, keep_alive_after="50ms") as stand:
+        key = await key_with(stand, requests_per_minute=2)
+        for path, body, name in (
+            ("/v1/messages", MESSAGE, "anthropic-ratelimit-requests-remaining"),
+            ("/v1/chat/completions", CHAT, "x-ratelimit-remaining-requests"),
+        ):
+            stand.sim.set_all("stall", where="headers")
+            async with stand.session.post(path, json={**body, "stream": True}, headers=key) as answer:
+                assert answer.status == 200
+                assert answer.headers[name] in ("1", "0")
 
 
 async def test_what_a_key_may_not_ask_is_refused_in_each_dialect(tmp_path: Path) -> None:
@@ -181,3 +196,84 @@ async def test_a_price_that_is_set_counts_for_the_next_turn(tmp_path: Path, stre
         assert (await stand.ask(headers=key, stream=stream)).status == 200
         (row,) = await rows(stand)
         assert (row["cost"], row["price_id"]) == (0, "own/2")
+
+
+PRIORITY = '"service_tier":"priority"'
+SAID = '"messages":[{"role":"user","content":"\\"model\\": \\u00e9"}],"tools":[]'
+
+
+BODIES: list[tuple[str, tuple[int, str]]] = [
+    (f'{{"model":"gpt-5.4",{SAID}}}', (200, "standard")),
+    (f'{{"model":"gpt-5.4",{PRIORITY},{SAID}}}', (200, "priority")),
+    (f'{{"model":"gpt-5.4","service_tier":"flex",{SAID}}}', (200, "flex")),
+    (f'{{"model":"gpt-5.4","service_tier":"auto",{SAID}}}', (200, "standard")),
+    # Nested, they are something else.
+    (f'{{"model":"gpt-5.4","metadata":{{"model":"a","Model":"b","service_tier":"c"}},{SAID}}}', (200, "standard")),
+    (f'{{"model":"gpt-5.4","service_tier":"scale",{SAID}}}', (400, "model_price_missing")),
+    (f'{{"model":"gpt-5.4","service_tier":"PRIORITY",{SAID}}}', (400, "model_price_missing")),
+    (f'{{"model":"gpt-5.4","service_tier":["priority"],{SAID}}}', (400, "model_price_missing")),
+    (f'{{"model":"gpt-5.4-pro",{SAID},"model":"gpt-5.4"}}', (400, "invalid_value")),
+    (f'{{"model":"gpt-5.4",{SAID},"Model":"gpt-5.4-pro"}}', (400, "invalid_value")),
+    (f'{{"model":"gpt-5.4-pro",{SAID},"mod\\u0065l":"gpt-5.4"}}', (400, "invalid_value")),
+    (f'{{"model":"gpt-5.4",{SAID},"\\u004dodel":"gpt-5.4-pro"}}', (400, "invalid_value")),
+    (f'{{"model":"gpt-5.4","Service_Tier":"priority",{SAID}}}', (400, "invalid_value")),
+    (f'{{"model":"gpt-5.4","\u017fervice_tier":"priority",{SAID}}}', (400, "invalid_value")),
+    (f'{{"model":"gpt-5.4",{PRIORITY},"service_tier":"default",{SAID}}}', (400, "invalid_value")),
+]  # fmt: skip
+
+
+async def test_what_passes_as_it_is_is_priced_as_it_is_served(tmp_path: Path) -> None:
+    """An upstream reads the caller's own words: none may be cheap here, and dear there."""
+    upstream = SimUpstream("up", models=("gpt-5.4", "gpt-5.4-pro"))
+    async with staged(tmp_path, upstream, ledger="billing") as stage:
+        key = await key_with(stage.stand)
+        headers = {**key, "content-type": "application/json"}
+        for body, told_of in BODIES:
+            async with stage.session.post(
+                "/v1/chat/completions", data=body.encode(), headers=headers
+            ) as answer:
+                said = await answer.json()
+            if told_of[0] == 200:
+                row = (await rows(stage.stand))[-1]
+                assert (answer.status, row["price_id"]) == (200, f"package/gpt-5.4/{told_of[1]}"), body
+                assert row["tier"] in (told_of[1], "", "auto")
+                assert upstream.asked[-1].body == body.encode()
+            else:
+                assert (answer.status, said["error"]["code"]) == told_of, body
+        assert len(upstream.asked) == sum(status == 200 for _, (status, _) in BODIES)
+        # Hidden behind what one reader follows, and another does not.
+        for odd in ("[" * 1010 + "]" * 1010, "9" * 5000):
+            body = f'{{"model":"gpt-5.4-pro",{SAID},"x":{odd},"model":"gpt-5.4"}}'
+            async with stage.session.post(
+                "/v1/chat/completions", data=body.encode(), headers=headers
+            ) as answer:
+                assert answer.status == 400, odd[:10]
+        for model, status in ((None, 200), ("gpt-5.4", 200), ("gpt-5.4-pro", 400), (["gpt-5.4-pro"], 400)):
+            asked = {"prompt": "hi", **({} if model is None else {"model": model})}
+            found = await stage.post("/v1/engines/gpt-5.4/completions", asked, headers=key)
+            assert found.status == status, model
+        assert await ledger_of(stage.stand).check() == []
+
+
+async def test_a_dear_model_is_not_paid_as_the_cheap_one_whose_name_it_begins_with(tmp_path: Path) -> None:
+    """The map gives accounts another model for a name; an upstream that has the very model serves that."""
+    models = ("gpt-5.4-pro", "gpt-5.4", "gpt-4o-2024-05-13")
+    upstream = SimUpstream("up", models=models)
+    maps = '{"gpt-5.4-pro": "gpt-5.4", "gpt-4o-2024-05-13": "gpt-4o"}'
+    async with staged(tmp_path, upstream, ledger="billing", model_map=maps, each={"models": models}) as stage:
+        key = await key_with(stage.stand)
+        for model, paid in (
+            ("gpt-5.4-pro", "gpt-5.4-pro"),
+            ("gpt-5.4-high", "gpt-5.4"),
+            ("gpt-4o-2024-05-13", "gpt-4o-2024-05-13"),
+        ):
+            answer = await stage.post(
+                "/v1/chat/completions", {**CHAT, "model": model, "max_tokens": 50}, headers=key
+            )
+            assert answer.status == 200
+            assert upstream.asked[-1].json["model"] == paid
+            row = (await rows(stage.stand))[-1]
+            assert row["price_id"] == f"package/{paid}/standard"
+        cheap = await key_with(stage.stand, name="cheap", models=("gpt-5.4",))
+        answer = await stage.post("/v1/chat/completions", {**CHAT, "model": "gpt-5.4-pro"}, headers=cheap)
+        assert told(answer) == (400, "model_not_allowed")

@@ -31,6 +31,7 @@ from codex_proxy.ledger.prices import estimate
 from codex_proxy.ledger.pricing import Pricing
 from codex_proxy.ledger.queries import usage_of
 from codex_proxy.ledger.tables import usage
+from codex_proxy.protocol.native import Native
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.trace import LOCAL, Attempt, Caller, End, Trace, Usage, UsageSource
@@ -284,9 +285,26 @@ async def test_endpoints_and_models_are_those_of_the_key_and_of_its_user(desk: D
     assert "'gpt-5'" in error.message
     error = await desk.refused(desk.passage(key, route="responses", model="gpt-5-mini"))
     assert (type(error), error.code) == (NotAllowed, "endpoint_not_allowed")
+    # What stands in a form is not looked at: left open, or not allowed, it is the same.
     error = await desk.refused(desk.passage(key, route="images/edits", model=""))
+    assert (type(error), error.code) == (NotAllowed, "model_not_allowed")
+
+
+async def test_a_search_names_no_model_and_so_has_no_price(desk: Desk) -> None:
+    key = await desk.holder(models=("gpt-5",))
+    error = await desk.refused(desk.passage(key, route="alpha/search", model=""))
     assert error.code == "model_price_missing"
     assert "names no model" in error.message
+    free = await desk.key(await desk.user(is_billed=False), models=("gpt-5",))
+    desk.end(await desk.admitted(free, route="alpha/search", model=""))
+
+
+async def test_a_key_that_is_not_there_any_more_is_not_the_owners(desk: Desk) -> None:
+    """A row that somebody deleted, or that a database put back does not have: never a turn for nothing."""
+    for one in ("key_0123456789abcdef", "key_"):
+        error = await desk.refused(desk.passage(Caller(one, "gone")))
+        assert (type(error), error.code) == (KeyRefused, "invalid_api_key")
+    desk.end(await desk.admitted(Caller("key-01234567", "of the configuration")))
 
 
 async def test_the_models_that_a_caller_sees_are_those_it_may_use(desk: Desk) -> None:
@@ -347,6 +365,25 @@ async def test_what_a_refused_turn_has_taken_is_given_back(desk: Desk) -> None:
     await desk.ledger.credit(poor.user_id, 50 * CENT, reason="test", idempotency_key="late", actor="test")
     desk.end(await desk.admitted(poor))
     assert await desk.adds_up()
+
+
+async def test_whoever_is_refused_is_told_what_is_left_without_that_turn(desk: Desk) -> None:
+    limits = {"requests_per_minute": 5, "tokens_per_minute": 10_000}
+    poor = await desk.key(await desk.user(0), **limits)
+    calm = await desk.key(await desk.user(100, tokens_per_minute=9_000), concurrency=1, **limits)
+    under_way = await desk.admitted(calm)
+    told = {}
+    for name, key, model in (("money", poor, MODEL), ("price", poor, "house-model"), ("place", calm, MODEL)):
+        passage = desk.passage(key, model=model)
+        assert isinstance(await desk.refused(passage), OutOfFunds | RequestError | RateLimited)
+        allowance = desk.traces[id(passage)].allowance
+        assert allowance is not None
+        assert allowance.requests is not None
+        assert allowance.tokens is not None
+        told[name] = (allowance.requests.remaining, allowance.tokens.limit, allowance.tokens.remaining)
+    # Of the one that is under way there is a thousand in, and a thousand out; its user's limit is the tighter one.
+    assert told == {"money": (5, 10_000, 10_000), "price": (5, 10_000, 10_000), "place": (4, 9_000, 7_000)}
+    desk.end(under_way)
 
 
 async def test_turns_at_a_time_are_limited_and_each_end_makes_room(desk: Desk) -> None:
@@ -579,7 +616,8 @@ async def test_nothing_more_is_set_aside_where_the_caller_has_a_limit_or_nothing
     passage = await desk.admitted(key, max_output_tokens=900)
     _, held = await desk.balance(key)
     assert held == 1000 * 1_250 + 900 * 10_000
-    assert await passage.top_up(10**9)
+    # Some tokens are long.
+    assert await passage.top_up(900 * 4 * 2 - 1)
     assert await desk.balance(key) == (100 * CENT, held)
     desk.end(passage)
     embedding = await desk.admitted(key, route="embeddings", model="text-embedding-3-small")
@@ -589,6 +627,36 @@ async def test_nothing_more_is_set_aside_where_the_caller_has_a_limit_or_nothing
     free = await desk.admitted(LOCAL)
     assert await free.top_up(10**9)
     desk.end(free)
+    assert await desk.adds_up()
+
+
+NATIVES = [
+    None,
+    Native("chat", b"{}", {}, MODEL, stream=True),
+    Native("chat", b"{}", {}, MODEL, stream=False),
+]
+
+
+@pytest.mark.parametrize("native", NATIVES)
+async def test_what_comes_beyond_a_callers_limit_has_to_be_paid_for(
+    desk: Desk, native: Native | None
+) -> None:
+    """It bounds what an account says, not what it thinks; and an upstream may not keep it at all."""
+    key = await desk.holder(2)
+    passage = await desk.admitted(key, native=native, max_output_tokens=10)
+    held = (await desk.balance(key))[1]
+    assert await passage.top_up(79)
+    assert (await desk.balance(key))[1] == held
+    # A thousand tokens more, at ten dollars a million.
+    assert await passage.top_up(80)
+    assert (await desk.balance(key))[1] == held + CENT
+    assert not await passage.top_up(100_000)
+    desk.end(passage, Usage(1000, 0, 0, 1500, 0, UsageSource.BACKEND), End.FAILED)
+    (row,) = await desk.rows()
+    assert row.debit > CENT
+    embedded = await desk.admitted(await desk.holder(1), route="embeddings", native=native)
+    assert await embedded.top_up(0)
+    desk.end(embedded)
     assert await desk.adds_up()
 
 
