@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Row,
     Select,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    union,
 )
 
 from codex_proxy.errors import RequestError
@@ -167,49 +169,71 @@ def usage_page(
     Raises:
         RequestError: If the cursor is none.
     """
+    days = None
+    if not wanted.user is wanted.key is wanted.model is None:
+        days = select(usage_days.c.day).where(*_who(usage_days, wanted), usage_days.c.turns > 0)
+    rows, following = _newest(
+        connection,
+        _all_of_usage.where(*_who(usage, wanted)),
+        usage,
+        days,
+        wanted.since or 0,
+        _END if wanted.until is None else wanted.until,
+        limit,
+        before,
+    )
+    return Page([_usage_row(row) for row in rows], following)
+
+
+def _newest(
+    connection: Connection,
+    question: Select[Any],
+    table: Table,
+    days: Select[Any] | CompoundSelect[Any] | None,
+    since: int,
+    until: int,
+    limit: int,
+    before: str | None,
+) -> tuple[list[Row[Any]], str | None]:
+    """Return rows of *table*, the latest first, and the cursor of those that follow.
+
+    Looked at are *days* (since 1970) alone, where they are given: an index says when something was, not whose it was.
+    """
     last: tuple[int, int] | None = None
     if before is not None:
         match = _CURSOR.fullmatch(before)
         if match is None:
             raise _no_cursor()
         last = int(match[1]), int(match[2])
+        until = min(until, last[0] + 1)
     rows: list[Row[Any]] = []
-    for since, until in _spans(connection, wanted, last):
-        question = _all_of_usage.where(*_who(usage, wanted), usage.c.at >= since, usage.c.at < until)
-        if last is not None and last[0] < until:
-            question = question.where(or_(usage.c.at < last[0], usage.c.id < last[1]))
-        question = question.order_by(usage.c.at.desc(), usage.c.id.desc()).limit(limit + 1 - len(rows))
-        rows += connection.execute(question)
+    for start, end in _spans(connection, days, since, until):
+        found = question.where(table.c.at >= start, table.c.at < end)
+        if last is not None and last[0] < end:
+            found = found.where(or_(table.c.at < last[0], table.c.id < last[1]))
+        found = found.order_by(table.c.at.desc(), table.c.id.desc()).limit(limit + 1 - len(rows))
+        rows += connection.execute(found)
         if len(rows) > limit:
             break
     shown = rows[:limit]
-    following = f"{shown[-1].at}-{shown[-1].id}" if len(rows) > limit and shown else None
-    return Page([_usage_row(row) for row in shown], following)
+    return shown, f"{shown[-1].at}-{shown[-1].id}" if len(rows) > limit and shown else None
 
 
 def _spans(
-    connection: Connection, wanted: UsageFilter, last: tuple[int, int] | None
+    connection: Connection, days: Select[Any] | CompoundSelect[Any] | None, since: int, until: int
 ) -> Iterator[tuple[int, int]]:
-    """Give the spans of time that may have some of the turns before the cursor *last*, the latest first."""
-    since, until = wanted.since or 0, _END if wanted.until is None else wanted.until
-    if last is not None:
-        until = min(until, last[0] + 1)
-    if wanted.user is wanted.key is wanted.model is None:
+    if days is None:
         yield since, until
         return
-    days = (
-        select(usage_days.c.day)
+    day = days.subquery().c.day
+    question = (
+        select(day)
         .distinct()
-        .where(
-            *_who(usage_days, wanted),
-            usage_days.c.turns > 0,
-            usage_days.c.day >= min(since // DAY, _LAST_DAY),
-            usage_days.c.day <= min((until - 1) // DAY, _LAST_DAY),
-        )
-        .order_by(usage_days.c.day.desc())
+        .where(day >= min(since // DAY, _LAST_DAY), day <= min((until - 1) // DAY, _LAST_DAY))
+        .order_by(day.desc())
     )
-    for day in connection.execute(days).scalars().all():
-        yield max(since, day * DAY), min(until, (day + 1) * DAY)
+    for number in connection.execute(question).scalars().all():
+        yield max(since, number * DAY), min(until, (number + 1) * DAY)
 
 
 def usage_of(connection: Connection, request_id: str) -> UsageRow | None:
@@ -335,8 +359,17 @@ def entries_page(
     Raises:
         RequestError: If the cursor is none.
     """
-    conditions = [] if user is None else [entries.c.user_id == user]
-    rows, following = _page(connection, entries, conditions, limit, before)
+    question, days = select(entries), None
+    if user is not None:
+        question = question.where(entries.c.user_id == user)
+        # What turns have paid is on the days of the turns.
+        days = union(
+            select(usage_days.c.day).where(usage_days.c.user_id == user, usage_days.c.turns > 0),
+            select((entries.c.at // DAY).label("day")).where(
+                entries.c.user_id == user, entries.c.kind != "debit"
+            ),
+        )
+    rows, following = _newest(connection, question, entries, days, 0, _END, limit, before)
     return Page([_entry(row) for row in rows], following)
 
 

@@ -213,7 +213,12 @@ entries = Table(
     Column("actor", String, nullable=False),
     Column("idempotency_key", String),
 )
-Index("entries_by_user", entries.c.user_id, entries.c.id)
+# As those of usage.
+Index("entries_by_time", entries.c.at, entries.c.id, entries.c.user_id)
+_is_by_hand = entries.c.kind != "debit"
+Index(
+    "entries_by_hand", entries.c.user_id, entries.c.at, sqlite_where=_is_by_hand, postgresql_where=_is_by_hand
+)
 _has_idempotency_key = entries.c.idempotency_key.is_not(None)
 Index(
     "entries_once",

@@ -80,6 +80,10 @@ def turns(wanted: UsageFilter, limit: int) -> Callable[[str | None], Callable[[C
     return lambda before: lambda one: queries.usage_page(one, wanted, limit=limit, before=before)
 
 
+def moves(user: str | None, limit: int) -> Callable[[str | None], Callable[[Connection], Page[Any]]]:
+    return lambda before: lambda one: queries.entries_page(one, user=user, limit=limit, before=before)
+
+
 async def test_a_row_tells_all_that_was_settled(ledger: Ledger) -> None:
     tries = (AttemptRow("account-2", "limited", 429, 20), AttemptRow("account-1", "ok", 200, 1400))
     await settle(
@@ -272,9 +276,34 @@ async def test_entries_and_audit_come_in_pages(ledger: Ledger) -> None:
     assert found.rows[0].before is None
     assert found.rows[0].after is not None
     assert not (await ledger.read(lambda one: queries.audit_page(one, actor="%", limit=5))).rows
-    for ask in (queries.entries_page, queries.audit_page):
+    for ask, wrong in ((queries.entries_page, "1"), (queries.audit_page, "1-1")):
         with pytest.raises(RequestError):
-            await ledger.read(lambda one, ask=ask: ask(one, limit=5, before="1-1"))  # type: ignore[misc]
+            await ledger.read(lambda one, ask=ask, wrong=wrong: ask(one, limit=5, before=wrong))  # type: ignore[misc]
+
+
+async def test_entries_are_found_on_the_days_of_turns_and_on_those_of_owners(ledger: Ledger) -> None:
+    rng = random.Random(11)
+    people = [await ledger.create_user(name, actor="admin") for name in ("alice", "bob")]
+    for user in people:
+        await ledger.credit(user.id, 10**6, reason="test", idempotency_key=f"{user.id}-0", actor="admin")
+    clock = ledger._clock
+    assert isinstance(clock, ManualClock)
+    for number in range(60):
+        user = rng.choice(people)
+        if rng.random() < 0.2:
+            await ledger.credit(user.id, 5, reason="test", idempotency_key=f"more-{number}", actor="admin")
+        else:
+            # Some are written down days after they were.
+            at = round(clock.now() * 1000) - rng.choice((0, 0, 3 * DAY))
+            await settle(ledger, settlement(f"req_{number}", at=at, user_id=user.id, is_billed=True, cost=7))
+        clock.advance(rng.choice((1.0, 1.0, 40_000.0, 200_000.0)))
+    whole = await all_pages(moves(None, 9), ledger)
+    assert len(whole) == 62
+    assert [(one.at, one.id) for one in whole] == sorted(((one.at, one.id) for one in whole), reverse=True)
+    for user in people:
+        for limit in (1, 4, 100):
+            mine = await all_pages(moves(user.id, limit), ledger)
+            assert mine == [one for one in whole if one.user_id == user.id]
 
 
 async def test_budgets_tell_how_they_stand(ledger: Ledger) -> None:

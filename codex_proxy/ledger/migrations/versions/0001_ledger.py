@@ -59,7 +59,11 @@ def upgrade() -> None:
         sa.Column("actor", sa.String, nullable=False),
         sa.Column("idempotency_key", sa.String),
     )
-    op.create_index("entries_by_user", "entries", ["user_id", "id"])
+    op.create_index("entries_by_time", "entries", ["at", "id", "user_id"])
+    is_by_hand = sa.text("kind != 'debit'")
+    op.create_index(
+        "entries_by_hand", "entries", ["user_id", "at"], sqlite_where=is_by_hand, postgresql_where=is_by_hand
+    )
     has_idempotency_key = sa.text("idempotency_key IS NOT NULL")
     op.create_index(
         "entries_once",
