@@ -152,6 +152,8 @@ class Wanted:
 
     def _add(self, user_id: str, key_id: str, budgets: Budgets, at: int) -> None:
         book = self._book
+        if not budgets and user_id in book.accounts and user_id in book.counters and key_id in book.counters:
+            return
         if user_id not in book.accounts:
             self.users.add(user_id)
         if user_id not in book.counters:

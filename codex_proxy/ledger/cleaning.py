@@ -6,10 +6,13 @@ from typing import Any
 from codex_proxy.ledger.book import MOST_COST
 from codex_proxy.ledger.model import AttemptRow, Hold, Settlement
 
-MOST_TOKENS = 1 << 40
+_TOKEN_BITS = 40
+MOST_TOKENS = (1 << _TOKEN_BITS) - 1
 """More than any turn has; so many can be added up."""
 # The year 9000: the last one that has a month after it is 9999.
 _MOST_TIME = 221_845_392_000_000
+# Less than that, and less than MOST_COST.
+_TIME_BITS = 47
 _MOST_TEXT = 1_000
 
 ODD = "odd"
@@ -27,25 +30,29 @@ def clean(one: Settlement) -> Settlement:
         f"{one.request_id}{one.user_id}{one.key_id}{one.route}{one.asked_model}{one.model}{one.tier}{one.target}"
         f"{one.upstream}{one.client}{one.end}{one.error}{one.price_id}"
     )
-    if (
-        len(texts) <= _MOST_TEXT
-        and texts.isascii()
-        and "\0" not in texts
-        and type(one.input_tokens) is type(one.cached_tokens) is type(one.cache_write_tokens) is int
-        and type(one.output_tokens) is type(one.reasoning_tokens) is type(one.milliseconds) is int
-        and 0 <= one.input_tokens <= MOST_TOKENS
-        and 0 <= one.cached_tokens <= MOST_TOKENS
-        and 0 <= one.cache_write_tokens <= MOST_TOKENS
-        and 0 <= one.output_tokens <= MOST_TOKENS
-        and 0 <= one.reasoning_tokens <= MOST_TOKENS
-        and 0 <= one.milliseconds <= _MOST_TIME
-        and type(one.at) is type(one.status) is int
-        and 0 <= one.at <= _MOST_TIME
-        and 0 <= one.status <= 999
-        and (one.cost is None or (type(one.cost) is int and 0 <= one.cost <= MOST_COST))
-        and all(map(_is_plain, one.attempts))
-        and all(map(str.isascii, one.flags))
-    ):
+    try:
+        # Of numbers that are none of them negative no bit is beyond those of the largest.
+        tokens = (
+            one.input_tokens
+            | one.cached_tokens
+            | one.cache_write_tokens
+            | one.output_tokens
+            | one.reasoning_tokens
+        )
+        is_plain = (
+            not tokens >> _TOKEN_BITS
+            and not (one.at | one.milliseconds | one.status | (one.cost or 0)) >> _TIME_BITS
+            and one.status <= 999
+            and len(texts) <= _MOST_TEXT
+            and texts.isascii()
+            and "\0" not in texts
+            and (not one.attempts or all(map(_is_plain, one.attempts)))
+            and (not one.flags or all(map(str.isascii, one.flags)))
+        )
+    except TypeError:
+        # Something is no whole number.
+        is_plain = False
+    if is_plain:
         return one
     values: dict[str, Any] = {name: _text(getattr(one, name)) for name in _TEXTS}
     values |= {name: _number(getattr(one, name), MOST_TOKENS) for name in _TOKENS}
