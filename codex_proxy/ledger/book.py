@@ -15,7 +15,7 @@ from codex_proxy.ledger.windows import DAY
 from codex_proxy.trace import UsageSource
 
 MOST_COST = 1_000_000 * 1_000_000_000
-"""What one turn may cost. Beyond it something is wrong, and ten thousand of them could still be added up."""
+"""What one turn may cost. Beyond it something is wrong, and nine thousand of them can still be added up."""
 
 Budgets = Sequence[tuple[str, Budget]]
 """Whose (a user's or a key's id) budgets have to have room."""

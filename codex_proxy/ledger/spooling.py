@@ -4,6 +4,7 @@ Bounded in bytes and rows, and on disk before anybody is told that they are kept
 they stay in memory, and the spool is full: nothing that costs may begin.
 """
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -11,11 +12,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from codex_proxy.ledger.model import AttemptRow, Budget, Settlement, Window
 from codex_proxy.storage.spool import SUFFIX, Row, SpoolWriter
 from codex_proxy.trace import UsageSource
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "ledger-"
+REFUSED = "ledger-refused.jsonl"
+"""In data-dir."""
 
 MOST_BYTES = 64 * 1024 * 1024
 MOST_ROWS = 100_000
@@ -150,3 +157,29 @@ def spools_in(folder: Path) -> list[Path]:
     """Return all spools of ledgers in *folder*, the oldest of a process first."""
     names = [name for name in os.listdir(folder) if name.startswith(PREFIX) and name.endswith(SUFFIX)]
     return [folder / name for name in sorted(names)]
+
+
+def set_apart(path: Path) -> None:
+    """Keep a spool of which something could not be read, where nobody reads it any more."""
+    kept = path.with_name(f"{path.name}.damaged")
+    try:
+        os.rename(path, kept)
+    except OSError as exc:
+        logger.error("a damaged spool cannot be kept path=%s: %s", path, exc.strerror or type(exc).__name__)
+    else:
+        logger.error("a spool was damaged; what could be read of it is booked kept=%s", kept)
+
+
+def keep_refused(folder: Path, settlement: Settlement) -> None:
+    """Write down what no database will have, for its owner to look at."""
+    path = folder / REFUSED
+    try:
+        line = orjson.dumps(row_of(settlement), default=repr, option=orjson.OPT_APPEND_NEWLINE)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except (OSError, TypeError, AttributeError) as exc:
+        logger.error("a refused settlement cannot be kept path=%s: %s", path, type(exc).__name__)

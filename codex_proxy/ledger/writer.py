@@ -40,7 +40,7 @@ from codex_proxy.ledger.operations import (
     TopUp,
     Work,
 )
-from codex_proxy.ledger.spooling import Spool, process_of, settlement_of, spools_in
+from codex_proxy.ledger.spooling import Spool, keep_refused, process_of, set_apart, settlement_of, spools_in
 from codex_proxy.ledger.tables import client_keys, counters, holds, processes, users
 from codex_proxy.ledger.windows import DAY
 from codex_proxy.storage.spool import SpoolReader
@@ -92,7 +92,7 @@ class WriterStatistics:
     shortfalls: int
     """Turns that have cost more than there was."""
     refused: int
-    """Settlements that the database will not have; they are in the log, by id."""
+    """Settlements that the database will not have; they are in the log, by id, and in a file beside the database."""
     spooled: int
     """Settlements that wait in a file, or in memory, for the database."""
     is_spool_full: bool
@@ -598,6 +598,7 @@ class Writer:
                 self._do([Settle(bare, one.promise)])
                 return
             self._refused += 1
+            keep_refused(self._folder, of)
             # That it was there is written down all the same, and nothing stays held.
             self._do([Reap(of.request_id, of.user_id, of.key_id, self._at())])
         refusal = LedgerAway("what this request costs cannot be written down")
@@ -754,12 +755,14 @@ class Writer:
             is_over = reader.is_over()
             try:
                 for found in reader.read():
-                    for part in _parts(found):
+                    for part in _parts(found, reader):
                         self._apply(part)
                         # Whoever waits does not wait for all of it.
                         self._serve()
                 if is_over:
                     self._spools.pop(path, None)
+                    if reader.is_damaged:
+                        set_apart(path)
                     path.unlink(missing_ok=True)
                     of = process_of(path)
                     # One that has another spool is not gone: this one is from a time when its database was away.
@@ -836,7 +839,7 @@ class Writer:
             )
 
 
-def _parts(found: list[dict[str, Any]]) -> Iterator[list[Decided]]:
+def _parts(found: list[dict[str, Any]], reader: SpoolReader) -> Iterator[list[Decided]]:
     for start in range(0, len(found), _MOST_TOGETHER):
         part: list[Decided] = []
         for row in found[start : start + _MOST_TOGETHER]:
@@ -844,6 +847,7 @@ def _parts(found: list[dict[str, Any]]) -> Iterator[list[Decided]]:
                 part.append(Settle(settlement_of(row)))
             except ValueError as exc:
                 logger.error("a line of a spool was left out: %s", exc)
+                reader.is_damaged = True
         yield part
 
 

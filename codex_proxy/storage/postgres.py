@@ -70,6 +70,8 @@ class Postgres:
         }
         if is_writer:
             settings["enable_seqscan"] = "off"
+            # Whatever the server is set to: what is said to be written is.
+            settings["synchronous_commit"] = "on"
 
         async def connect(**_: Any) -> Any:
             return await driver.connect(url, timeout=_CONNECT_SECONDS, server_settings=settings)

@@ -80,6 +80,8 @@ class SpoolReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_damaged = False
+        """Some of its lines could not be read. One that was torn off is among them, which nobody was promised."""
         self._offset = 0
 
     def read(self) -> Iterator[list[Row]]:
@@ -95,6 +97,7 @@ class SpoolReader:
                 lines = (rest + chunk).split(b"\n")
                 rest = lines.pop()
                 rows = [row for row in map(_row, lines) if row is not None]
+                self.is_damaged |= len(rows) < len(lines)
                 if rows:
                     yield rows
                 # Only now: what was not written is read again.

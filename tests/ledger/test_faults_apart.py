@@ -308,3 +308,50 @@ def test_a_row_of_an_older_version_is_a_settlement() -> None:
     del row["cost"]
     with pytest.raises(ValueError, match="not a settlement"):
         settlement_of(row)
+
+
+def _add(path: Path, data: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    ("between", "at_end", "is_kept"),
+    [
+        (b"", b"", False),
+        # What is torn off nobody was promised.
+        (b"", b"00000000 {", False),
+        (b"00000000 {}\n", b"", True),
+        (b'e5827392 {"source":1}\n', b"", True),
+    ],
+)
+async def test_a_spool_with_a_line_that_cannot_be_read_is_kept(
+    sqlite: Database, between: bytes, at_end: bytes, is_kept: bool
+) -> None:
+    async with running(sqlite) as ledger:
+        team = await holder(ledger, 100)
+        for name in ("one", "two"):
+            await ledger.authorize(hold(team, name, 10))
+    spool = sqlite.folder / "ledger-gone-0.spool"
+    writer = SpoolWriter(spool)
+    writer.append([row_of(settlement(team, "one", 5))])
+    _add(spool, between)
+    writer.append([row_of(settlement(team, "two", 5))])
+    writer.close()
+    _add(spool, at_end)
+    async with running(sqlite) as ledger:
+        await until(lambda: money(ledger, team) == (90, 0))
+        assert await ledger.check() == []
+    left = [path.name for path in sqlite.folder.glob("ledger-*.spool*")]
+    assert left == (["ledger-gone-0.spool.damaged"] if is_kept else [])
+
+
+async def test_what_is_written_on_a_server_is_written_whatever_it_is_set_to(postgres: Database) -> None:
+    name = postgres.url.rpartition("/")[2]
+    await asyncio.to_thread(execute, postgres.url, f"ALTER DATABASE {name} SET synchronous_commit = off")
+    try:
+        async with running(postgres) as ledger:
+            found = await ledger.write(lambda c: c.exec_driver_sql("SHOW synchronous_commit").scalar())
+            assert found == "on"
+    finally:
+        await asyncio.to_thread(execute, postgres.url, f"ALTER DATABASE {name} RESET synchronous_commit")

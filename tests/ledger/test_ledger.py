@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -296,6 +297,11 @@ async def test_one_that_the_database_will_not_have_harms_no_other(
         assert (await ledger.read(rows("SELECT \"end\" FROM usage WHERE request_id = 'bad'"))) == [("lost",)]
         assert await ledger.check() == []
     assert "bad" in caplog.text
+    kept = database.folder / "ledger-refused.jsonl"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert [(one["request_id"], one["cost"]) for one in map(json.loads, kept.read_text().splitlines())] == [
+        ("bad", 5)
+    ]
 
 
 # -- budgets --------------------------------------------------------------------------------
