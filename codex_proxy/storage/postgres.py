@@ -67,6 +67,9 @@ class Postgres:
             # A process whose machine has vanished holds nobody up.
             "idle_in_transaction_session_timeout": f"{int(TRANSACTION_SECONDS * 2_000)}",
             "timezone": "UTC",
+            # A plan that has to read a whole small table is thought to be dear where that is forbidden, and compiling it
+            # takes a fifth of a second.
+            "jit": "off",
         }
         if is_writer:
             settings["enable_seqscan"] = "off"
