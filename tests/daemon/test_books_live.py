@@ -403,7 +403,10 @@ asyncio.run(main())
     assert not [path.name for path in (tmp_path / "data").iterdir() if "ledger" in path.name]
 
 
-async def test_a_second_daemon_on_the_same_ledger_does_not_start(tmp_path: Path) -> None:
+async def test_a_second_daemon_on_the_same_ledger_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codex_proxy.ledger.ledger._LOCK_SECONDS", 0.5)
     async with billing(tmp_path):
         second = tmp_path / "second"
         second.mkdir()
