@@ -8,6 +8,7 @@ gate adds, the ledger's thread included.
 import argparse
 import asyncio
 import cProfile
+import gc
 import pstats
 import secrets
 import shutil
@@ -131,6 +132,10 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7, help="measurements of each gate, by turns (7)")
     parser.add_argument("--profile", action="store_true", help="show where the loop's thread spends it")
     options = parser.parse_args()
+    # As the daemon does.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
     is_reached = True
     modes: list[tuple[str, Mode, Limits]] = [
         ("personal, no limits", "personal", NO_LIMITS),
