@@ -369,6 +369,7 @@ class Writer:
             users.c.is_billed, users.c.status == "active", users.c.balance > users.c.held
         )
         at = self._at()
+        lendable: dict[str, int] = {}
         try:
             found = self._transaction(lambda connection: connection.execute(free).all())
             lendable = {user_id: nanos - nanos // 2 for user_id, nanos in found}
@@ -380,7 +381,8 @@ class Writer:
                 self._apply([*loans[start : start + _MOST_TOGETHER]])
         except Away as exc:
             logger.warning("requests that are to be paid are refused during the restart: %s", exc)
-            return {}
+            # Some of it may be set aside: that is to be released, and nothing is to be spent.
+            return dict.fromkeys(lendable, 0)
         return lendable
 
     def _loan_of(self, user_id: str) -> str:
@@ -657,6 +659,7 @@ class Writer:
                 case Reap():
                     # Nobody will ask for it again.
                     self._unsure.append(one)
+                    self._loans.pop(one.request_id, None)
                     value = False
                 case Drop():
                     self._unsure.append(one)

@@ -13,12 +13,13 @@ from sqlalchemy import Connection, text
 
 from codex_proxy.errors import BudgetUsedUp, ConfigError, LedgerAway, OutOfFunds
 from codex_proxy.ledger import writer as module
+from codex_proxy.ledger.bases import Away
 from codex_proxy.ledger.keys import digest_of
 from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.model import Budget, Window
 from codex_proxy.ledger.spooling import Spool, row_of, settlement_of, spools_in
 from tests.ledger.conftest import Database
-from tests.ledger.making import DOLLAR, Holder, hold, holder, make, money, running, settlement
+from tests.ledger.making import DOLLAR, Holder, clock, hold, holder, make, money, running, settlement
 from tests.ledger.postgres import Server, execute
 from tests.ledger.postgres import running as running_server
 
@@ -382,6 +383,40 @@ async def test_a_ledger_that_is_taken_back_sets_aside_what_it_has_lent(sqlite: D
         await ledger.settled(settlement(team, "one", 60))
         await ledger.settled(settlement(team, "before", 15))
         assert money(ledger, team) == (18, 0)
+        assert await ledger.check() == []
+
+
+async def test_what_was_lent_to_a_turn_that_nobody_settles_is_released_too(sqlite: Database) -> None:
+    time = clock()
+    async with running(sqlite, at=time) as ledger:
+        team = await holder(ledger, 100)
+        await ledger.hand_over()
+        assert await _begin(ledger, team, ["one"]) == ["one"]
+        time.advance(601.0)
+        await ledger.reap()
+        await ledger.take_back()
+        await until(lambda: money(ledger, team) == (100, 0))
+        assert await ledger.check() == []
+
+
+async def test_a_loan_that_is_not_known_to_be_written_is_not_spent_and_not_kept(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(sqlite) as ledger:
+        team = await holder(ledger, 100)
+        apply = ledger._writer._apply
+
+        def torn(batch: Any) -> None:
+            apply(batch)
+            raise Away("it is gone")
+
+        monkeypatch.setattr(ledger._writer, "_apply", torn)
+        await ledger.hand_over()
+        monkeypatch.undo()
+        assert money(ledger, team) == (100, 50)
+        assert await _begin(ledger, team, ["one"]) == []
+        await ledger.take_back()
+        await until(lambda: money(ledger, team) == (100, 0))
         assert await ledger.check() == []
 
 
