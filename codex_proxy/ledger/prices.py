@@ -239,7 +239,7 @@ class PriceBook:
         if name is None:
             return None, 0, _ALWAYS
         word = STANDARD if tier in _PLAIN else str(tier)
-        prices = self._own_at(name, at) or self._package_at(name, at)
+        prices = self._prices_at(name, at)
         price = prices.get(word) or (prices.get(STANDARD) if word in _CHEAPER else None)
         rows: list[Price | OwnPrice] = [
             row
@@ -257,7 +257,7 @@ class PriceBook:
         """Return every price that counts at a moment, by model and tier."""
         found: list[Price] = []
         for name in sorted({*self._by_model, *self._own}):
-            prices = self._own_at(name, at) or self._package_at(name, at)
+            prices = self._prices_at(name, at)
             found += [prices[tier] for tier in TIERS if tier in prices]
         return found
 
@@ -280,6 +280,11 @@ class PriceBook:
 
     def _resolve(self, name: str) -> str | None:
         return name if name in self._by_model or name in self._own else self._aliases.get(name)
+
+    def _prices_at(self, name: str, at: int) -> dict[str, Price]:
+        """Return a model's prices by tier: an own standard one ends all of the package's, any other that of its tier."""
+        own = self._own_at(name, at)
+        return own if STANDARD in own else {**self._package_at(name, at), **own}
 
     def _own_at(self, name: str, at: int) -> dict[str, Price]:
         tiers = self._own.get(name)

@@ -259,6 +259,18 @@ def test_an_owners_price_takes_the_place_of_all_the_package_says_of_a_model() ->
     assert found("gpt-5-codex", book=book).id == "package/gpt-5-codex/standard"
 
 
+def test_an_owners_price_for_one_tier_leaves_the_others_as_they_are() -> None:
+    """Who says what is dearer has not said that the rest has no price."""
+    book = BOOK.with_own([own({"input": "7", "output": "8"}, tier="priority", since=2_000)])
+    assert found("gpt-5", tier="priority", book=book).id == "own/1"
+    assert found("gpt-5", 1_999, tier="priority", book=book).id == "package/gpt-5/priority"
+    assert found("gpt-5", book=book).id == "package/gpt-5/standard"
+    assert found("gpt-5", tier="flex", book=book).id == found("gpt-5", tier="flex").id
+    assert [one.id for one in book.all_at(NOW) if one.model == "gpt-5" and one.tier == "priority"] == [
+        "own/1"
+    ]
+
+
 def test_an_owners_price_counts_from_its_moment_on_until_it_is_ended() -> None:
     rows = [
         own({"input": "2", "output": "2"}, number=1, since=1_000),
