@@ -310,8 +310,7 @@ class Writer:
             self._hand_over()
         elif errand.name == "take back":
             self._has_handed_over = False
-            self._call_in_loans()
-            self._retry_at = 0.0
+            self._look_at = self._retry_at = 0.0
             self._look()
         elif errand.name == "look":
             self._look_at = 0.0
@@ -352,8 +351,9 @@ class Writer:
         if not self._base.is_alone:
             return
         # It is there before the lock is free: the other one must not think that nobody is left.
-        self._spool.open()
-        self._lendable = self._set_aside_loans()
+        if self._spool.open():
+            # Asked a second time, or while the database is away, what was set aside before is still there.
+            self._lendable = self._set_aside_loans() or self._lendable
         self._close()
         self._has_handed_over = True
 
@@ -379,8 +379,19 @@ class Writer:
             ]
             for start in range(0, len(loans), _MOST_TOGETHER):
                 self._apply([*loans[start : start + _MOST_TOGETHER]])
-        except Away as exc:
-            logger.warning("requests that are to be paid are refused during the restart: %s", exc)
+            # What the database would not have is not there to be spent.
+            own = select(holds.c.user_id, holds.c.nanos).where(
+                holds.c.process == self._process, holds.c.request_id.startswith(LOAN, autoescape=True)
+            )
+            written = {
+                row.user_id: row.nanos
+                for row in self._transaction(lambda connection: connection.execute(own).all())
+            }
+            lendable = {user_id: written.get(user_id, 0) for user_id in lendable}
+        except Exception as exc:
+            # No restart comes to nothing for it.
+            reason = exc if isinstance(exc, Away) else type(exc).__name__
+            logger.warning("requests that are to be paid are refused during the restart: %s", reason)
             # Some of it may be set aside: that is to be released, and nothing is to be spent.
             return dict.fromkeys(lendable, 0)
         return lendable
@@ -389,10 +400,21 @@ class Writer:
         return f"{LOAN}{self._process}~{user_id}"
 
     def _call_in_loans(self) -> None:
-        """Have what was lent to turns set aside for them, and the rest released, as soon as that can be written."""
+        """Have what was lent to turns set aside for them, and the rest released.
+
+        Only when that can be written: until then another process may book turns that end, and release their loans.
+        """
         at = self._at()
-        self._unsure += [Drop(self._loan_of(user_id), user_id, "", at) for user_id in self._lendable]
-        self._unsure += [replace(one, promise=None) for lent in self._loans.values() for one in lent]
+        back: list[Decided] = [Drop(self._loan_of(user_id), user_id, "", at) for user_id in self._lendable]
+        for lent in self._loans.values():
+            for one in lent:
+                # It was given, whatever budgets say by now.
+                if isinstance(one, Authorize):
+                    back.append(Authorize(replace(one.hold, budgets=()), one.is_billed, None))
+                else:
+                    back.append(replace(one, budgets=(), promise=None))
+        # Before those that were reaped since.
+        self._unsure = [*back, *self._unsure]
         self._lendable = {}
         self._loans.clear()
 
@@ -488,6 +510,7 @@ class Writer:
 
     def _settle_kept(self) -> None:
         """Write what is only in memory, and release what may have been set aside in vain."""
+        self._call_in_loans()
         kept, unsure = self._spool.kept, self._unsure
         if kept or unsure:
             self._spool.kept, self._unsure = [], []
@@ -657,9 +680,8 @@ class Writer:
                         value = True
                         self._blind[one.request_id] = given + 1
                 case Reap():
-                    # Nobody will ask for it again.
+                    # Nobody will ask for it again; what was lent is still its own if it ends after all.
                     self._unsure.append(one)
-                    self._loans.pop(one.request_id, None)
                     value = False
                 case Drop():
                     self._unsure.append(one)
