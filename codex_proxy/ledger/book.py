@@ -185,8 +185,7 @@ class Book:
     def add_hold(self, hold: Reserved) -> None:
         """Take in a hold that is open."""
         self.holds[hold.request_id] = hold
-        if hold.key_id:
-            self._add_held(hold, hold.nanos)
+        self._add_held(hold, hold.nanos)
 
     def counter(self, owner: str, window: Window, at: int) -> Counter | None:
         """Return the counter of the window that *at* is in, the fullest if there are several; None if it is not known.
@@ -264,10 +263,7 @@ class Book:
             self._check_budgets(budgets, at, nanos)
         except OutOfFunds:
             return False
-        hold.nanos += nanos
-        self._hold(hold, nanos)
-        if request_id not in self.changes.granted:
-            self.changes.grown[request_id] = hold
+        self._grow(hold, nanos)
         return True
 
     def settle(self, settlement: Settlement) -> bool:
@@ -326,18 +322,18 @@ class Book:
     def _hold(self, hold: Reserved, nanos: int) -> None:
         """Count *nanos* more, or less, as held."""
         if nanos:
-            # A loan is nothing that any budget knows of.
-            if hold.key_id:
-                self._add_held(hold, nanos)
+            self._add_held(hold, nanos)
             if hold.is_billed:
                 account = self.accounts[hold.user_id]
                 account.held += nanos
                 self.changes.accounts[account.id] = account
 
     def _add_held(self, hold: Reserved, nanos: int) -> None:
-        held = self.held
-        held[hold.user_id] = held.get(hold.user_id, 0) + nanos
-        held[hold.key_id] = held.get(hold.key_id, 0) + nanos
+        # A loan has no key, and is nothing that any budget knows of.
+        if hold.key_id:
+            held = self.held
+            held[hold.user_id] = held.get(hold.user_id, 0) + nanos
+            held[hold.key_id] = held.get(hold.key_id, 0) + nanos
 
     def _release(self, request_id: str) -> None:
         hold = self.holds.pop(request_id, None)
@@ -352,11 +348,14 @@ class Book:
         """Release what of a loan was a turn's."""
         loan = self.holds.get(lender)
         if loan is not None:
-            nanos = min(nanos, loan.nanos)
-            loan.nanos -= nanos
-            self._hold(loan, -nanos)
-            if lender not in self.changes.granted:
-                self.changes.grown[lender] = loan
+            self._grow(loan, -min(nanos, loan.nanos))
+
+    def _grow(self, hold: Reserved, nanos: int) -> None:
+        """Let an open hold be *nanos* larger, or smaller."""
+        hold.nanos += nanos
+        self._hold(hold, nanos)
+        if hold.request_id not in self.changes.granted:
+            self.changes.grown[hold.request_id] = hold
 
     def _add_up(self, settlement: Settlement, cost: int | None, debit: int, shortfall: int) -> None:
         sums = self._day(settlement.at, settlement.user_id, settlement.key_id, settlement.model)

@@ -262,7 +262,7 @@ class Ledger:
         for one in late:
             del self._open[one.hold.request_id]
             if one.is_written:
-                self._put(Reap(one.hold.request_id, one.hold.user_id, one.hold.key_id, at))
+                self._writer.put(Reap(one.hold.request_id, one.hold.user_id, one.hold.key_id, at))
         if late:
             logger.error("turns were never settled count=%d", len(late))
         if not self._is_over:
@@ -441,9 +441,6 @@ class Ledger:
     def _at(self) -> int:
         return round(self._clock.now() * 1_000.0)
 
-    def _put(self, operation: Operation) -> None:
-        self._writer.put(operation)
-
     async def _ask(self, make: Callable[[asyncio.Future[Any]], Operation]) -> Any:
         promise: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._writer.put(make(promise))
@@ -464,7 +461,9 @@ class Ledger:
     def _write_used(self) -> bool:
         used = self.directory.take_used()
         if used:
-            self._put(Work(lambda connection: changes.note_used(connection, used), None, is_quiet=True))
+            self._writer.put(
+                Work(lambda connection: changes.note_used(connection, used), None, is_quiet=True)
+            )
         return bool(used)
 
     async def _note_used(self) -> None:

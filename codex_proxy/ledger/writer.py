@@ -278,7 +278,7 @@ class Writer:
             except Exception:
                 # Nobody may wait for ever; who has heard already does not hear it twice.
                 self._answer([
-                    (one.promise, None, LedgerAway("the ledger cannot be written now; try again in a moment"))
+                    (one.promise, None, _not_now())
                     for one in (batch if isinstance(batch, list) else [batch])
                     if one.promise is not None
                 ])
@@ -735,7 +735,7 @@ class Writer:
         value: Any = None
         error: BaseException | None = None
         if self.is_away:
-            error = LedgerAway("the ledger cannot be written now; try again in a moment")
+            error = _not_now()
         else:
             try:
                 value, news.users, news.keys, news.everybody, found = self._transaction(
@@ -746,7 +746,7 @@ class Writer:
                     self._version = found
             except Away as exc:
                 self._went_away(str(exc))
-                error = LedgerAway("the ledger cannot be written now; try again in a moment")
+                error = _not_now()
             except Exception as exc:
                 error = exc
             if not work.is_quiet:
@@ -862,6 +862,10 @@ class Writer:
             self._transaction(
                 lambda connection: connection.execute(delete(processes).where(processes.c.id.in_(dead)))
             )
+
+
+def _not_now() -> LedgerAway:
+    return LedgerAway("the ledger cannot be written now; try again in a moment")
 
 
 def _parts(found: list[dict[str, Any]], reader: SpoolReader) -> Iterator[list[Decided]]:
