@@ -437,25 +437,15 @@ def audit_page(
         for column, part in ((audit.c.actor, actor), (audit.c.target, target))
         if part
     ]
-    rows, following = _page(connection, audit, conditions, limit, before)
-    return Page([AuditRow(**row._mapping) for row in rows], following)
-
-
-def _page(
-    connection: Connection,
-    table: Table,
-    conditions: Sequence[ColumnElement[bool]],
-    limit: int,
-    before: str | None,
-) -> tuple[Sequence[Row[Any]], str | None]:
-    question = select(table).where(*conditions).order_by(table.c.id.desc()).limit(limit + 1)
+    question = select(audit).where(*conditions).order_by(audit.c.id.desc()).limit(limit + 1)
     if before is not None:
         if not _NUMBER.fullmatch(before):
             raise _no_cursor()
-        question = question.where(table.c.id < int(before))
+        question = question.where(audit.c.id < int(before))
     rows = connection.execute(question).all()
     shown = rows[:limit]
-    return shown, str(shown[-1].id) if len(rows) > limit and shown else None
+    following = str(shown[-1].id) if len(rows) > limit and shown else None
+    return Page([AuditRow(**row._mapping) for row in shown], following)
 
 
 def _no_cursor() -> RequestError:

@@ -164,6 +164,12 @@ async def test_a_spool_is_bounded_in_bytes_too(
                 await ledger.authorize(hold(team, "one too many"))
 
 
+def no_room(spool: Spool) -> bool:
+    """Stand for `Spool.open` on a disk that is full."""
+    spool.trouble = "No space left on device"
+    return False
+
+
 async def test_where_not_even_a_spool_can_be_written_nothing_begins_and_nothing_is_lost(
     sqlite: Database, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
@@ -171,11 +177,7 @@ async def test_where_not_even_a_spool_can_be_written_nothing_begins_and_nothing_
         team = await holder(ledger, 0)
         real = Spool.open
 
-        def full(self: Any) -> bool:
-            self.trouble = "No space left on device"
-            return False
-
-        monkeypatch.setattr(Spool, "open", full)
+        monkeypatch.setattr(Spool, "open", no_room)
         with locked(sqlite, monkeypatch):
             await ledger.settled(settlement(team, "one", 1, is_billed=False))
             with pytest.raises(LedgerAway):

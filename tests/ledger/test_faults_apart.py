@@ -17,7 +17,7 @@ from codex_proxy.storage.spool import SpoolReader, SpoolWriter
 from tests.ledger.conftest import Database
 from tests.ledger.making import NOON, Holder, clock, hold, holder, money, running, settlement
 from tests.ledger.postgres import execute
-from tests.ledger.test_faults import count, is_back, locked, soon, until, usages
+from tests.ledger.test_faults import count, is_back, locked, no_room, soon, until, usages
 
 __all__ = ["soon"]
 
@@ -105,12 +105,8 @@ async def test_what_only_memory_has_goes_to_disk_when_there_is_room_again(
         team = await holder(ledger, 0)
         real = Spool.open
 
-        def full(self: Any) -> bool:
-            self.trouble = "No space left on device"
-            return False
-
         with locked(sqlite, monkeypatch):
-            monkeypatch.setattr(Spool, "open", full)
+            monkeypatch.setattr(Spool, "open", no_room)
             await ledger.settled(settlement(team, "one", 1, is_billed=False))
             assert ledger.statistics().writer.is_spool_full
             monkeypatch.setattr(Spool, "open", real)
