@@ -143,6 +143,18 @@ class Spool:
         if not self.rows and not is_awaited:
             path.unlink(missing_ok=True)
 
+    def renew(self) -> None:
+        """End the file for another one, so that there is one all the time: whoever has none is taken for gone."""
+        before = self._writer
+        if before is None or not before.path.exists() or not before.path.stat().st_size:
+            self.open()
+            return
+        self._writer = None
+        if self.open():
+            before.close()
+        else:
+            self._writer = before
+
     def emptied(self) -> None:
         """Know that all of it was written where it belongs."""
         self.rows = self.bytes = 0

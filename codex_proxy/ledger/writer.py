@@ -503,10 +503,10 @@ class Writer:
         self._retry_seconds = _FIRST_RETRY_SECONDS
         if self._spool.rows:
             # It is over, and read like any other.
-            self._spool.close()
-            if not self._base.is_alone:
-                # Another process that reads it must not think that this one is gone.
-                self._spool.open()
+            if self._base.is_alone:
+                self._spool.close()
+            else:
+                self._spool.renew()
 
     def _settle_kept(self) -> None:
         """Write what is only in memory, and release what may have been set aside in vain."""

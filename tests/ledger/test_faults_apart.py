@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codex_proxy.errors import LedgerAway
+from codex_proxy.ledger import spooling
 from codex_proxy.ledger import writer as module
 from codex_proxy.ledger.bases import Away
 from codex_proxy.ledger.cleaning import clean
@@ -86,12 +88,15 @@ async def test_on_a_server_a_process_that_reads_its_spool_is_not_gone(
 
             monkeypatch.setattr(own, "_transaction", transaction)
             await one.settled(settlement(team, "earlier", 10))
-            # It lets the other one read.
+            # It lets the other one read, which is no slower than a disk can be.
             monkeypatch.setattr(own, "_read_spools", lambda: None)
+            monkeypatch.setattr(
+                spooling, "SpoolWriter", lambda path: threading.Event().wait(0.6) or SpoolWriter(path)
+            )
             is_away = False
             await until(lambda: two.directory.user(team.user_id).balance == 90)  # type: ignore[union-attr]
             await until(lambda: one.is_away is False)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(1.2)
             assert money(two, team) == (90, 50)
             await one.settled(settlement(team, "under way", 50))
             assert await two.check() == []
