@@ -3,6 +3,8 @@
 Run by `make bench-gate`. The same turns pass an open gate and the real one by turns, on a ledger in a file with full
 durability: each enters, is admitted, asks once per read whether it may go on, and settles. The difference is what the
 gate adds, the ledger's thread included.
+
+These turns are over at once, so many of them are written together. With `--seconds 0.05` they last, and few are.
 """
 
 import argparse
@@ -45,7 +47,7 @@ ALL_LIMITS = Limits(
 )  # fmt: skip
 
 
-async def turn(gate: Gate, caller: Caller, reads: int) -> None:
+async def turn(gate: Gate, caller: Caller, reads: int, seconds: float) -> None:
     """Have one turn pass, without a backend."""
     now = time.monotonic()
     trace = Trace(f"req_{new_id()}", "responses", caller, now, time.time(), model=MODEL, client="codex")
@@ -54,7 +56,7 @@ async def turn(gate: Gate, caller: Caller, reads: int) -> None:
     await passage.admit()
     for number in range(reads):
         await passage.top_up(number * 40)
-    await asyncio.sleep(0)
+    await asyncio.sleep(seconds)
     trace.alias, trace.status, trace.answer_bytes = "work", 200, 9000
     trace.attempts.append(Attempt("work", now, "ok", 200, 4.0))
     trace.usage = Usage(12_000, 11_000, 0, 300, 120, UsageSource.BACKEND)
@@ -62,13 +64,15 @@ async def turn(gate: Gate, caller: Caller, reads: int) -> None:
     passage.settle()
 
 
-async def drive(gate: Gate, callers: list[Caller], count: int, reads: int) -> tuple[float, float]:
+async def drive(
+    gate: Gate, callers: list[Caller], count: int, reads: int, seconds: float
+) -> tuple[float, float]:
     """Have *count* turns pass, 64 at a time; return CPU and time of one, in microseconds."""
     left = iter(range(count))
 
     async def worker() -> None:
         for number in left:
-            await turn(gate, callers[number % len(callers)], reads)
+            await turn(gate, callers[number % len(callers)], reads, seconds)
 
     started, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
@@ -104,17 +108,17 @@ async def measure(mode: Mode, limits: Limits, options: argparse.Namespace, folde
     callers = await people(ledger, limits)
     open_gate = OpenGate()
     for one in (open_gate, gate):
-        await drive(one, callers, options.turns // 4, READS)
+        await drive(one, callers, options.turns // 4, READS, options.seconds)
     added, elapsed = [], []
     for _ in range(options.pairs):
-        bare, _ = await drive(open_gate, callers, options.turns, READS)
-        cost, wall = await drive(gate, callers, options.turns, READS)
+        bare, _ = await drive(open_gate, callers, options.turns, READS, options.seconds)
+        cost, wall = await drive(gate, callers, options.turns, READS, options.seconds)
         added.append(cost - bare)
         elapsed.append(wall)
     if options.profile:
         profile = cProfile.Profile()
         profile.enable()
-        await drive(gate, callers, options.turns, READS)
+        await drive(gate, callers, options.turns, READS, options.seconds)
         profile.disable()
         pstats.Stats(profile).sort_stats("tottime").print_stats(32)
     wrong = await ledger.check()
@@ -130,6 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--turns", type=int, default=4000, help="turns of one measurement (4000)")
     parser.add_argument("--pairs", type=int, default=7, help="measurements of each gate, by turns (7)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long a turn lasts (0)")
     parser.add_argument("--profile", action="store_true", help="show where the loop's thread spends it")
     options = parser.parse_args()
     # As the daemon does.

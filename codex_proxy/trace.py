@@ -7,6 +7,7 @@ they cannot disagree. It is filled on the way and finished exactly once.
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(slots=True, frozen=True)
@@ -148,8 +149,7 @@ class Capture:
             self.answer.append(data)
 
 
-@dataclass(slots=True, frozen=True)
-class Room:
+class Room(NamedTuple):
     """What is left under one limit."""
 
     limit: int
@@ -158,8 +158,7 @@ class Room:
     """Seconds until all of it is there again."""
 
 
-@dataclass(slots=True, frozen=True)
-class Allowance:
+class Allowance(NamedTuple):
     """What a caller may still ask, by the tighter one of its own limits and its user's; None where there is none."""
 
     requests: Room | None = None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from codex_proxy.errors import BudgetUsedUp, KeyRefused, OutOfFunds
+from codex_proxy.ledger.allotments import Allotment
 from codex_proxy.ledger.model import Budget, Hold, Mode, Settlement, Window
 from codex_proxy.ledger.money import format_money
 from codex_proxy.ledger.windows import DAY
@@ -16,6 +17,9 @@ from codex_proxy.trace import UsageSource
 
 MOST_COST = 1_000_000 * 1_000_000_000
 """What one turn may cost. Beyond it something is wrong, and nine thousand of them can still be added up."""
+
+_PART = 8
+"""One in so many nanodollars of what there is may be allotted at a time."""
 
 Budgets = Sequence[tuple[str, Budget]]
 """Whose (a user's or a key's id) budgets have to have room."""
@@ -122,6 +126,10 @@ class Changes:
     counters: dict[tuple[str, Window, int], Counter] = field(default_factory=dict)
     days: dict[tuple[int, str, str, str], list[int]] = field(default_factory=dict)
     """What is added to the sums of a day, in the order of `tables.SUMS`."""
+    allotted: dict[str, int] = field(default_factory=dict)
+    """By how much more, or less, is allotted to a user or a key."""
+    answered: list[tuple[Allotment, int, int]] = field(default_factory=list)
+    """By how much allotments have grown of which that was asked, and as of which moment."""
 
 
 class Wanted:
@@ -133,6 +141,8 @@ class Wanted:
         self.keys: set[str] = set()
         self.requests: set[str] = set()
         """Turns of which it matters whether they hold something, or are settled."""
+        self._begun: set[str] = set()
+        """Those that begin among the operations, so that nothing is there of them."""
         self.owners: set[str] = set()
         """Users and keys whose counters matter."""
         self.budgets: list[tuple[str, Budgets, int]] = []
@@ -142,11 +152,12 @@ class Wanted:
         """Add that a turn begins: its key is looked at, and there is nothing of it yet."""
         if hold.key_id not in self._book.keys:
             self.keys.add(hold.key_id)
+        self._begun.add(hold.request_id)
         self._add(hold.user_id, hold.key_id, hold.budgets, hold.at)
 
     def go_on(self, request_id: str, user_id: str, key_id: str, budgets: Budgets, at: int) -> None:
         """Add something about a turn that was begun."""
-        if request_id not in self._book.holds:
+        if request_id not in self._book.holds and request_id not in self._begun:
             self.requests.add(request_id)
         self._add(user_id, key_id, budgets, at)
 
@@ -168,9 +179,11 @@ class Wanted:
 class Book:
     """The rows that operations are about, and the operations."""
 
-    def __init__(self, mode: Mode, process: str) -> None:
+    def __init__(self, mode: Mode, process: str, allotted: dict[str, int] | None = None) -> None:
+        """Make one; *allotted* is what the keys of users, and so users, have been allotted in all (`ledger.allotments`)."""
         self.mode = mode
         self.process = process
+        self.allotted = {} if allotted is None else allotted
         self.accounts: dict[str, Account] = {}
         self.keys: dict[str, KeyFacts] = {}
         self.holds: dict[str, Reserved] = {}
@@ -210,23 +223,42 @@ class Book:
 
     def written(self) -> None:
         """Know that the changes are written; what is loaded stays."""
+        for owner in self.changes.allotted:
+            if nanos := self._allotted(owner):
+                self.allotted[owner] = nanos
+            else:
+                self.allotted.pop(owner, None)
         self.changes = Changes()
         # Turns that are over are asked for again by nobody, and would never end.
         self.settled.clear()
 
     # -- operations ------------------------------------------------------------------------
 
-    def authorize(self, hold: Hold) -> None:
-        """Set aside what *hold* says.
+    def authorize(self, hold: Hold, *, is_allotted: bool = False) -> None:
+        """Set aside what *hold* says; where that was allotted to its key, its turn has begun and is not asked again.
 
         Raises:
             KeyRefused: If its user or key may not be used any more.
             OutOfFunds: If there is not so much.
             BudgetUsedUp: If a budget has no room for it.
         """
+        if is_allotted:
+            self._allot(hold.user_id, hold.key_id, -hold.nanos)
         if hold.request_id in self.holds:
             return
         account = self.accounts.get(hold.user_id)
+        nanos = hold.nanos if hold.nanos > 0 else 0
+        if not is_allotted:
+            self._check(hold, account, nanos)
+        is_billed = account is not None and account.is_billed and self.mode == "billing"
+        reserved = Reserved(
+            hold.request_id, hold.user_id, hold.key_id, nanos, is_billed, hold.at, hold.model, self.process
+        )
+        self.holds[hold.request_id] = reserved
+        self._hold(reserved, nanos)
+        self.changes.granted[hold.request_id] = reserved
+
+    def _check(self, hold: Hold, account: Account | None, nanos: int) -> None:
         if account is None or account.status != "active":
             raise KeyRefused("the owner of this key is suspended", code="user_suspended")
         key = self.keys.get(hold.key_id)
@@ -236,20 +268,29 @@ class Book:
                 raise KeyRefused("this key was revoked", code="key_revoked")
             if key.expires is not None and key.expires <= hold.at:
                 raise KeyRefused("this key has expired", code="key_expired")
-        nanos = hold.nanos if hold.nanos > 0 else 0
-        is_billed = account.is_billed and self.mode == "billing"
-        if is_billed and account.balance - account.held < nanos:
+        if account.is_billed and self.mode == "billing" and self._free(account) < nanos:
             raise OutOfFunds(
                 f"the balance does not reach: this request may cost {format_money(nanos)} dollars"
             )
         if hold.budgets:
             self._check_budgets(hold.budgets, hold.at, nanos)
-        reserved = Reserved(
-            hold.request_id, hold.user_id, hold.key_id, nanos, is_billed, hold.at, hold.model, self.process
-        )
-        self.holds[hold.request_id] = reserved
-        self._hold(reserved, nanos)
-        self.changes.granted[hold.request_id] = reserved
+
+    def allot(self, allotment: Allotment, nanos: int, budgets: Budgets, at: int) -> None:
+        """Let *allotment* grow by *nanos*, if that is little of what there is."""
+        account = self.accounts.get(allotment.user_id)
+        grown = 0
+        if account is not None and self._is_little(account, nanos, budgets, at):
+            self._allot(allotment.user_id, allotment.key_id, nanos)
+            grown = nanos
+        self.changes.answered.append((allotment, grown, at))
+
+    def recall(self, user_id: str, key_id: str) -> None:
+        """End what was allotted to a key."""
+        self._allot(user_id, key_id, -self._allotted(key_id))
+
+    def recall_all(self) -> None:
+        """End what was allotted to anybody."""
+        self.changes.allotted = {owner: -nanos for owner, nanos in self.allotted.items()}
 
     def top_up(self, request_id: str, nanos: int, budgets: Budgets = (), at: int = 0) -> bool:
         """Let a hold grow by *nanos*; False when there is no room for it, or no such hold."""
@@ -257,7 +298,7 @@ class Book:
         account = None if hold is None else self.accounts.get(hold.user_id)
         if hold is None or account is None or nanos < 0:
             return False
-        if hold.is_billed and account.balance - account.held < nanos:
+        if hold.is_billed and self._free(account) < nanos:
             return False
         try:
             self._check_budgets(budgets, at, nanos)
@@ -286,7 +327,7 @@ class Book:
         is_billed = settlement.is_billed and account is not None
         debit = shortfall = balance = 0
         if account is not None and is_billed and cost:
-            debit = min(cost, account.balance - account.held)
+            debit = min(cost, self._free(account))
             shortfall = cost - debit
             balance = account.balance = account.balance - debit
             if shortfall:
@@ -310,12 +351,34 @@ class Book:
 
     # -- parts -----------------------------------------------------------------------------
 
+    def _free(self, account: Account) -> int:
+        """Return what of a balance nobody has set aside."""
+        return account.balance - account.held - self._allotted(account.id)
+
+    def _allotted(self, owner: str) -> int:
+        return self.allotted.get(owner, 0) + self.changes.allotted.get(owner, 0)
+
+    def _allot(self, user_id: str, key_id: str, nanos: int) -> None:
+        allotted = self.changes.allotted
+        for owner in (user_id, key_id):
+            allotted[owner] = allotted.get(owner, 0) + nanos
+
+    def _is_little(self, account: Account, nanos: int, budgets: Budgets, at: int) -> bool:
+        """Tell whether *nanos* are so little of balance and budgets that others do not miss them."""
+        if account.is_billed and self.mode == "billing" and self._free(account) < nanos * _PART:
+            return False
+        try:
+            self._check_budgets(budgets, at, nanos * _PART)
+        except OutOfFunds:
+            return False
+        return True
+
     def _check_budgets(self, budgets: Budgets, at: int, nanos: int) -> None:
         for owner, budget in budgets:
             counter = self.counter(owner, budget.window, at)
             spent = 0 if counter is None else counter.spent
             # Nothing is left of one that is used up to the last, whatever a turn is expected to cost.
-            if spent + self.held.get(owner, 0) + max(1, nanos) <= budget.nanos:
+            if spent + self.held.get(owner, 0) + self._allotted(owner) + max(1, nanos) <= budget.nanos:
                 continue
             raise used_up(budget, counter.until if counter is not None else at, at)
 

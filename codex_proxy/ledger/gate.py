@@ -60,6 +60,7 @@ _TOP_UP_AT = 0.8
 # How often its caller's limit an answer may be long, by its bytes, until there is more in it than that.
 _LIMIT_PASSED_AT = 2
 _LOOK_SECONDS = 1.0
+_MAX_STANDINGS = 4_096
 # Nobody knows when a turn of another ends.
 _CROWDED_SECONDS = 2.0
 
@@ -79,6 +80,23 @@ def may_use(patterns: tuple[str, ...], model: str, asked: str) -> bool:
     return any(fits(pattern, name) for pattern in patterns for name in (model, asked))
 
 
+class _Standing:
+    """What follows for a turn from its key and its user, as long as these are what they are."""
+
+    __slots__ = ("budgets", "choosy", "key", "key_id", "owners", "user")
+
+    def __init__(self, caller_id: str, key: Key | None, user: User) -> None:
+        limits = NO_LIMITS if key is None else key.limits
+        self.key = key
+        self.user = user
+        self.key_id = caller_id if key is None else key.id
+        both = ((self.key_id, limits), (user.id, user.limits))
+        self.owners = both if limits.has_rates or user.limits.has_rates else ()
+        self.budgets = tuple([(owner, budget) for owner, one in both for budget in one.budgets])
+        self.choosy = tuple([one for _, one in both if one.endpoints or one.models])
+        """Limits that are not for every endpoint or model."""
+
+
 class TurnGate:
     """Lets turns begin as far as keys, users and money allow."""
 
@@ -92,6 +110,7 @@ class TurnGate:
         # What a caller calls its requests is its own business; twice the same must not be one turn.
         self._own = f"{SEPARATOR}{secrets.token_hex(6)}"
         self._numbers = itertools.count(1)
+        self._standings: dict[str, _Standing] = {}
 
     def enter(self, trace: Trace, request: BackendRequest) -> "TurnPassage":
         """Return the turn's passage."""
@@ -136,12 +155,26 @@ class TurnGate:
             raise KeyRefused("the owner of this key is not there any more", code="user_suspended")
         return key, user
 
+    def standing(self, caller_id: str) -> _Standing:
+        """Return what is to be known of whoever asks.
+
+        Raises:
+            KeyRefused: If that is nobody.
+        """
+        key, user = self._who(caller_id)
+        known = self._standings.get(caller_id)
+        if known is None or known.key is not key or known.user is not user:
+            if len(self._standings) >= _MAX_STANDINGS:
+                self._standings.clear()
+            known = self._standings[caller_id] = _Standing(caller_id, key, user)
+        return known
+
 
 class TurnPassage:
     """One turn's way through the gate."""
 
     __slots__ = (
-        "_budgets", "_covered", "_gate", "_has_place", "_is_billed", "_is_cut", "_key_id", "_model", "_other", "_owners",
+        "_budgets", "_covered", "_gate", "_has_place", "_is_billed", "_is_cut", "_is_whole", "_key_id", "_model", "_other", "_owners",
         "_price", "_request", "_reserve", "_step", "_threshold", "_tier", "_tokens", "_trace", "_user_id", "request_id",
     )  # fmt: skip
 
@@ -163,6 +196,8 @@ class TurnPassage:
         self._model = request.model
         self._tier = request.service_tier or ""
         self._is_billed = False
+        self._is_whole = False
+        """More is set aside than a stream would need at first."""
         self._is_cut = False
         """There was no money for it to go on."""
         self._reserve = 0
@@ -189,15 +224,26 @@ class TurnPassage:
         """
         try:
             user = self._permit()
-            if await self._has_waited_for_place():
+            self._has_place = self._gate.places.try_enter(self._key_id, self._user_id)
+            if not self._has_place:
+                await self._wait_for_place()
                 # It may have been changed meanwhile.
                 user = self._permit()
-            await self._hold_money(user)
-        except ProxyError:
+            hold = self._reckon(user)
+            # Also when this is cancelled: it has to be released then.
+            self.request_id = hold.request_id
+            asked = self._gate.ledger.begin(hold)
+            if asked is not None:
+                await self._gate.ledger.ask(asked)
+        except ProxyError as exc:
+            self.request_id = ""
             self._give_back()
             if self._owners:
                 # It has used up nothing.
                 self._trace.allowance = self._gate.meters.left(self._owners, self._gate.clock.monotonic())
+            if self._is_whole and type(exc) is OutOfFunds:
+                words = "as a stream, or with a limit of its output, it needs less at a time"
+                raise OutOfFunds(f"{exc.message}; {words}") from exc
             raise
         # The body is not needed, and may be large.
         self._request = None
@@ -206,20 +252,18 @@ class TurnPassage:
         """Return whose turn it is."""
         gate, trace, request = self._gate, self._trace, self._request
         assert request is not None
-        key, user = gate._who(trace.caller.id)
+        standing = gate.standing(trace.caller.id)
+        key, user = standing.key, standing.user
         if key is not None:
             if key.status != "active":
                 raise KeyRefused("this key was revoked", code="key_revoked")
             if key.expires is not None and key.expires <= gate.clock.now() * 1000:
                 raise KeyRefused("this key has expired", code="key_expired")
-            self._key_id, limits = key.id, key.limits
-        else:
-            self._key_id, limits = trace.caller.id, NO_LIMITS
         if user.status != "active":
             raise KeyRefused("the owner of this key is suspended", code="user_suspended")
-        self._user_id = user.id
-        endpoint = ENDPOINTS.get(trace.route, trace.route)
-        for one in (limits, user.limits):
+        self._key_id, self._user_id = standing.key_id, user.id
+        for one in standing.choosy:
+            endpoint = ENDPOINTS.get(trace.route, trace.route)
             if one.endpoints and endpoint not in one.endpoints:
                 raise NotAllowed(
                     f"this key may not ask for {endpoint}: it may for {', '.join(one.endpoints)}",
@@ -240,27 +284,19 @@ class TurnPassage:
                     code="model_not_allowed",
                     param="model",
                 )
-        both = ((self._key_id, limits), (user.id, user.limits))
-        if limits.has_rates or user.limits.has_rates:
-            self._owners = both
-        if limits.budgets or user.limits.budgets:
-            self._budgets = tuple([(owner, budget) for owner, one in both for budget in one.budgets])
+        self._owners, self._budgets = standing.owners, standing.budgets
         return user
 
-    async def _has_waited_for_place(self) -> bool:
-        """Take a place; tell whether that took time."""
-        places = self._gate.places
-        if places.try_enter(self._key_id, self._user_id):
-            self._has_place = True
-            return False
+    async def _wait_for_place(self) -> None:
+        gate = self._gate
         try:
-            await places.enter(self._key_id, self._user_id, self._gate.live.current.queue_timeout)
+            await gate.places.enter(self._key_id, self._user_id, gate.live.current.queue_timeout)
         except Crowded as exc:
             raise RateLimited(_crowded_words(exc), retry_after=_CROWDED_SECONDS) from exc
         self._has_place = True
-        return True
 
-    async def _hold_money(self, user: User) -> None:
+    def _reckon(self, user: User) -> Hold:
+        """Count the turn under its rates, and return what is to be set aside for it."""
         gate, request = self._gate, self._request
         assert request is not None
         read = input_tokens(request)
@@ -289,13 +325,14 @@ class TurnPassage:
         if is_whole and price is not None and (most is None or most > reserve):
             # There is no moment at which more could be set aside, or the answer be cut.
             written = price.most_written if most is None else min(most, price.most_written)
+            self._is_whole = written > reserve
         elif price is not None and written and (self._is_billed or self._budgets):
             # A caller's limit bounds what is said, not what is thought; and an upstream may not keep it at all.
             at_part = _TOP_UP_AT if most is None or most > reserve else _LIMIT_PASSED_AT
             self._covered = written
             self._threshold = written * BYTES_PER_TOKEN * at_part
             self._step = -(-reserve * price.rates(read).output // MILLION)
-        hold = Hold(
+        return Hold(
             gate.request_id(self._trace),
             self._user_id,
             self._key_id,
@@ -305,16 +342,6 @@ class TurnPassage:
             request.model,
             self._budgets,
         )
-        # Also when this is cancelled: it has to be released then.
-        self.request_id = hold.request_id
-        try:
-            await gate.ledger.authorize(hold)
-        except ProxyError as exc:
-            self.request_id = ""
-            if is_whole and written > reserve and type(exc) is OutOfFunds:
-                words = "as a stream, or with a limit of its output, it needs less at a time"
-                raise OutOfFunds(f"{exc.message}; {words}") from exc
-            raise
 
     def _take_rates(self, tokens: int) -> None:
         if not self._owners:

@@ -1,7 +1,8 @@
 """The ledger of one daemon: who may ask for what, what it has cost, and that it adds up.
 
 Everything here is asked on the loop and done by the writer's thread (`ledger.writer`), in the order in which it
-was asked. Nothing is said to be done before it is on disk, in the database or in a spool.
+was asked. Nothing is said to be done before it is on disk, in the database or in a spool; but that a turn has begun which
+takes from what its key was allotted (`ledger.allotments`) gets there a moment later, with its money safe meanwhile.
 """
 
 import asyncio
@@ -17,15 +18,26 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import Connection
 
 from codex_proxy.clock import Clock
-from codex_proxy.errors import ConfigError, KeyRefused, LedgerAway, ProxyError
+from codex_proxy.errors import ConfigError, KeyRefused, LedgerAway, OutOfFunds, ProxyError
 from codex_proxy.ledger import changes
+from codex_proxy.ledger.allotments import MILLISECONDS, Allotment, Allotments
 from codex_proxy.ledger.bases import Away, Base, FileBase, FileReader, Reader
 from codex_proxy.ledger.checks import check
 from codex_proxy.ledger.cleaning import clean, clean_hold
 from codex_proxy.ledger.directory import Directory
 from codex_proxy.ledger.keys import digest_of, make_key
 from codex_proxy.ledger.model import NO_LIMITS, Entry, Hold, Key, Limits, Mode, Settlement, User
-from codex_proxy.ledger.operations import Authorize, Errand, News, Operation, Reap, Settle, TopUp, Work
+from codex_proxy.ledger.operations import (
+    Authorize,
+    Errand,
+    News,
+    Operation,
+    Reap,
+    Recall,
+    Settle,
+    TopUp,
+    Work,
+)
 from codex_proxy.ledger.spooling import MOST_BYTES, MOST_ROWS, Spool
 from codex_proxy.ledger.writer import Writer, WriterStatistics
 from codex_proxy.storage.lock import StoreLock
@@ -73,6 +85,8 @@ class Ledger:
         folder: The data-dir, which is there.
         lock: Its lock, which other stores share.
         database_url: Of a PostgreSQL database; without it the ledger is a file in *folder*.
+        allots: Whether keys may be allotted something (`ledger.allotments`); otherwise each turn waits until what is
+            set aside for it is on disk.
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class Ledger:
         database_url: str = "",
         spool_bytes: int = MOST_BYTES,
         spool_rows: int = MOST_ROWS,
+        allots: bool = True,
     ) -> None:
         self.mode: Mode = mode
         self.directory = Directory(clock.now)
@@ -106,6 +121,10 @@ class Ledger:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: dict[str, _Open] = {}
+        self._allotments = Allotments()
+        # Of several processes each would keep from the others what it does not need.
+        self._may_allot = allots and self._base.is_alone
+        self._allots = self._may_allot
         self._is_over = False
 
     # -- life ------------------------------------------------------------------------------
@@ -135,11 +154,14 @@ class Ledger:
 
     async def hand_over(self) -> None:
         """Write what waits, and let another process write; what is settled here reaches it through a spool."""
+        self._allots = False
+        self._recall_all()
         await self._errand("hand over")
 
     async def take_back(self) -> None:
         """Write again after all: nobody else does."""
         await self._errand("take back")
+        self._allots = self._may_allot
 
     async def aclose(self) -> None:
         """Write what waits, and end."""
@@ -165,6 +187,7 @@ class Ledger:
         return [
             Job("ledger-reaper", lambda: _REAP_SECONDS, self.reap),
             Job("ledger-used", lambda: _USED_SECONDS, self._note_used),
+            Job("ledger-allotments", lambda: MILLISECONDS / 1_000.0, self.recall_idle),
         ]
 
     @property
@@ -181,13 +204,24 @@ class Ledger:
     async def authorize(self, hold: Hold) -> None:
         """Set aside what a turn may cost. `settle` has to follow, also when this is cancelled.
 
-        Where nothing is paid and no budget counts, there is nothing to set aside, and nothing is waited for.
-
         Raises:
             KeyRefused: If its key, or the owner of it, may not be used any more.
             OutOfFunds: If there is not so much.
             BudgetUsedUp: If a budget has no room for it.
             LedgerAway: If that cannot be found out, or its end could not be written down.
+        """
+        asked = self.begin(hold)
+        if asked is not None:
+            await self.ask(asked)
+
+    def begin(self, hold: Hold) -> Authorize | None:
+        """Do of `authorize` what can be done at once; what it returns is to be given to `ask`.
+
+        That is all of it where nothing is paid and no budget counts, and where its key has been allotted enough.
+
+        Raises:
+            KeyRefused: If its key, or the owner of it, may not be used any more.
+            LedgerAway: If its end could not be written down.
         """
         if self._is_over:
             raise LedgerAway("the proxy is ending")
@@ -200,17 +234,80 @@ class Ledger:
         if self._writer.is_full:
             raise LedgerAway("what this request costs could not be written down; try again in a moment")
         ends_at = self._clock.monotonic() + max(0.0, (hold.expires - hold.at) / 1_000.0)
-        turn = self._open[hold.request_id] = _Open(hold, is_billed, is_written, ends_at)
+        self._open[hold.request_id] = _Open(hold, is_billed, is_written, ends_at)
         self.directory.note_used(hold.key_id, hold.at)
         if not is_written:
-            return
+            return None
+        if hold.nanos <= 0 or not self._allots or self._writer.is_away:
+            return Authorize(hold, is_billed)
+        allotment = self._allotment(hold)
+        is_allotted = allotment.take(hold.nanos)
+        wish = allotment.wish(hold.nanos)
+        asked = Authorize(hold, is_billed, None, is_allotted, allotment if wish else None, wish)
+        if not is_allotted:
+            return asked
+        self._writer.put_later(asked)
+        return None
+
+    async def ask(self, asked: Authorize) -> None:
+        """Do the rest of `authorize`."""
+        hold = asked.hold
         try:
-            promise: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            self._writer.put_paced(Authorize(hold, is_billed, promise), len(self._open))
-            turn.is_blind = await promise is False and not is_billed
+            try:
+                is_there = await self._ask_paced(asked)
+            except OutOfFunds:
+                if asked.allotment is not None:
+                    # It was not looked at.
+                    asked.allotment.answered(0, hold.at)
+                if not self._recall_of(hold.user_id):
+                    raise
+                # It may have been there, for another key.
+                is_there = await self._ask_paced(Authorize(hold, asked.is_billed))
         except ProxyError:
             self._open.pop(hold.request_id, None)
             raise
+        if is_there is False and not asked.is_billed and (turn := self._open.get(hold.request_id)):
+            turn.is_blind = True
+
+    async def _ask_paced(self, asked: Authorize) -> Any:
+        asked.promise = asyncio.get_running_loop().create_future()
+        self._writer.put_paced(asked, len(self._open))
+        return await asked.promise
+
+    # -- what is allotted ------------------------------------------------------------------
+
+    def _allotment(self, hold: Hold) -> Allotment:
+        """Return what a turn may take from."""
+        found = self._allotments.find(hold)
+        if found is not None and (found.budgets != hold.budgets or not found.counts(hold.at)):
+            self._recall(found)
+            found = None
+        if found is None:
+            found = Allotment(hold.user_id, hold.key_id, hold.budgets, hold.at)
+            self._allotments.put(found)
+        return found
+
+    def _recall(self, allotment: Allotment) -> None:
+        self._allotments.take_out(allotment)
+        self._writer.put_later(Recall(allotment.user_id, allotment.key_id))
+
+    def _recall_of(self, user_id: str) -> bool:
+        """Have a user's keys give back what they have; whether they had something."""
+        some = [one for one in self._allotments.of_user(user_id) if not one.is_empty]
+        for one in some:
+            self._recall(one)
+        return bool(some)
+
+    def _recall_all(self) -> None:
+        if self._allotments.clear():
+            self._writer.put_later(Recall())
+
+    async def recall_idle(self) -> None:
+        """Have keys that are not in use give back what they have."""
+        at = self._at()
+        for one in self._allotments:
+            if not one.counts(at):
+                self._recall(one)
 
     async def top_up(self, request_id: str, nanos: int) -> bool:
         """Set aside *nanos* more for a turn; False when there is not so much."""
@@ -225,11 +322,15 @@ class Ledger:
         if not turn.is_written or turn.is_blind:
             return True
         at = round(self._clock.now() * 1_000.0)
-        grown: bool = await self._ask(
-            lambda promise: TopUp(
+
+        def more(promise: asyncio.Future[Any]) -> TopUp:
+            return TopUp(
                 request_id, hold.user_id, hold.key_id, nanos, at, turn.is_billed, hold.budgets, promise
             )
-        )
+
+        grown: bool = await self._ask(more)
+        if not grown and self._recall_of(hold.user_id):
+            grown = await self._ask(more)
         return grown
 
     def settle(self, settlement: Settlement) -> None:
@@ -455,6 +556,8 @@ class Ledger:
     ) -> T:
         if self._is_over:
             raise LedgerAway("the proxy is ending")
+        # It may take what is allotted, or change who may have it.
+        self._recall_all()
         done: T = await self._ask(lambda promise: Work(work, promise, users, keys))
         return done
 
@@ -486,6 +589,8 @@ class Ledger:
             directory.put_user(user)
         for key in news.keys:
             directory.put_key(*key)
+        for allotment, nanos, at in news.allotted:
+            allotment.answered(nanos, at)
         for user_id, balance, held, is_past_due in news.balances:
             directory.put_balance(user_id, balance, held, is_past_due=is_past_due)
         if news.everybody is not None or news.users or news.keys:

@@ -1,10 +1,11 @@
 """What the writer of a ledger is asked to do; it does it in the order in which it was asked."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from codex_proxy.ledger.allotments import Allotment
 from codex_proxy.ledger.book import Book, Wanted
 from codex_proxy.ledger.model import Budget, Hold, Key, Settlement, User
 
@@ -22,7 +23,13 @@ class Authorize:
     hold: Hold
     is_billed: bool
     """As far as this process knows; what the database says decides."""
-    promise: Promise
+    promise: Promise = None
+    is_allotted: bool = False
+    """It was taken from what its key has, and its turn has begun."""
+    allotment: Allotment | None = None
+    """What is to grow with it."""
+    wish: int = 0
+    """By how much."""
 
     @property
     def request_id(self) -> str:
@@ -35,7 +42,10 @@ class Authorize:
 
     def decide(self, book: Book) -> None:
         """Do it."""
-        book.authorize(self.hold)
+        hold = self.hold
+        book.authorize(hold, is_allotted=self.is_allotted)
+        if self.allotment is not None:
+            book.allot(self.allotment, self.wish, hold.budgets, hold.at)
 
 
 @dataclass(slots=True)
@@ -121,6 +131,30 @@ class Drop:
 
 
 @dataclass(slots=True)
+class Recall:
+    """End what was allotted to a key, or to all; nothing is taken from it after this."""
+
+    user_id: str = ""
+    key_id: str = ""
+    promise: Promise = None
+
+    @property
+    def request_id(self) -> str:
+        """It is about no turn."""
+        return ""
+
+    def want(self, wanted: Wanted) -> None:
+        """Say what has to be known for it: nothing."""
+
+    def decide(self, book: Book) -> None:
+        """Do it."""
+        if self.key_id:
+            book.recall(self.user_id, self.key_id)
+        else:
+            book.recall_all()
+
+
+@dataclass(slots=True)
 class Work:
     """Change something else, in a transaction of its own.
 
@@ -143,7 +177,7 @@ class Errand:
     promise: Promise
 
 
-Decided = Authorize | TopUp | Settle | Reap | Drop
+Decided = Authorize | TopUp | Settle | Reap | Drop | Recall
 Operation = Decided | Work | Errand
 
 
@@ -164,3 +198,4 @@ class News:
     users: list[User]
     keys: list[tuple[Key, bytes | None, int | None]]
     everybody: Everybody | None = None
+    allotted: Sequence[tuple[Allotment, int, int]] = ()

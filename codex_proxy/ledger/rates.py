@@ -34,40 +34,56 @@ class Bucket:
         What is larger than a whole minute's worth fits an empty bucket: it could never be asked otherwise, and
         what follows waits the longer.
         """
+        return self.wait_at(units, limit, _moment(now))
+
+    def wait_at(self, units: int, limit: int, moment: int) -> float:
+        """Return the same, for a moment in nanoseconds."""
         if limit <= 0:
             return 60.0
-        self._leak(now)
-        self._have(limit)
-        over = self.level + (min(units, limit) - limit) * MINUTE
+        self._look(limit, moment)
+        over = self.level + ((units if units < limit else limit) - limit) * MINUTE
         # Up to the next nanosecond, so that it does fit then.
         return -(-over // limit) / 1e9 if over > 0 else 0.0
 
     def take(self, units: int, now: float) -> None:
         """Count *units*, whether or not they fit; negative ones are given back."""
-        self._leak(now)
-        self.level = max(0, self.level + units * MINUTE)
+        self.take_at(units, _moment(now))
+
+    def take_at(self, units: int, moment: int) -> None:
+        """Do the same at a moment in nanoseconds."""
+        self._look(self.limit, moment)
+        level = self.level + units * MINUTE
+        self.level = level if level > 0 else 0
 
     def room(self, limit: int, now: float) -> Room:
         """Return what is left."""
-        self._leak(now)
-        self._have(limit)
-        remaining = max(0, limit * MINUTE - self.level) // MINUTE
-        return Room(limit, remaining, -(-self.level // limit) / 1e9 if limit > 0 else 60.0)
+        self._look(limit, _moment(now))
+        return self.left(limit)
 
-    def _leak(self, now: float) -> None:
-        moment = int(now * 1e9)
+    def left(self, limit: int) -> Room:
+        """Return what is left at the moment that was looked at last."""
+        free = limit * MINUTE - self.level
+        return Room(
+            limit, free // MINUTE if free > 0 else 0, -(-self.level // limit) / 1e9 if limit > 0 else 60.0
+        )
+
+    def _look(self, limit: int, moment: int) -> None:
+        """Have leaked what has leaked by a moment, and leak by *limit* from then on."""
+        if self.level and moment > self.at:
+            level = self.level - (moment - self.at) * self.limit
+            self.level = level if level > 0 else 0
         # A clock that goes back has nothing leak, and what leaked stays so.
-        if moment > self.at:
-            self.level = max(0, self.level - (moment - self.at) * self.limit)
         self.at = moment
+        if limit != self.limit:
+            if 0 < limit < self.limit:
+                # What a higher one has let through is no debt under this one: a thousand in a minute, then lowered to
+                # ten, would keep everything out for an hour and a half.
+                self.level = min(self.level, max(limit * MINUTE, self.level * limit // self.limit))
+            self.limit = limit
 
-    def _have(self, limit: int) -> None:
-        """Leak by *limit* from now on."""
-        if 0 < limit < self.limit:
-            # What a higher one has let through is no debt under this one: a thousand in a minute, then lowered to
-            # ten, would keep everything out for an hour and a half.
-            self.level = min(self.level, max(limit * MINUTE, self.level * limit // self.limit))
-        self.limit = limit
+
+def _moment(now: float) -> int:
+    return int(now * 1e9)
 
 
 @dataclass(slots=True)
@@ -106,15 +122,17 @@ class Meters:
             The longest wait where it was for none; and what may still be asked, by the limit of each kind that leaves
             the least.
         """
-        requested, tokened, worst = [], [], None
+        requested, tokened, worst, moment = [], [], None, _moment(now)
         for owner, limits in owners:
-            meter = self._meter(owner)
+            meter = self._meters.get(owner) or self._meter(owner)
             if (limit := limits.requests_per_minute) is not None:
                 requested.append((meter.requests, limit))
-                worst = _longer(worst, owner, "requests", limit, meter.requests.wait(1, limit, now))
+                if seconds := meter.requests.wait_at(1, limit, moment):
+                    worst = _longer(worst, owner, "requests", limit, seconds)
             if (limit := limits.tokens_per_minute) is not None:
                 tokened.append((meter.tokens, limit))
-                worst = _longer(worst, owner, "tokens", limit, meter.tokens.wait(tokens, limit, now))
+                if seconds := meter.tokens.wait_at(tokens, limit, moment):
+                    worst = _longer(worst, owner, "tokens", limit, seconds)
         if worst is None:
             for bucket, _ in requested:
                 bucket.level += MINUTE
@@ -122,7 +140,7 @@ class Meters:
                 bucket.level += tokens * MINUTE
         if not requested and not tokened:
             return worst, None
-        return worst, Allowance(_tightest(requested, now), _tightest(tokened, now))
+        return worst, Allowance(_tightest(requested), _tightest(tokened))
 
     def left(self, owners: Owners, now: float) -> Allowance | None:
         """Return what may still be asked, as `take` does, and count nothing."""
@@ -141,12 +159,13 @@ class Meters:
 
     def correct(self, owners: Owners, requests: int, tokens: int, now: float) -> None:
         """Count so many more; negative numbers are given back."""
+        moment = _moment(now)
         for owner, limits in owners:
-            meter = self._meter(owner)
+            meter = self._meters.get(owner) or self._meter(owner)
             if requests and limits.requests_per_minute is not None:
-                meter.requests.take(requests, now)
+                meter.requests.take_at(requests, moment)
             if tokens and limits.tokens_per_minute is not None:
-                meter.tokens.take(tokens, now)
+                meter.tokens.take_at(tokens, moment)
 
     def _meter(self, owner: str) -> _Meter:
         meter = self._meters.get(owner)
@@ -156,16 +175,15 @@ class Meters:
 
 
 def _longer(worst: Refusal | None, owner: str, what: str, limit: int, seconds: float) -> Refusal | None:
-    if seconds > 0 and (worst is None or seconds > worst.seconds):
-        return Refusal(owner, what, limit, seconds)
-    return worst
+    return Refusal(owner, what, limit, seconds) if worst is None or seconds > worst.seconds else worst
 
 
-def _tightest(buckets: Sequence[tuple[Bucket, int]], now: float) -> Room | None:
+def _tightest(buckets: Sequence[tuple[Bucket, int]]) -> Room | None:
+    """Return what is left in the one that has the least; all of them were just looked at."""
     if not buckets:
         return None
     bucket, limit = min(buckets, key=_left) if len(buckets) > 1 else buckets[0]
-    return bucket.room(limit, now)
+    return bucket.left(limit)
 
 
 def _left(one: tuple[Bucket, int]) -> int:

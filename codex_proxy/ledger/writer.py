@@ -36,6 +36,7 @@ from codex_proxy.ledger.operations import (
     News,
     Operation,
     Reap,
+    Recall,
     Settle,
     TopUp,
     Work,
@@ -52,7 +53,7 @@ _MOST_TOGETHER = 512
 
 _GATHER_SECONDS = 0.02
 """How long settlements are gathered for which nobody waits: what a process that is killed can lose of them, too."""
-_GATHERED = 64
+_GATHERED = 128
 """How many of them are enough."""
 _PACE_SECONDS = 0.01
 """How long after the last transaction the next one waits for more turns to begin, while there are many.
@@ -150,6 +151,8 @@ class Writer:
         """What was lent to turns of that, by request."""
         self._spent: dict[tuple[str, Window], tuple[int, int, int]] = {}
         """Of windows: when they begin and end, and what was spent in them as far as this process knows."""
+        self._allotted: dict[str, int] = {}
+        """What keys and users have been allotted, as far as that is not taken."""
         self._unsure: list[Decided] = []
         """Holds to be released when it can be done: of turns that were refused while it was not known whether they had
         been written, and of those that nobody has settled in time."""
@@ -176,13 +179,14 @@ class Writer:
         else:
             self._send_at(loop, due)
 
-    def put_later(self, settle: Settle) -> None:
-        """Have *settle* done in a moment: nobody waits for it, and a transaction of its own would cost more than the turn."""
-        self._waiting.append(settle)
-        loop = asyncio.get_running_loop()
+    def put_later(self, operation: Settle | Authorize | Recall) -> None:
+        """Have *operation* done in a moment: nobody waits for it, and a transaction of its own would cost more than the turn."""
+        self._waiting.append(operation)
         if len(self._waiting) >= _GATHERED:
-            self._send(loop.time())
-        else:
+            self._send(asyncio.get_running_loop().time())
+        elif self._timer is None:
+            # One that is there is not later.
+            loop = asyncio.get_running_loop()
             self._send_at(loop, loop.time() + _GATHER_SECONDS)
 
     def _send_at(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
@@ -560,7 +564,7 @@ class Writer:
             self._went_away(str(exc) or type(exc).__name__)
             at = self._at()
             for one in batch:
-                if isinstance(one, Authorize) and one.is_billed:
+                if isinstance(one, Authorize) and one.is_billed and not one.is_allotted:
                     hold = one.hold
                     self._unsure.append(Drop(hold.request_id, hold.user_id, hold.key_id, at))
             self._do_without(batch)
@@ -599,8 +603,8 @@ class Writer:
         if self._base.is_alone:
             book.written()
             self._book = book
-        if balances or answers:
-            self._tell(News(answers, balances, [], []))
+        if balances or answers or done.answered:
+            self._tell(News(answers, balances, [], [], allotted=done.answered))
 
     def _apply_apart(self, batch: list[Decided], error: Exception) -> None:
         """Do one by one what could not be written together, so that one that cannot be written harms no other."""
@@ -634,7 +638,7 @@ class Writer:
         book, self._book = self._book, None
         is_new = book is None
         if book is None:
-            book = Book(self._mode, self._process)
+            book = Book(self._mode, self._process, self._allotted)
         loader = rows.Loader(connection, book, is_alone=self._base.is_alone)
         if is_new and self._base.is_alone:
             loader.load_all_holds()
@@ -669,6 +673,9 @@ class Writer:
                     settlement = self._with_loan(one.settlement)
                     settlements.append(settlement)
                     self._spend(settlement)
+                case Authorize() if one.is_allotted:
+                    # It has begun, and what it has taken is still there.
+                    self._unsure.append(one)
                 case Authorize():
                     error = self._why_not(one)
                     # There is nothing that could grow.
@@ -683,7 +690,7 @@ class Writer:
                     # Nobody will ask for it again; what was lent is still its own if it ends after all.
                     self._unsure.append(one)
                     value = False
-                case Drop():
+                case Drop() | Recall():
                     self._unsure.append(one)
             if one.promise is not None:
                 answers.append((one.promise, value, error))

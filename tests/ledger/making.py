@@ -32,7 +32,7 @@ def make(
     mode: Mode = "billing",
     at: Clock | None = None,
     lock: StoreLock | None = None,
-    **bounds: int,
+    **options: Any,
 ) -> Ledger:
     """Return a ledger, not started."""
     return Ledger(
@@ -41,7 +41,7 @@ def make(
         clock=at or clock(),
         lock=lock or StoreLock(database.folder),
         database_url=database.url,
-        **bounds,
+        **options,
     )
 
 
@@ -52,10 +52,10 @@ async def running(
     mode: Mode = "billing",
     at: Clock | None = None,
     lock: StoreLock | None = None,
-    **bounds: int,
+    **options: Any,
 ) -> AsyncIterator[Ledger]:
     """A ledger, from its start to its end, after which everything has to add up."""
-    ledger = make(database, mode=mode, at=at, lock=lock, **bounds)
+    ledger = make(database, mode=mode, at=at, lock=lock, **options)
     await ledger.start()
     try:
         yield ledger

@@ -556,11 +556,11 @@ async def test_settling_twice_is_settling_once_and_never_fails(
 async def test_a_ledger_that_is_full_lets_nobody_begin(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     key = await desk.holder(requests_per_minute=1)
 
-    async def away(_: object) -> None:
+    def away(_: object) -> None:
         raise LedgerAway("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(desk.ledger, "authorize", away)
+        patch.setattr(desk.ledger, "begin", away)
         for _ in range(2):
             assert isinstance(await desk.refused(desk.passage(key)), LedgerAway)
     desk.end(await desk.admitted(key))

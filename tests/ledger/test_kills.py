@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from codex_proxy.ledger.ledger import Ledger
 from tests.ledger.conftest import Database
 from tests.ledger.making import DOLLAR, holder, running
-from tests.ledger.victim import PROMISES
+from tests.ledger.victim import GIFT, PROMISES
 
 USERS = 4
 SHORT, LONG = 6, 500
@@ -76,7 +76,7 @@ async def look(database: Database, ledger: Ledger, seen: dict[str, int]) -> None
     assert (held, holds) == (0, 0)
     known = {request_id: (cost, end) for request_id, cost, end in turns}
     assert len(known) == len(turns)
-    given = Counter(user_id for user_id, nanos in gifts if nanos == 100_000)
+    given = Counter(user_id for user_id, nanos in gifts if nanos == GIFT)
     promised: Counter[str] = Counter()
     for line in (database.folder / PROMISES).read_text(encoding="utf-8").splitlines():
         what, of, *rest = line.split()

@@ -56,7 +56,7 @@ async def test_where_many_are_under_way_those_who_begin_wait_for_others(
 ) -> None:
     """For a moment; whoever is alone waits for nobody, and neither do they when they are all that is to be expected."""
     monkeypatch.setattr("codex_proxy.ledger.writer._PACE_SECONDS", 30.0)
-    async with running(database) as ledger, asyncio.timeout(20.0):
+    async with running(database, allots=False) as ledger, asyncio.timeout(20.0):
         team = await holder(ledger)
         # Each right after the one before.
         await ledger.authorize(hold(team, "alone", 1))

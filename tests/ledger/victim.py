@@ -1,7 +1,8 @@
 """Daemons to be killed: a process that has imported everything, and forks one for each line that it is told.
 
 A line is a folder, a database's address or `-`, and a seed. The fork says `pid`, serves turns until it is killed, and
-writes down what it has been promised: a line in `promises` is there only after the ledger has said that it is done.
+writes down what it has been promised: a line in `promises` is there only after the ledger has said that it is done. A turn
+that has begun at once is not done by that, but with whatever was asked after it and is done.
 """
 
 import asyncio
@@ -9,7 +10,9 @@ import os
 import random
 import sys
 import time
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 from codex_proxy.clock import SystemClock
 from codex_proxy.errors import OutOfFunds
@@ -20,6 +23,8 @@ from tests.ledger.making import Holder, settlement
 
 PROMISES = "promises"
 IN_FLIGHT = 16
+GIFT = 300_000
+"""So that keys are allotted something for a while, and then nothing."""
 
 
 async def serve(folder: Path, url: str, seed: int) -> None:
@@ -34,6 +39,18 @@ async def serve(folder: Path, url: str, seed: int) -> None:
     keys = ledger.directory.keys()
     people = [Holder(key.user_id, key.id) for key in keys]
     os.write(1, b"ready\n")
+    begun: list[str] = []
+
+    async def done(asked: Awaitable[Any]) -> None:
+        """Wait for what is asked, and know what is done with it."""
+        earlier = begun[:]
+        begun.clear()
+        try:
+            await asked
+        except OutOfFunds:
+            begun.extend(earlier)
+            raise
+        os.write(promises, "".join(f"hold {one}\n" for one in earlier).encode())
 
     async def caller(number: int) -> None:
         turn = 0
@@ -43,25 +60,28 @@ async def serve(folder: Path, url: str, seed: int) -> None:
             request_id = f"{os.getpid()}-{number}-{turn}"
             at = int(time.time() * 1_000)
             try:
-                await ledger.authorize(
+                asked = ledger.begin(
                     Hold(request_id, of.user_id, of.key_id, 1_000, at, at + 60_000, "gpt-5.5")
                 )
+                begun.append(request_id)
+                if asked is not None:
+                    await done(ledger.ask(asked))
             except OutOfFunds:
-                await ledger.credit(
-                    of.user_id, 100_000, reason="more", idempotency_key=request_id, actor="victim"
+                begun.remove(request_id)
+                await done(
+                    ledger.credit(of.user_id, GIFT, reason="more", idempotency_key=request_id, actor="victim")
                 )
-                os.write(promises, f"credit {of.user_id} 100000\n".encode())
+                os.write(promises, f"credit {of.user_id} {GIFT}\n".encode())
                 continue
-            os.write(promises, f"hold {request_id}\n".encode())
             if dice.random() < 0.3:
-                await ledger.top_up(request_id, 500)
+                await done(ledger.top_up(request_id, 500))
             cost = dice.randrange(500, 3_000)
             one = settlement(of, request_id, cost, at=at)
             if dice.random() < 0.5:
                 # As the gate does it; the next turn begins meanwhile.
                 ledger.settle(one)
                 continue
-            await ledger.settled(one)
+            await done(ledger.settled(one))
             os.write(promises, f"settle {request_id} {cost}\n".encode())
 
     async with asyncio.TaskGroup() as group:
