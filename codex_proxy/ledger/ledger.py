@@ -514,13 +514,19 @@ class Ledger:
             lambda connection: changes.revoke_key(connection, id=id, actor=actor, at=at), keys=(id,)
         )
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(
+        self, work: Callable[[Connection], T], *, concerns: Callable[[T], tuple[str, ...]] | None = None
+    ) -> T:
         """Change something else, in a transaction of its own; *work* may be run more than once.
+
+        Args:
+            concerns: Tells from what *work* returns which users have another balance; without it all of all is read anew,
+                which many such changes in a row cannot afford.
 
         Raises:
             LedgerAway: If it cannot be written now.
         """
-        return await self._work(work)
+        return await self._work(work, concerns=concerns)
 
     async def read(self, question: Callable[[Connection], T], *, is_long: bool = False) -> T:
         """Ask the database something; *is_long* says that it is about everything, and may take its time.
@@ -551,6 +557,7 @@ class Ledger:
         self,
         work: Callable[[Connection], T],
         *,
+        concerns: Callable[[T], tuple[str, ...]] | None = None,
         users: tuple[str, ...] = (),
         keys: tuple[str, ...] = (),
     ) -> T:
@@ -558,7 +565,7 @@ class Ledger:
             raise LedgerAway("the proxy is ending")
         # It may take what is allotted, or change who may have it.
         self._recall_all()
-        done: T = await self._ask(lambda promise: Work(work, promise, users, keys))
+        done: T = await self._ask(lambda promise: Work(work, promise, concerns, users, keys))
         return done
 
     def _write_used(self) -> bool:

@@ -163,6 +163,8 @@ class Work:
 
     work: "Callable[[Connection], Any]"
     promise: Promise
+    concerns: Callable[[Any], tuple[str, ...]] | None = None
+    """Tells which users what *work* gives is about, if it is about no others and no keys."""
     users: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     is_quiet: bool = False

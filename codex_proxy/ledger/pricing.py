@@ -40,7 +40,9 @@ class Database(Protocol):
 
     async def read(self, question: Callable[[Connection], T]) -> T: ...
 
-    async def write(self, work: Callable[[Connection], T]) -> T: ...
+    async def write(
+        self, work: Callable[[Connection], T], *, concerns: Callable[[T], tuple[str, ...]] | None = None
+    ) -> T: ...
 
 
 class Pricing:
@@ -132,7 +134,11 @@ class Pricing:
             def work(connection: Connection, place: int = place) -> tuple[Rerated, int | None]:
                 return rerate_slice(connection, book, wanted, place, actor=actor, at=at, is_dry=is_dry)
 
-            done, following = await (self._database.read(work) if is_dry else self._database.write(work))
+            done, following = await (
+                self._database.read(work)
+                if is_dry
+                else self._database.write(work, concerns=lambda found: tuple(found[0].moved))
+            )
             total.add(done)
             if following is None:
                 break

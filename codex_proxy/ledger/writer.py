@@ -906,11 +906,12 @@ def _work(
     value = work.work(connection)
     if work.is_quiet:
         return value, [], [], None, 0
-    if not work.users and not work.keys:
+    concerned = work.users if work.concerns is None else work.concerns(value)
+    if work.concerns is None and not work.users and not work.keys:
         changes.note_change(connection)
         return value, [], [], _everybody(connection), changes.version(connection)
     found_users = [
-        changes.user_of(row) for row in connection.execute(select(users).where(users.c.id.in_(work.users)))
+        changes.user_of(row) for row in connection.execute(select(users).where(users.c.id.in_(concerned)))
     ]
     found_keys = [
         changes.known_key_of(row)

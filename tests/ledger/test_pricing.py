@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy import Connection, select
 
 from codex_proxy.clock import ManualClock
 from codex_proxy.errors import RequestError
+from codex_proxy.ledger import changes
 from codex_proxy.ledger import pricing as module
 from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.model import OWNER_ID, Budget, Hold, Settlement, Window
@@ -258,6 +260,22 @@ async def test_pricing_again_books_the_difference(shop: Shop) -> None:
     # A second time there is nothing left to do.
     assert (await shop.rerate()).changed == 0
     assert await shop.ledger.check() == []
+
+
+async def test_only_those_are_read_anew_whose_balance_has_moved(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SLICE", 2)
+    users = [await shop.user(10 * NANOS) for _ in range(3)]
+    for user in users * 3:
+        await shop.buy(user)
+    await shop.pricing.set("gpt-5", None, 0, TWICE, actor="admin")
+    shop.clock.advance(1.0)
+    with mock.patch.object(changes, "everybody", wraps=changes.everybody) as everybody:
+        assert (await shop.rerate()).changed == 9
+    # For what is noted at the end; a server is also looked at for what others have changed. There were five slices.
+    assert everybody.call_count <= 2
+    assert [await shop.balance(user) for user in users] == [10 * NANOS - 6 * COST] * 3
 
 
 async def test_what_is_cheaper_is_given_back_but_for_what_nobody_has_paid(shop: Shop) -> None:
