@@ -19,7 +19,8 @@ from codex_proxy.forwarder.heads import answer_head, chunk
 from codex_proxy.forwarder.incoming import Incoming
 from codex_proxy.net.head import CHUNKED, TO_THE_END
 from codex_proxy.net.passing import SWITCHING, PassedHead
-from codex_proxy.net.relaying import LOST, SILENT, RelayConnection
+from codex_proxy.net.relaying import SILENT, RelayConnection
+from codex_proxy.net.wire import LOST
 from codex_proxy.tasks import Background
 
 # What a transport holds before it says that its reader is slow.

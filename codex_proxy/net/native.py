@@ -9,14 +9,13 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Final
 
 import httptools
 
 from codex_proxy.compression import CODINGS
 from codex_proxy.net.answer import (
     LARGE_BODY_SIZE,
-    MAX_HEAD_SIZE,
     READ_SIZE,
     Answer,
     Deadlines,
@@ -24,21 +23,18 @@ from codex_proxy.net.answer import (
     NetKind,
     not_reached,
 )
-from codex_proxy.net.connections import STALE_SECONDS, Connections, Member
+from codex_proxy.net.connections import STALE_SECONDS, Connections
 from codex_proxy.net.decoding import BadCoding, Decoder
 from codex_proxy.net.head import (
-    CHUNKED,
-    END,
-    TO_THE_END,
     Address,
     BadHead,
     Place,
     address_of,
-    check_begun,
     encode_request,
     parse_head,
 )
 from codex_proxy.net.wheel import NEVER, SHORT_SECONDS, Wheel
+from codex_proxy.net.wire import BAD_CHUNKS, LOST, Wire
 
 HIGH_WATER: Final = 64 * 1024
 """When so much is unread, the other side has to wait; it goes on at half of it."""
@@ -54,11 +50,6 @@ _MAX_BARREN_SIZE = 64 * 1024
 
 _MAX_ADDRESSES = 256
 """How many URLs are remembered taken apart."""
-
-_LOST = "the connection was lost"
-
-# To the parser of chunks every answer looks like this: the head has been read already.
-_CHUNKED_HEAD = b"HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class NativeAnswer(Answer):
@@ -165,7 +156,7 @@ class NativeAnswer(Answer):
             self._size = 0
             self._decoder = None
             self._has_ended = False
-            self._failure = self._failure or _LOST
+            self._failure = self._failure or LOST
 
     def release(self) -> None:
         """See `Answer.release`."""
@@ -282,56 +273,20 @@ class NativeAnswer(Answer):
             waiter.set_result(True)
 
 
-class _Connection(Member):
-    """One connection. What it does with the bytes that come is its state, `_feed`."""
+class _Connection(Wire):
+    """One connection, whose answers are a caller's of ours."""
 
-    __slots__ = (
-        "_answer",
-        "_barren",
-        "_feed",
-        "_head",
-        "_interim",
-        "_is_full",
-        "_is_paused",
-        "_keeps_alive",
-        "_left",
-        "_parser",
-        "_parts",
-        "_pool",
-        "_said_all",
-        "_tail",
-        "_unsent",
-        "_view",
-        "_wire",
-    )
+    __slots__ = ("_answer", "_barren", "_is_full", "_parts", "_unsent")
 
     def __init__(self, transport: "NativeTransport", place: Place) -> None:
-        super().__init__(place)
-        self._pool = transport
-        self._wire: asyncio.Transport | None = None
-        self._view = transport.view
-        self._feed: Callable[[bytes], None] = self._feed_idle
+        super().__init__(transport, place)
         self._answer: NativeAnswer | None = None
-        self._is_paused = False
         # the request
         self._unsent: memoryview | None = None
         self._is_full = False
-        # the head of the answer
-        self._head = b""
-        self._interim = 0
-        self._keeps_alive = False
-        # its body
-        self._left = 0
-        self._parser: Any = None
+        # the chunks of the answer
         self._parts: list[bytes] = []
-        self._tail = b""
         self._barren = 0
-        self._said_all = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a request can go out on it."""
-        return self._wire is not None and not self._wire.is_closing()
 
     # -- the request -----------------------------------------------------------------------
 
@@ -339,7 +294,7 @@ class _Connection(Member):
         """Send a request whose answer goes to *answer*."""
         wire = self._wire
         if wire is None or wire.is_closing():
-            answer.lose(_LOST)
+            answer.lose(LOST)
             return
         self._answer = answer
         answer.attach(self)
@@ -374,51 +329,12 @@ class _Connection(Member):
         self._is_full = False
         self._send_piece()
 
-    # -- the wire --------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.BaseProtocol`."""
-        # uvloop's transports are none by inheritance.
-        self._wire = cast(asyncio.Transport, transport)
-        self._pool.entered(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Lend the buffer that all connections share: it is empty again before the next one reads."""
-        return self._view
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take what has come."""
-        self._feed(self._view[:nbytes].tobytes())
-
-    def eof_received(self) -> None:
-        """Take the end of the connection: half of one is none."""
-        self._lost(is_clean=True)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.BaseProtocol`."""
-        self._lost(is_clean=exc is None)
-        self._wire = self._parser = None
-        self._pool.left(self)
-
-    def pause(self) -> None:
-        """Read nothing more for now."""
-        if not self._is_paused and self._wire is not None and not self._wire.is_closing():
-            self._is_paused = True
-            self._wire.pause_reading()
-
-    def resume(self) -> None:
-        """Read on."""
-        if self._is_paused and self._wire is not None and not self._wire.is_closing():
-            self._is_paused = False
-            self._wire.resume_reading()
-
-    def abort(self, why: str = _LOST) -> None:
+    def abort(self, why: str = LOST) -> None:
         """Close at once: nothing more comes, and nothing goes out; its answer, if it has one, is lost."""
         answer, self._answer, self._unsent = self._answer, None, None
-        self._feed = _ignore
-        if self._wire is not None:
-            self._wire.abort()
-        self._pool.forget(self)
+        self._close()
         if answer is not None:
             answer.lose(why)
 
@@ -430,30 +346,14 @@ class _Connection(Member):
         self.abort()
 
     def _done(self, *, is_clean: bool) -> None:
-        """End the exchange: the other side has said all."""
-        answer, wire = self._answer, self._wire
+        answer = self._answer
         assert answer is not None
-        assert wire is not None
         self._answer = None
         self._feed = self._feed_idle
-        if (
-            is_clean
-            and self._keeps_alive
-            and self._unsent is None
-            and not wire.is_closing()
-            and not wire.get_write_buffer_size()
-        ):
-            self.resume()
-            self._pool.put(self)
-        else:
-            self.abort()
+        self._keep_or_abort(is_clean=is_clean and self._unsent is None)
         answer.end()
 
     # -- the states ------------------------------------------------------------------------
-
-    def _feed_idle(self, data: bytes) -> None:
-        # Nobody asked for it, and whoever asks next must not get it.
-        self.abort()
 
     def _feed_head(self, data: bytes) -> None:
         answer = self._answer
@@ -461,19 +361,11 @@ class _Connection(Member):
         answer.has_heard = True
         try:
             while True:
-                start = max(0, len(self._head) - len(END) + 1)
-                data = self._head + data if self._head else data
-                end = data.find(END, start)
-                if end < 0:
-                    check_begun(data, len(self._head))
-                    self._head = data
+                found = self._cut_head(data)
+                if found is None:
                     return
-                self._interim += end + len(END)
-                if self._interim > MAX_HEAD_SIZE:
-                    raise BadHead(f"the head of its answer is larger than {MAX_HEAD_SIZE} bytes")
-                head = parse_head(data[:end], answer.method)
-                data = data[end + len(END) :]
-                self._head = b""
+                said, data = found
+                head = parse_head(said, answer.method)
                 if head.status >= 200:
                     break
                 if head.status == 101:
@@ -483,7 +375,7 @@ class _Connection(Member):
         except BadHead as exc:
             self.abort(str(exc))
             return
-        self._interim = 0
+        self._seen = 0
         self._keeps_alive = head.keeps_alive
         if head.status >= 400:
             # It does not want the rest.
@@ -495,21 +387,11 @@ class _Connection(Member):
             self._feed(data)
 
     def _begin_body(self, length: int) -> None:
-        if length == CHUNKED:
-            if self._parser is None:
-                self._parser = httptools.HttpResponseParser(_Chunks(self, self._parts))
-            self._tail, self._barren = b"", 0
-            self._said_all = False
-            self._parser.feed_data(_CHUNKED_HEAD)
-            self._feed = self._feed_chunks
-        elif length == TO_THE_END:
-            self._feed = self._feed_rest
-        elif length:
-            self._left = length
-            self._feed = self._feed_length
-        else:
-            # What comes behind it in the same read finds the connection idle, and closes it.
-            self._done(is_clean=True)
+        self._barren = 0
+        super()._begin_body(length)
+
+    def _chunks(self) -> object:
+        return _Chunks(self, self._parts)
 
     def _feed_length(self, data: bytes) -> None:
         answer = self._answer
@@ -543,29 +425,13 @@ class _Connection(Member):
         else:
             self._barren += len(data)
         if self._said_all:
-            tail = (self._tail + data)[-5:]
-            # An end is an end only when nothing follows: an empty line more would go unnoticed.
-            is_exact = tail[1:] == END and tail[:1] not in (b"\r", b"\n")
-            self._done(is_clean=is_valid and is_exact)
+            self._done(is_clean=is_valid and self._ends_with(data))
         elif not is_valid:
-            self.abort("the chunks of its answer are none")
+            self.abort(BAD_CHUNKS)
         elif self._barren > _MAX_BARREN_SIZE:
             self.abort("the chunks of its answer hold nothing")
         else:
-            self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
-
-    def on_said_all(self) -> None:
-        """Note that the last chunk and the trailers are over."""
-        self._said_all = True
-
-    def on_begin(self) -> None:
-        """Stop the parser at a message behind the first: nobody asked for it."""
-        if self._said_all:
-            raise _SaidMoreError
-
-
-class _SaidMoreError(Exception):
-    """There is something behind the end."""
+            self._keep_tail(data)
 
 
 class _Chunks:
@@ -575,10 +441,6 @@ class _Chunks:
         self.on_body = parts.append
         self.on_message_begin = connection.on_begin
         self.on_message_complete = connection.on_said_all
-
-
-def _ignore(_: bytes) -> None:
-    """Take what comes on a connection that is being closed."""
 
 
 class NativeTransport(Connections[_Connection]):
@@ -647,7 +509,7 @@ class NativeTransport(Connections[_Connection]):
             if may_be_stale and not answer.has_heard:
                 return None
             reason = str(exc)
-            words = f"the connection to {host} was lost" if reason == _LOST else f"{host}: {reason}"
+            words = f"the connection to {host} was lost" if reason == LOST else f"{host}: {reason}"
             raise NetError(exc.kind, words) from exc
         except BaseException:
             answer.close()

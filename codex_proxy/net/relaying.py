@@ -9,28 +9,17 @@ read from one socket and the write to the other nothing waits for its turn.
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol
 
 import httptools
 
-from codex_proxy.net.answer import MAX_HEAD_SIZE
-from codex_proxy.net.connections import Connections, Member
-from codex_proxy.net.head import (
-    CHUNKED,
-    END,
-    TO_THE_END,
-    BadHead,
-    Place,
-    check_begun,
-)
+from codex_proxy.net.connections import Connections
+from codex_proxy.net.head import BadHead, Place
 from codex_proxy.net.passing import SWITCHING, PassedHead, read_head
 from codex_proxy.net.wheel import NEVER, Wheel
+from codex_proxy.net.wire import BAD_CHUNKS, LOST, Wire, ignore
 
-LOST: Final = "the connection was lost"
 SILENT: Final = "it said nothing for too long"
-
-# To the parser of chunks every answer looks like this: the head has been read already.
-_CHUNKED_HEAD = b"HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class Taker(Protocol):
@@ -73,71 +62,36 @@ class _Chunks:
         self.on_message_complete = connection.on_said_all
 
 
-class _SaidMoreError(Exception):
-    """There is something behind the end."""
-
-
-class RelayConnection(Member):
-    """One connection; it carries one exchange at a time. What it does with bytes that come is its state, `_feed`."""
+class RelayConnection(Wire):
+    """One connection; it carries one exchange at a time, and may turn into a tunnel."""
 
     __slots__ = (
-        "_feed",
-        "_head",
-        "_is_paused",
-        "_keeps_alive",
-        "_left",
         "_loop",
         "_method",
         "_not_full",
-        "_parser",
-        "_pool",
-        "_said_all",
-        "_seen",
         "_sent_all",
         "_silence",
-        "_tail",
         "_taker",
         "_upgrades",
-        "_view",
         "_wheel",
-        "_wire",
         "deadline",
         "has_heard",
     )
 
     def __init__(self, pool: "Relays", place: Place) -> None:
-        super().__init__(place)
+        super().__init__(pool, place)
         self.deadline = NEVER
         self.has_heard = False
         """Whether a byte of the answer has come."""
-        self._pool = pool
         self._loop = pool.loop
         self._wheel: Wheel = pool.wheel
-        self._view = pool.view
-        self._wire: asyncio.Transport | None = None
-        self._feed: Callable[[bytes], None] = self._feed_idle
         self._taker: Taker | None = None
-        self._is_paused = False
         # the request
         self._method = ""
         self._upgrades = False
         self._sent_all = False
         self._not_full: asyncio.Future[None] | None = None
         self._silence = NEVER
-        # the head of the answer
-        self._head = b""
-        self._seen = 0
-        self._keeps_alive = False
-        # its body
-        self._left = 0
-        self._parser: Any = None
-        self._tail = b""
-        self._said_all = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a request can go out on it."""
-        return self._wire is not None and not self._wire.is_closing()
 
     # -- the request -----------------------------------------------------------------------
 
@@ -200,60 +154,34 @@ class RelayConnection(Member):
 
     # -- the wire --------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.BaseProtocol`."""
-        # uvloop's transports are none by inheritance.
-        self._wire = cast(asyncio.Transport, transport)
-        self._pool.entered(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Lend the buffer that all connections share: it is empty again before the next one reads."""
-        return self._view
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take what has come."""
-        self._feed(self._view[:nbytes].tobytes())
-
-    def eof_received(self) -> None:
-        """Take the end of the connection: half of one is none."""
-        self._lost(is_clean=True)
-
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
-        self._lost(is_clean=exc is None)
-        self._wire = self._parser = None
+        super().connection_lost(exc)
         self.resume_writing()
-        self._pool.left(self)
 
     def pause(self) -> None:
         """Read nothing more for now; meanwhile nobody waits for the other side."""
         self.deadline = NEVER
-        if not self._is_paused and self._wire is not None and not self._wire.is_closing():
-            self._is_paused = True
-            self._wire.pause_reading()
+        super().pause()
 
     def resume(self) -> None:
         """Read on."""
-        if self._is_paused and self._wire is not None and not self._wire.is_closing():
-            self._is_paused = False
-            self._wire.resume_reading()
-            if self._taker is not None:
-                self._wait_on()
+        was_paused = self._is_paused
+        super().resume()
+        if was_paused and not self._is_paused and self._taker is not None:
+            self._wait_on()
 
     def abort(self, why: str = LOST) -> None:
         """Close at once: nothing more comes, and nothing goes out; who takes its answer is told of the loss."""
         taker = self._leave()
-        self._feed = _ignore
-        if self._wire is not None:
-            self._wire.abort()
-        self._pool.forget(self)
+        self._close()
         if taker is not None:
             taker.lose(why)
 
     def hang_up(self) -> None:
         """Close once all that was sent has gone; nobody takes what may still come."""
         self._leave()
-        self._feed = _ignore
+        self._feed = ignore
         if self._wire is not None:
             self._wire.close()
         self._pool.forget(self)
@@ -288,29 +216,13 @@ class RelayConnection(Member):
             self.abort()
 
     def _done(self, *, is_clean: bool) -> None:
-        """End the exchange: the other side has said all."""
-        wire, taker = self._wire, self._leave()
+        taker = self._leave()
         self._feed = self._feed_idle
-        if (
-            is_clean
-            and self._keeps_alive
-            and self._sent_all
-            and wire is not None
-            and not wire.is_closing()
-            and not wire.get_write_buffer_size()
-        ):
-            self.resume()
-            self._pool.put(self)
-        else:
-            self.abort()
+        self._keep_or_abort(is_clean=is_clean and self._sent_all)
         if taker is not None:
             taker.end()
 
     # -- the states ------------------------------------------------------------------------
-
-    def _feed_idle(self, data: bytes) -> None:
-        # Nobody asked for it, and whoever asks next must not get it.
-        self.abort()
 
     def _feed_head(self, data: bytes) -> None:
         taker = self._taker
@@ -318,19 +230,11 @@ class RelayConnection(Member):
         self.has_heard = True
         try:
             while True:
-                start = max(0, len(self._head) - len(END) + 1)
-                data = self._head + data if self._head else data
-                end = data.find(END, start)
-                if end < 0:
-                    check_begun(data, len(self._head))
-                    self._head = data
+                found = self._cut_head(data)
+                if found is None:
                     return
-                self._seen += end + len(END)
-                if self._seen > MAX_HEAD_SIZE:
-                    raise BadHead(f"the head of its answer is larger than {MAX_HEAD_SIZE} bytes")
-                head = read_head(data[:end], self._method)
-                data = data[end + len(END) :]
-                self._head = b""
+                said, data = found
+                head = read_head(said, self._method)
                 if head.status >= 200 or head.status == SWITCHING:
                     break
                 taker.interim(head)
@@ -358,23 +262,12 @@ class RelayConnection(Member):
             taker.flush()
 
     def _begin_body(self, length: int) -> None:
-        if length == CHUNKED:
-            if self._parser is None:
-                self._parser = httptools.HttpResponseParser(_Chunks(self))
-            self._tail = b""
-            self._said_all = False
-            self._parser.feed_data(_CHUNKED_HEAD)
-            self._feed = self._feed_chunks
-        elif length == TO_THE_END:
-            self._feed = self._feed_rest
-        elif length:
-            self._left = length
-            self._feed = self._feed_length
-        else:
-            # What comes behind it in the same read finds the connection idle, and closes it.
-            self._done(is_clean=True)
-            return
-        self._wait_on()
+        super()._begin_body(length)
+        if self._taker is not None:
+            self._wait_on()
+
+    def _chunks(self) -> object:
+        return _Chunks(self)
 
     def _feed_length(self, data: bytes) -> None:
         taker = self._taker
@@ -406,33 +299,18 @@ class RelayConnection(Member):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             # Nothing of what cannot be read goes on: who reads it otherwise would see another answer in it.
-            self.abort("the chunks of its answer are none")
+            self.abort(BAD_CHUNKS)
             return
         if not self._said_all:
-            self._tail = data[-5:] if len(data) >= 5 else (self._tail + data)[-5:]
+            self._keep_tail(data)
             self._wait_on()
             taker.put(data)
             return
-        tail = (self._tail + data)[-5:]
-        # An end is an end only when nothing follows: an empty line more would go unnoticed.
-        if tail[1:] != END or tail[:1] in (b"\r", b"\n"):
+        if not self._ends_with(data):
             self.abort("something follows the end of its answer")
             return
         taker.put(data)
         self._done(is_clean=True)
-
-    def on_said_all(self) -> None:
-        """Note that the last chunk and the trailers are over."""
-        self._said_all = True
-
-    def on_begin(self) -> None:
-        """Stop the parser at a message behind the first: nobody asked for it."""
-        if self._said_all:
-            raise _SaidMoreError
-
-
-def _ignore(_: bytes) -> None:
-    """Take what comes on a connection that is being closed."""
 
 
 class Relays(Connections[RelayConnection]):
