@@ -73,6 +73,7 @@ from codex_proxy.server.views import Phase, PoolAdmin
 from codex_proxy.storage.lock import StoreLock
 from codex_proxy.supervisor import Supervisor, take_sockets
 from codex_proxy.tasks import Background, Job
+from codex_proxy.throttle import Throttle
 from codex_proxy.trace import TraceSink
 from codex_proxy.upstream.backend import AccountRoute
 from codex_proxy.upstream.executor import Executor
@@ -272,7 +273,7 @@ class Daemon:
         self._take_sockets()
         settings = self.live.current
         await asyncio.to_thread(_make_folders, settings)
-        access = Access(self.live, self._client_key(settings), self.sessions)
+        access = Access(self.live, self._client_key(settings), self.sessions, Throttle(self.clock.monotonic))
         self.sessions.access = access
         await self.sessions.load()
         await self.records.prepare()

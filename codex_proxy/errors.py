@@ -4,7 +4,7 @@
     ├── ConfigError             a setting is wrong; names file, line, key, value, what would do
     ├── RequestError            the caller's request cannot be served as it is; names the field
     ├── KeyRefused              no client key, or one we do not know
-    ├── TooManyGuesses          too many keys were tried on the page
+    ├── TooManyGuesses          too many wrong keys were tried for what is the owner's
     ├── NotAllowed              this key may not use this model, or ask here
     ├── OutOfFunds              there is no money for it
     │   └── BudgetUsedUp        a budget is used up until its window ends

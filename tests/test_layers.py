@@ -26,6 +26,7 @@ SERVER = BASE | {
     "patterns",
     "addresses",
     "inbound",
+    "throttle",
     "alerts",
 }
 DAEMON = SERVER | {"server", "forwarder", "supervisor", "handover", "telemetry"}
@@ -40,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "patterns": set(),
     "compression": set(),
     "addresses": set(),
+    "throttle": {"addresses"},
     "config": {"errors", "addresses"},
     "telemetry": {"errors", "config", "trace"},
     # JSON is rendered in one place.
@@ -58,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alerts": BASE | {"config", "net", "protocol.wire", "accounts.files", "accounts.telling"},
     "upstream": BASE | {"config", "trace", "protocol", "net", "accounts", "compression", "patterns"},
     # Its log lines are redacted as the daemon's are.
-    "forwarder": {"errors", "config", "tasks", "net", "logs", "addresses", "inbound"},
+    "forwarder": {"errors", "config", "tasks", "net", "logs", "addresses", "inbound", "throttle"},
     "server": SERVER,
     "simulator": {"tasks", "protocol.wire", "protocol.sse"},
     "daemon": DAEMON,
@@ -72,6 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 PURE_ROOMS = ("protocol",)
 PURE_MODULES = (
+    "throttle",
     "accounts.account",
     "accounts.state",
     "accounts.quota",

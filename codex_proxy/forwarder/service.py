@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+import math
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from codex_proxy.net.connections import STALE_SECONDS
 from codex_proxy.net.head import Place
 from codex_proxy.net.relaying import RelayConnection, Relays
 from codex_proxy.tasks import Background
+from codex_proxy.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class Forwarder:
         self._relays = Relays(tls, lambda: _IDLE_SECONDS)
         self._background = Background()
         self._limiter = Limiter(settings.rate_limit) if settings.rate_limit else None
+        self._throttle = Throttle(now)
         self._down: dict[Place, float] = {}
         """Until when an upstream comes last."""
         self._busy: set[object] = set()
@@ -354,24 +357,41 @@ class Forwarder:
             return page(
                 200, {"ok": True, "proxy": "codex-proxy forward"}, method=message.method, keep_alive=stays
             )
-        if not self._is_owner(http):
-            return error(
-                403, "owner_only", "this is told to who shows the admin key, or asks on this very machine",
-                method=message.method, keep_alive=stays,
-            )  # fmt: skip
-        return page(200, self._info(), method=message.method, keep_alive=stays)
+        return self._refusal_of_info(http) or page(200, self._info(), method=message.method, keep_alive=stays)
 
-    def _is_owner(self, http: Incoming) -> bool:
-        """Tell whether the owner asks: with the admin key, or from this machine itself.
+    def _refusal_of_info(self, http: Incoming) -> Said | None:
+        """Return why a caller is not told what we know; None for the owner: with the admin key, or at this machine."""
+        method, stays = http.message.method, self._may_stay(http)
+        if self._is_here(http):
+            return None
+        key = self.settings.admin_key
+        for shown in _shown_keys(http) if key is not None else ():
+            assert key is not None
+            address = self._address(http)
+            wait = self._throttle.wait(address)
+            if wait > 0:
+                if self._throttle.is_news():
+                    logger.warning("admin key refused reason=throttled from=%s", address)
+                return error(
+                    429, "too_many_guesses", f"too many wrong keys; try again in {math.ceil(wait)} s",
+                    method=method, keep_alive=stays, headers={"Retry-After": str(math.ceil(wait))},
+                )  # fmt: skip
+            if _is_same(shown, key):
+                self._throttle.admitted(address)
+                return None
+            if self._throttle.guessed(address, shown):
+                logger.warning("admin key refused reason=unknown_key from=%s", address)
+        return error(
+            403, "owner_only", "this is told to who shows the admin key, or asks on this very machine",
+            method=method, keep_alive=stays,
+        )  # fmt: skip
+
+    def _is_here(self, http: Incoming) -> bool:
+        """Tell whether somebody at this machine asks.
 
         A reverse proxy on this machine comes from loopback too; it adds a field that says for whom. The page of
         another site that a browser here was led to calls us by that site's name.
         """
-        if self.settings.admin_key is not None:
-            shown = [value.removeprefix("Bearer ").strip() for value in http.fields(b"authorization")]
-            shown += http.fields(b"x-admin-key")
-            if any(_is_same(one, self.settings.admin_key) for one in shown):
-                return True
         if not is_loopback(http.peer) or any(http.fields(name) for name in _RELAYED):
             return False
         host = (http.fields(b"host") or [""])[0].rsplit(":", 1)[0].strip("[]").lower()
@@ -398,6 +418,11 @@ class Forwarder:
                 one.url for one in settings.routes.all() if self._down.get(one.place, 0.0) > self._now()
             ],
         }
+
+
+def _shown_keys(http: Incoming) -> list[str]:
+    shown = [value.removeprefix("Bearer ").strip() for value in http.fields(b"authorization")]
+    return [key for key in (*shown, *http.fields(b"x-admin-key")) if key]
 
 
 def _is_same(shown: str, key: str) -> bool:

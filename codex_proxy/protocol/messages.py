@@ -37,6 +37,7 @@ from codex_proxy.errors import (
     ProxyError,
     RateLimited,
     RequestError,
+    TooManyGuesses,
     UpstreamError,
     Verdict,
 )
@@ -465,7 +466,7 @@ def render_error(error: ProxyError, *, request_id: str) -> tuple[int, dict[str, 
             headers["x-should-retry"] = "false"
         case RateLimited():
             set_exact_retry(headers, error.retry_after)
-        case LedgerAway():
+        case LedgerAway() | TooManyGuesses():
             set_retry(headers, error.retry_after)
         case PoolEmpty():
             headers["x-should-retry"] = "false"

@@ -12,7 +12,10 @@ import functools
 import hashlib
 import hmac
 import ipaddress
+import logging
+import math
 import re
+import time
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -20,9 +23,12 @@ from aiohttp import web
 
 from codex_proxy.addresses import read_address
 from codex_proxy.config import ApiKey, Live, Settings
-from codex_proxy.errors import KeyRefused, RequestError
+from codex_proxy.errors import KeyRefused, RequestError, TooManyGuesses
 from codex_proxy.server.body import is_json
+from codex_proxy.throttle import Throttle
 from codex_proxy.trace import LOCAL, Caller
+
+audit = logging.getLogger("codex_proxy.audit")
 
 _ADVICE = (
     "without a client key it may not use this proxy: set api-keys and send one, or serve the page from the proxy's "
@@ -54,15 +60,22 @@ class Level(enum.Enum):
 class Access:
     """Turn a request into its caller, or refuse it.
 
-    *generated* is the key of `keyfile`, which counts while no keys are configured.
+    Args:
+        generated: The key of `keyfile`, which counts while no keys are configured.
+        throttle: Makes guessing an owner's key slow, wherever it is offered.
     """
 
     def __init__(
-        self, live: Live, generated: ApiKey | None = None, sessions: "Sessions | None" = None
+        self,
+        live: Live,
+        generated: ApiKey | None = None,
+        sessions: "Sessions | None" = None,
+        throttle: Throttle | None = None,
     ) -> None:
         self._live = live
         self._generated = generated
         self._sessions = sessions
+        self.throttle = throttle or Throttle(time.monotonic)
         self.holders: Holders | None = None
         """The keys of the ledger, where there is one."""
 
@@ -72,6 +85,7 @@ class Access:
         Raises:
             KeyRefused: If a key or a session is needed, and none that we know came.
             RequestError: 403 or 415 for a request that a web page could have forged.
+            TooManyGuesses: If a key came for what is the owner's, after too many wrong ones from there.
         """
         if level is Level.KEYED:
             return self.resolve(request)
@@ -95,7 +109,7 @@ class Access:
                     code="admin_key_needed",
                 )
             return self._resolve_owner(request, settings)
-        caller = _find(request, (settings.admin_key,))
+        caller = self._find_owner(request, (settings.admin_key,), settings)
         if caller is None:
             what = "this key is not the admin-key" if _presented(request) else "the admin-key is needed"
             raise KeyRefused(f"{what}: send it as 'Authorization: Bearer KEY'; client keys do not open this")
@@ -133,10 +147,12 @@ class Access:
     def _resolve_owner(self, request: web.Request, settings: Settings) -> Caller:
         """Return the owner, who has no key of its own: holders of the ledger's keys are none."""
         keys = self._client_keys(settings)
-        caller = _find(request, keys) if keys else None
+        is_open = settings.auth == "none" or (not settings.api_keys and settings.is_loopback)
+        # Where no key is needed there is none to guess.
+        caller = _find(request, keys) if is_open else self._find_owner(request, keys, settings)
         if caller is not None:
             return caller
-        if settings.auth == "none" or (not settings.api_keys and settings.is_loopback):
+        if is_open:
             if self.holders is not None and _presented(request):
                 raise KeyRefused(
                     "this key does not open what belongs to the owner; set admin-key, and send that"
@@ -144,6 +160,44 @@ class Access:
             _refuse_forged(request, settings)
             return LOCAL
         raise KeyRefused(self._advice(request, settings))
+
+    def _find_owner(
+        self, request: web.Request, keys: tuple[ApiKey, ...], settings: Settings
+    ) -> Caller | None:
+        """Return the owner whose key came. Each one that came is a try, as one on the page is.
+
+        Raises:
+            TooManyGuesses: After too many wrong ones.
+        """
+        address = address_of(request, settings) or ""
+        for presented in _presented(request):
+            self.refuse_guesser(address, "owner key")
+            found = key_of(presented, keys)
+            if found is not None:
+                self.throttle.admitted(address)
+                return holder(found)
+            if not self._is_held(presented, address) and self.throttle.guessed(address, presented):
+                audit.warning("owner key refused reason=unknown_key from=%s", shown(address))
+        return None
+
+    def _is_held(self, presented: str, address: str) -> bool:
+        """Tell whether this is a good key of the ledger: not the owner's, but no guess either."""
+        try:
+            return self.holders is not None and self.holders.find(presented, address) is not None
+        except KeyRefused:
+            return False
+
+    def refuse_guesser(self, address: str, what: str) -> None:
+        """Refuse another try from where too many were wrong; *what* is how the log calls it.
+
+        Raises:
+            TooManyGuesses: Whatever the key would be.
+        """
+        wait = self.throttle.wait(address)
+        if wait > 0:
+            if self.throttle.is_news():
+                audit.warning("%s refused reason=throttled from=%s", what, shown(address))
+            raise TooManyGuesses(f"too many wrong keys; try again in {math.ceil(wait)} s", retry_after=wait)
 
     def owner_keys(self) -> tuple[ApiKey, ...]:
         """Return the keys that an owner may log in with."""
@@ -250,6 +304,11 @@ def address_of(request: web.Request, settings: Settings) -> str | None:
     while passed and address is not None and _is_trusted(address, settings):
         address = passed.pop()
     return address
+
+
+def shown(address: str) -> str:
+    """Return an address as the log may have it: a relay's word for it is anybody's text."""
+    return re.sub(r"[^0-9A-Fa-f.:%a-z]", "?", address)[:64] or "unknown"
 
 
 # Some relays add the port, which is another one for each connection: no network has it, no guesses add up under it.

@@ -227,6 +227,32 @@ async def test_guessing_is_slow(tmp_path: Path) -> None:
         assert int(headers["Retry-After"]) >= 1
 
 
+async def test_guessing_is_as_slow_with_a_key_in_a_header(tmp_path: Path) -> None:
+    async with page(tmp_path, accounts=1, api_keys=f"[{KEY}]", admin_key=ADMIN, metrics="keyed") as (
+        stand,
+        browser,
+    ):
+        right = {"Authorization": f"Bearer {ADMIN}"}
+        assert await browser.log_in(ADMIN) == 200
+        paths = ("/stats", "/metrics", "/accounts", "/api/admin/users", "/requests", "/why/x")
+        for number, path in enumerate(paths):
+            answer = await stand.get(path, headers={"x-api-key": f"guess-{number}"})
+            assert answer.status == (429 if number == 5 else 401)
+        for path in ("/stats", "/metrics", "/api/admin/users"):
+            answer = await stand.get(path, headers=right)
+            assert (answer.status, answer.json["error"]["code"]) == (429, "too_many_guesses")
+            assert int(answer.headers["retry-after"]) >= 1
+        answer = await stand.get("/stats", headers={**right, "anthropic-version": "2023-06-01"})
+        assert (answer.status, answer.json["type"]) == (429, "error")
+        assert int(answer.headers["retry-after"]) >= 1
+        answer = await stand.post(f"/accounts/{alias_of(stand)}/disable", headers=right)
+        assert answer.status == 429
+        assert await browser.log_in(ADMIN) == 429
+        # Who is in stays in, and clients are none of it.
+        assert (await browser.ask("GET", "/setup"))[0] == 200
+        assert (await stand.get("/v1/models", headers={"x-api-key": KEY})).status == 200
+
+
 async def test_a_session_ends_with_what_opened_it(tmp_path: Path) -> None:
     async with page(tmp_path, accounts=1, api_keys=f"[{KEY}]") as (stand, browser):
         assert await browser.log_in(KEY) == 200

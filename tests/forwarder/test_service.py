@@ -99,6 +99,35 @@ async def test_it_is_told_to_whoever_shows_the_admin_key(tmp_path: Any) -> None:
             assert head.startswith(b"HTTP/1.1 200"), shown
 
 
+async def test_guesses_at_the_admin_key_become_slow(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "admin").write_text(ADMIN + "\n")
+    async with desk(admin_key_file=tmp_path / "admin", trust=["127.0.0.0/8"]) as d:
+
+        async def offer(key: str, address: str = "203.0.113.7", name: str = "x-admin-key") -> bytes:
+            asked = get("/debug/info", f"X-Forwarded-For: {address}", f"{name}: {key}", host="far.test")
+            return (await d.own(asked))[0]
+
+        # A tool with an old key is one guess, however often it asks.
+        for _ in range(10):
+            assert (await offer("an-old-key")).startswith(b"HTTP/1.1 403")
+        for number in range(4):
+            assert (await offer(f"guess-{number}", name="Authorization")).startswith(b"HTTP/1.1 403")
+        for key in ("guess", ADMIN):
+            head = await offer(key)
+            assert head.startswith(b"HTTP/1.1 429"), key
+            assert fields(head)["retry-after"] in ("1", "2")
+        assert (await offer(ADMIN, "198.51.100.1")).startswith(b"HTTP/1.1 200")
+        # Who sits at this machine needs no key, and so guesses none.
+        for number in range(10):
+            head, _ = await d.own(get("/debug/info", f"x-admin-key: guess-{number}"))
+            assert head.startswith(b"HTTP/1.1 200")
+    said = [line for line in caplog.messages if "admin key refused" in line]
+    assert said == [
+        *["admin key refused reason=unknown_key from=203.0.113.7"] * 5,
+        "admin key refused reason=throttled from=203.0.113.7",
+    ]
+
+
 # -- our own key --------------------------------------------------------------------------------
 
 KEY = "our-own-key-of-24-letters"

@@ -24,6 +24,7 @@ from codex_proxy.errors import (
     PoolShortage,
     ProxyError,
     RequestError,
+    TooManyGuesses,
     UpstreamError,
     Verdict,
 )
@@ -849,6 +850,11 @@ def test_a_refused_key() -> None:
     status, headers, error = rendered(KeyRefused("no client key"))
     assert (status, error["type"]) == (401, "authentication_error")
     assert headers["www-authenticate"] == "Bearer"
+
+
+def test_too_many_wrong_keys() -> None:
+    status, headers, error = rendered(TooManyGuesses("too many wrong keys", retry_after=1.2))
+    assert (status, error["type"], headers["retry-after"]) == (429, "rate_limit_error", "2")
 
 
 def test_an_exhausted_pool_is_a_limit_that_is_not_tried_again() -> None:

@@ -15,10 +15,12 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
+from codex_proxy.clock import ManualClock
 from codex_proxy.config import ApiKey, Live, Settings
-from codex_proxy.errors import ConfigError, KeyRefused, RequestError
-from codex_proxy.server.access import Access
+from codex_proxy.errors import ConfigError, KeyRefused, RequestError, TooManyGuesses
+from codex_proxy.server.access import Access, Level
 from codex_proxy.server.keyfile import announce, ensure_client_key, needs_key, read_client_key
+from codex_proxy.throttle import Throttle
 from codex_proxy.trace import LOCAL
 
 LOOPBACK = Settings(listen="127.0.0.1:8080")
@@ -376,3 +378,121 @@ def test_a_terminal_sees_the_key_once_and_a_log_never(
         assert (key in terminal.getvalue()) is seen
     assert key not in caplog.text
     assert str(tmp_path / "client-key") in caplog.text
+
+
+# -- guesses at what is the owner's -------------------------------------------------------
+
+ADMIN = "the-key-of-the-admin"
+OWNED = replace(KEYED, admin_key=ApiKey.of("admin", ADMIN))
+THERE = "203.0.113.7"
+
+
+def guarded(settings: Settings = OWNED) -> tuple[Access, ManualClock]:
+    clock = ManualClock()
+    return Access(Live(settings), throttle=Throttle(clock.monotonic)), clock
+
+
+def offered(access: Access, *keys: str, level: Level = Level.OWNER, remote: str = THERE) -> int | str:
+    """Offer keys, each in a header of its own; return the status, or the name of who got in."""
+    headers = [
+        ("Authorization", f"Bearer {key}") if n % 2 else ("x-api-key", key) for n, key in enumerate(keys)
+    ]
+    try:
+        return access.admit(ask("GET", *headers).clone(remote=remote), level).name
+    except (KeyRefused, TooManyGuesses) as exc:
+        return exc.status
+
+
+@pytest.mark.parametrize("level", [Level.OWNER, Level.ADMIN, Level.METRICS])
+def test_guesses_at_the_admin_key_become_slow(level: Level) -> None:
+    access, clock = guarded()
+    assert [offered(access, f"guess {n}", level=level) for n in range(7)] == [401] * 5 + [429] * 2
+    # The right one too, as at the log-in: else it could be told from the others.
+    assert offered(access, ADMIN, level=level) == 429
+    assert offered(access, ADMIN, level=level, remote="198.51.100.1") == "admin"
+    clock.advance(2.0)
+    assert offered(access, ADMIN, level=level) == "admin"
+    # It made no new ones free.
+    assert [offered(access, f"another {n}", level=level) for n in range(2)] == [401, 429]
+
+
+def test_all_that_is_the_owners_counts_together() -> None:
+    access, _ = guarded()
+    levels = [Level.OWNER, Level.ADMIN, Level.METRICS] * 2
+    assert [offered(access, f"guess {n}", level=level) for n, level in enumerate(levels)] == [401] * 5 + [429]
+
+
+def test_every_key_that_a_request_brings_is_a_guess() -> None:
+    """The head of one request has room for thousands."""
+    access, _ = guarded()
+    assert offered(access, *(f"guess {n}" for n in range(50)), ADMIN) == 429
+    access, _ = guarded()
+    assert offered(access, "wrong", ADMIN) == "admin"
+
+
+def test_who_sends_no_key_guesses_nothing() -> None:
+    access, _ = guarded()
+    assert [offered(access) for _ in range(100)] == [401] * 100
+    assert offered(access, ADMIN) == "admin"
+    for n in range(6):
+        offered(access, f"guess {n}")
+    assert offered(access) == 401
+
+
+def test_a_tool_with_an_old_key_keeps_nobody_out() -> None:
+    access, clock = guarded()
+    for _ in range(200):
+        assert offered(access, "the-former-admin-key") == 401
+        clock.advance(15.0)
+        assert offered(access, ADMIN) == "admin"
+
+
+def test_client_keys_are_guesses_only_at_what_is_the_owners() -> None:
+    access, _ = guarded()
+    for n in range(20):
+        assert offered(access, f"guess {n}", level=Level.KEYED) == 401
+    # One of the configuration is no owner's while there is an admin-key: the log-in counts it too.
+    for _ in range(20):
+        assert offered(access, "key-of-alice", level=Level.OWNER) == 401
+    assert offered(access, ADMIN) == "admin"
+    for n in range(6):
+        offered(access, f"guess {n}")
+    assert offered(access, "key-of-alice", level=Level.KEYED) == "alice"
+
+
+def test_without_an_admin_key_guesses_at_client_keys_are_slow_at_what_is_the_owners() -> None:
+    access, _ = guarded(KEYED)
+    assert offered(access, "key-of-bob") == "bob"
+    assert [offered(access, f"guess {n}") for n in range(6)] == [401] * 5 + [429]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [LOOPBACK, Settings(listen=":8080", auth="none"), replace(OWNED, metrics="open")],
+)
+def test_where_no_key_is_needed_none_is_guessed(settings: Settings) -> None:
+    access, _ = guarded(settings)
+    assert {offered(access, f"guess {n}", level=Level.METRICS) for n in range(100)} == {LOCAL.name}
+
+
+def test_guesses_from_everywhere_keep_out_neither_this_machine_nor_where_a_right_key_came_from() -> None:
+    access, _ = guarded()
+    assert offered(access, ADMIN, remote="198.51.100.1") == "admin"
+    for n in range(70):
+        offered(access, f"guess {n}", remote=f"192.0.2.{n}")
+    assert offered(access, ADMIN, remote="198.51.100.2") == 429
+    assert offered(access, ADMIN, remote="198.51.100.1") == "admin"
+    assert offered(access, ADMIN, remote="127.0.0.1") == "admin"
+
+
+def test_guesses_are_told_in_the_audit_log_without_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    access, _ = guarded()
+    for _ in range(3):
+        for n in range(20):
+            offered(access, f"guess {n}")
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        *[("codex_proxy.audit", f"owner key refused reason=unknown_key from={THERE}")] * 5,
+        # Once, however often: a log is not filled by who is kept out.
+        ("codex_proxy.audit", f"owner key refused reason=throttled from={THERE}"),
+    ]

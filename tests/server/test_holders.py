@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from codex_proxy.clock import ManualClock
 from codex_proxy.config import ApiKey, Live, Settings
-from codex_proxy.errors import KeyRefused
+from codex_proxy.errors import KeyRefused, TooManyGuesses
 from codex_proxy.ledger.directory import Directory
 from codex_proxy.ledger.keys import digest_of, is_well_formed, make_key
 from codex_proxy.ledger.model import NO_LIMITS, Key, Limits, User
@@ -119,6 +119,28 @@ def test_no_holder_is_an_owner(level: Level, settings: Settings) -> None:
         return
     with pytest.raises(KeyRefused):
         door(KEY, settings=settings).admit(ask(bearer(TEXT)), level)
+
+
+def test_a_good_key_of_the_ledger_is_no_guess_at_the_owners() -> None:
+    """It is whose it is; one that is good no more, or was never made, is a wrong key like any other."""
+    settings = replace(LOOPBACK, admin_key=ApiKey.of("admin", "the-key-of-the-admin"))
+    revoked = replace(KEY, id="key_2", digest=digest_of(OTHER), status="revoked")
+    access = door(KEY, revoked, settings=settings)
+
+    def offer(text: str) -> None:
+        with pytest.raises(KeyRefused):
+            access.admit(ask(bearer(text)), Level.OWNER)
+
+    for _ in range(20):
+        offer(TEXT)
+    assert not access.throttle._failures
+    offer(OTHER)
+    for number in range(4):
+        offer(make_key(bytes(range(number + 2, number + 34))))
+    with pytest.raises(TooManyGuesses):
+        access.admit(ask(bearer(TEXT)), Level.OWNER)
+    # Where clients ask nobody is kept out.
+    assert access.admit(ask(bearer(TEXT)), Level.KEYED).id == "key_1"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from codex_proxy.ledger.keys import digest_of
 from codex_proxy.ledger.model import NO_LIMITS, Key, User
 from codex_proxy.protocol.wire import loads
 from codex_proxy.server import keyfile
-from codex_proxy.server.access import Access
+from codex_proxy.server.access import Access, Level
 from codex_proxy.server.dashboard.sessions import (
     COOKIE,
     CSRF_HEADER,
@@ -36,6 +36,7 @@ from codex_proxy.server.dashboard.sessions import (
 )
 from codex_proxy.server.holders import KeyHolders
 from codex_proxy.tasks import Background
+from codex_proxy.throttle import Throttle
 
 KEY = "key-of-the-owner"
 DAY = 86_400.0
@@ -53,7 +54,7 @@ class Door:
 
     def anew(self) -> Sessions:
         made = Sessions(self.file, live=self.live, clock=self.clock, background=Background())
-        made.access = Access(self.live, sessions=made)
+        made.access = Access(self.live, sessions=made, throttle=Throttle(self.clock.monotonic))
         return made
 
     def request(
@@ -234,6 +235,32 @@ async def test_guesses_from_everywhere_keep_out_nobody_who_was_in_before(door: D
         await door.guess("198.51.100.1")
     with pytest.raises(TooManyGuesses):
         await door.enter("198.51.100.1")
+
+
+async def test_guesses_at_the_log_in_and_with_requests_count_together(door: Door) -> None:
+    access = door.sessions.access
+    assert access is not None
+
+    def offer(key: str) -> None:
+        request = door.request().clone(headers=CIMultiDict({"Authorization": f"Bearer {key}"}))
+        with contextlib.suppress(KeyRefused):
+            access.admit(request.clone(remote="203.0.113.7"), Level.OWNER)
+
+    for number in range(3):
+        offer(f"guess {number}")
+    for _ in range(2):
+        await door.guess("203.0.113.7")
+    with pytest.raises(TooManyGuesses):
+        offer(KEY)
+    with pytest.raises(TooManyGuesses):
+        await door.enter()
+    door.clock.advance(2.0)
+    # Whoever logs in was no guesser.
+    await door.enter()
+    for number in range(5):
+        offer(f"another {number}")
+    with pytest.raises(TooManyGuesses):
+        await door.enter()
 
 
 # -- holders of client keys ---------------------------------------------------------------

@@ -9,9 +9,7 @@ admin-key, and everybody logs in anew.
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import logging
-import math
 import re
 import secrets
 import threading
@@ -26,10 +24,10 @@ from aiohttp import web
 from codex_proxy.accounts import files
 from codex_proxy.clock import Clock
 from codex_proxy.config import Live
-from codex_proxy.errors import KeyRefused, ProxyError, RequestError, TooManyGuesses
+from codex_proxy.errors import KeyRefused, ProxyError, RequestError
 from codex_proxy.protocol.wire import BadJson, dumps, loads
 from codex_proxy.server import keyfile
-from codex_proxy.server.access import Access, address_of, holder, key_of, refuse_other_origins
+from codex_proxy.server.access import Access, address_of, holder, key_of, refuse_other_origins, shown
 from codex_proxy.server.body import is_json
 from codex_proxy.tasks import Background, Job
 from codex_proxy.trace import LOCAL, Caller
@@ -99,7 +97,6 @@ class Sessions:
         self._writing = threading.Lock()
         self._begun = self._written = 0
         """Writes that have begun, and the last of them that is done."""
-        self._throttle = Throttle(clock)
         self._has_failed = False
         """The last write did; that is told once."""
         self.may_write = True
@@ -207,12 +204,10 @@ class Sessions:
         refuse_other_origins(request)
         assert self.access is not None
         address = self.address_of(request)
-        wait = self._throttle.wait(address)
-        if wait > 0:
-            audit.warning("login refused reason=throttled from=%s", _shown(address))
-            raise TooManyGuesses(f"too many wrong keys; try again in {math.ceil(wait)} s", retry_after=wait)
+        throttle = self.access.throttle
+        self.access.refuse_guesser(address, "login")
         # Noted before anything is awaited: a hundred at once are a hundred guesses.
-        self._throttle.failed(address)
+        throttle.failed(address)
         known = key_of(key, self.access.owner_keys())
         if known is not None:
             opened_by, caller = known.digest.hex(), holder(known)
@@ -225,11 +220,11 @@ class Sessions:
         ):
             opened_by, caller = "setup", Caller("setup", "set-up token")
         else:
-            audit.warning("login refused reason=unknown_key from=%s", _shown(address))
+            audit.warning("login refused reason=unknown_key from=%s", shown(address))
             raise KeyRefused("this key does not open the page", code="unknown_key")
-        self._throttle.succeeded(address, is_owner=not opened_by.startswith(_HOLDER))
+        throttle.succeeded(address, is_owner=not opened_by.startswith(_HOLDER))
         csrf, cookie = self._open(opened_by, caller.name)
-        audit.info("login by=%s from=%s", caller.name, _shown(address))
+        audit.info("login by=%s from=%s", caller.name, shown(address))
         await self.save()
         return csrf, cookie
 
@@ -253,7 +248,7 @@ class Sessions:
         try:
             return self.access.holders.find(key, address)
         except KeyRefused as exc:
-            audit.warning("login refused reason=%s from=%s", exc.code, _shown(address))
+            audit.warning("login refused reason=%s from=%s", exc.code, shown(address))
             raise
 
     def _may_set_up(self) -> bool:
@@ -331,7 +326,8 @@ class Sessions:
             if not self._is_good(session):
                 del self._sessions[digest]
                 self._is_changed = True
-        self._throttle.forget()
+        if self.access is not None:
+            self.access.throttle.forget()
         if not self._is_given_up:
             await self._write()
 
@@ -373,99 +369,9 @@ class Sessions:
                 self._written = number
 
 
-_FREE_GUESSES = 5
-_FIRST_WAIT = 2.0
-_LONGEST_WAIT = 300.0
-_FORGET_SECONDS = 900.0
-_MAX_ADDRESSES = 10_000
-# From all addresses together: a network of them is no way around.
-_ALL = ""
-_FREE_FOR_ALL = 60
-_MAX_KNOWN = 1_000
-# This machine, as `_network` calls it: whoever sits at it is kept out by nobody elsewhere.
-_HERE = frozenset({"127.0.0.1", "::"})
-
-
-class Throttle:
-    """Make guessing slow: some tries are free, then each costs a pause twice as long as the last."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        """By network: how many in a row, and when the last one was; monotonic seconds."""
-        self._known: OrderedDict[str, None] = OrderedDict()
-        """Networks from which somebody got in: what others guess keeps nobody out there."""
-
-    def wait(self, address: str) -> float:
-        """Return how many seconds to wait before another try; 0 is none."""
-        network = _network(address)
-        wait = self._wait(network, _FREE_GUESSES)
-        return (
-            wait if network in _HERE or network in self._known else max(wait, self._wait(_ALL, _FREE_FOR_ALL))
-        )
-
-    def _wait(self, who: str, free: int) -> float:
-        count, last = self._failures.get(who, (0, 0.0))
-        if count < free:
-            return 0.0
-        pause = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(count - free, 30))
-        return max(0.0, last + pause - self._clock.monotonic())
-
-    def failed(self, address: str) -> None:
-        """Count a try that failed."""
-        now = self._clock.monotonic()
-        for who in (_network(address), _ALL):
-            count, last = self._failures.pop(who, (0, now))
-            if now - last > _FORGET_SECONDS:
-                count = 0
-            self._failures[who] = (count + 1, now)
-        while len(self._failures) > _MAX_ADDRESSES:
-            self._failures.popitem(last=False)
-
-    def succeeded(self, address: str, *, is_owner: bool = True) -> None:
-        """Take the last try back, and forget those before it if that was an owner: a client key buys no guesses."""
-        network = _network(address)
-        if is_owner:
-            self._failures.pop(network, None)
-        else:
-            self._take_back(network)
-        self._known[network] = None
-        self._known.move_to_end(network)
-        if len(self._known) > _MAX_KNOWN:
-            self._known.popitem(last=False)
-        self._take_back(_ALL)
-
-    def _take_back(self, who: str) -> None:
-        count, last = self._failures.get(who, (0, 0.0))
-        if count:
-            self._failures[who] = (count - 1, last)
-
-    def forget(self) -> None:
-        """Forget what is long ago."""
-        now = self._clock.monotonic()
-        while self._failures:
-            who, (_, last) = next(iter(self._failures.items()))
-            if now - last <= _FORGET_SECONDS:
-                return
-            del self._failures[who]
-
-
 def csrf_of(token: str) -> str:
     """Return the word that goes with a session's cookie; the page is told it, other sites cannot be."""
     return hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
-
-
-def _network(address: str) -> str:
-    """Return whom to count for an address: of IPv6 the network, which one person has all of."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.IPv6Network((found, 64), strict=False).network_address)
-    return str(found)
 
 
 def _cookie(request: web.Request) -> str:
@@ -475,10 +381,6 @@ def _cookie(request: web.Request) -> str:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _shown(address: str) -> str:
-    return re.sub(r"[^0-9A-Fa-f.:%a-z]", "?", address)[:64] or "unknown"
 
 
 def _read(path: Path) -> "OrderedDict[str, Session]":
