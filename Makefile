@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-long test-clients test-install test-browser screenshots lint format types check bench bench-parts bench-gate bench-ledger bench-soak bench-page bench-schedule docs prices lock clean
+.PHONY: help install demo run test test-long test-clients test-install test-browser screenshots lint format types check bench bench-parts bench-gate bench-ledger bench-soak bench-page bench-schedule docs prices fetch-prices check-prices lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -92,8 +92,14 @@ docs: $(STAMP) ## renew the generated tables
 
 prices: $(STAMP) ## renew the table of prices from its two sources; needs a package registry
 	rm -rf build/prices
-	$(BIN)/python -m pip download --quiet --no-deps --dest build/prices litellm
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build/prices litellm
 	$(BIN)/python tools/update_prices.py --litellm build/prices/litellm-*.whl $(ARGS)
+
+fetch-prices: $(STAMP) ## get the source of the prices that is not installed, 41 MB; needs a package registry
+	$(BIN)/python tools/update_prices.py --fetch
+
+check-prices: fetch-prices ## compare the table of prices with the two sources that it was made of
+	$(BIN)/python tools/update_prices.py --check
 
 lock: $(STAMP) ## renew the lock files (ARGS=--upgrade for newer versions)
 	$(BIN)/python -m pip install --quiet uv

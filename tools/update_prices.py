@@ -4,17 +4,22 @@ genai-prices knows prices by date and the tier of long contexts; litellm's table
 much a model reads and writes. What both know is compared: where they differ the build fails, unless `ALLOWED` says
 which one is right, and why. What only one of them knows is left out, and named, unless `ALLOWED` lets it in.
 
-    python tools/update_prices.py --litellm litellm-1.110.2-py3-none-any.whl [--check]
+    python tools/update_prices.py --litellm litellm-1.110.2-py3-none-any.whl
+    python tools/update_prices.py --fetch
+    python tools/update_prices.py --check
 
-litellm's table is read out of its wheel, or out of an installed litellm; nothing of it is imported.
+litellm's table is read out of its wheel, or out of an installed litellm; nothing of it is imported. What the file
+was made of is pinned in it, by version and digest: `--fetch` and `--check` ask for nothing newer.
 """
 
 import argparse
 import datetime
+import difflib
 import hashlib
 import importlib.metadata
 import json
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +28,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).resolve().parent.parent / "codex_proxy" / "data" / "prices.json"
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "codex_proxy" / "data" / "prices.json"
+WHEELS = ROOT / "build" / "prices"
+"""Where litellm's wheel is kept; git does not track it."""
 TABLE = "litellm/model_prices_and_context_window_backup.json"
 
 COLUMNS = ("input", "cached", "cache_write", "output")
@@ -120,7 +128,7 @@ def _of_genai(model: str, price: Any) -> tuple[Prices, Prices | None]:
     for name in _GENAI:
         value = getattr(price, name, None)
         tiers = getattr(value, "tiers", None)
-        if tiers is None:
+        if value is None or tiers is None:
             short.append(value)
             long.append(value)
             continue
@@ -309,6 +317,30 @@ def _text(price: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def kept_wheel() -> Path | None:
+    """Return the wheel of litellm that the file was made of; None when nobody has fetched it."""
+    return next(iter(WHEELS.glob(f"litellm-{_pinned()}-*.whl")), None)
+
+
+def fetch() -> bool:
+    """Get that wheel, if it is not here yet; tell whether it is here now."""
+    if kept_wheel() is None:
+        # A wheel and nothing else: of an archive of sources pip would run what is in it.
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"),
+                *("--retries", "1", "--timeout", "30", "--dest", str(WHEELS), f"litellm=={_pinned()}"),
+            ],
+            check=False,
+        )
+    return kept_wheel() is not None
+
+
+def _pinned() -> str:
+    version: str = json.loads(TARGET.read_text(encoding="utf-8"))["sources"]["litellm"]["version"]
+    return version
+
+
 def find_table(given: Path | None) -> tuple[bytes, str]:
     """Return litellm's table and its version, from a wheel or from what is installed."""
     if given is not None:
@@ -332,23 +364,45 @@ def build(litellm: Path | None, date: str) -> tuple[str, list[str]]:
     return rendered(models, sources, date), left_out
 
 
+def check(text: str) -> int:
+    """Say where the file is not *text*; return how a program ends by that."""
+    kept = TARGET.read_text(encoding="utf-8")
+    if kept == text:
+        print("prices.json is what its sources say")
+        return 0
+    differences = difflib.unified_diff(
+        kept.splitlines(), text.splitlines(), "prices.json", "its sources", n=0, lineterm=""
+    )
+    print(
+        "prices.json is not what its sources say: run `make prices`", *differences, sep="\n", file=sys.stderr
+    )
+    return 1
+
+
 def main() -> int:
     """Write the file, or with --check tell whether it is what the sources say."""
     parser = argparse.ArgumentParser(description="make prices.json of two sources that agree")
     parser.add_argument("--litellm", type=Path, help="litellm's wheel; without it the installed one is read")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when the file is another")
+    parser.add_argument(
+        "--fetch", action="store_true", help="only get the wheel that the file was made of into build/prices"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="change nothing; fail when the file is another one than its sources, of which that wheel is one, make",
+    )
     options = parser.parse_args()
-    kept = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.exists() else {}
+    if options.fetch:
+        return 0 if fetch() else 1
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     try:
-        text, left_out = build(options.litellm, kept.get("date", today) if options.check else today)
+        if options.check:
+            date = json.loads(TARGET.read_text(encoding="utf-8"))["date"]
+            return check(build(options.litellm or kept_wheel(), date)[0])
+        text, left_out = build(options.litellm, today)
     except Disagreement as exc:
         print(f"the sources do not agree:\n{exc}", file=sys.stderr)
         return 1
-    if options.check:
-        is_same = TARGET.read_text(encoding="utf-8") == text
-        print("prices.json is up to date" if is_same else "prices.json is out of date: run `make prices`")
-        return 0 if is_same else 1
     TARGET.write_text(text, encoding="utf-8")
     print(
         f"{len(json.loads(text)['models'])} models, {len(text)} bytes; known to one source only: {', '.join(left_out)}"

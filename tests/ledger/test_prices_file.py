@@ -3,6 +3,9 @@
 import importlib.metadata
 import json
 import re
+import subprocess
+import sys
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 from codex_proxy.ledger.prices import COLUMNS, TIERS
 from codex_proxy.protocol.catalog import BUILT_IN
 from tools import update_prices
-from tools.update_prices import TARGET, Disagreement, Model, Row, merged
+from tools.update_prices import TARGET, Disagreement, Model, Row, kept_wheel, merged
 
 TEXT = TARGET.read_text(encoding="utf-8")
 TABLE: dict[str, Any] = json.loads(TEXT)
@@ -27,12 +30,6 @@ def installed(source: str) -> str | None:
         return importlib.metadata.version(source)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def wheel() -> Path | None:
-    """The wheel of litellm that `make prices` has left, if it is the one the table was made of."""
-    version = TABLE["sources"]["litellm"]["version"]
-    return next(iter(Path("build/prices").glob(f"litellm-{version}-*.whl")), None)
 
 
 def test_the_head_says_where_it_comes_from() -> None:
@@ -101,11 +98,11 @@ def test_it_says_what_genai_prices_says() -> None:
 
 
 @pytest.mark.skipif(
-    wheel() is None or installed("genai-prices") != TABLE["sources"]["genai-prices"]["version"],
-    reason="the table's two sources are not here: `make prices` fetches them",
+    kept_wheel() is None or installed("genai-prices") != TABLE["sources"]["genai-prices"]["version"],
+    reason="the table's two sources are not here: `make fetch-prices` gets them",
 )
 def test_it_is_up_to_date_with_its_sources() -> None:
-    text, _ = update_prices.build(wheel(), TABLE["date"])
+    text, _ = update_prices.build(kept_wheel(), TABLE["date"])
     assert text == TEXT
 
 
@@ -181,3 +178,82 @@ def test_a_merge_finds_equals_and_snapshots() -> None:
         "gpt-9-2025-01-01": [],
     }
     assert left_out == []
+
+
+# -- what the file was made of ------------------------------------------------------------
+
+LITELLM = {
+    "litellm_provider": "openai",
+    "mode": "chat",
+    "input_cost_per_token": 1e-6,
+    "output_cost_per_token": 2e-6,
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of prices, made of sources of ours: of litellm's two wheels are here, and the older one was used."""
+    for version, price in (("1.2.3", 1e-6), ("1.2.4", 9e-6)):
+        with zipfile.ZipFile(tmp_path / f"litellm-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(
+                update_prices.TABLE, json.dumps({"gpt-9": {**LITELLM, "input_cost_per_token": price}})
+            )
+    monkeypatch.setattr(update_prices, "TARGET", tmp_path / "prices.json")
+    monkeypatch.setattr(update_prices, "WHEELS", tmp_path)
+    monkeypatch.setattr(update_prices, "ALLOWED", {})
+    monkeypatch.setattr(update_prices, "genai_models", lambda: {"gpt-9": Model([row("1", None, None, "2")])})
+    assert told(monkeypatch, "--litellm", str(tmp_path / "litellm-1.2.3-py3-none-any.whl")) == 0
+    return tmp_path / "prices.json"
+
+
+def told(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["update_prices.py", *arguments])
+    return update_prices.main()
+
+
+def test_a_check_reads_the_very_wheel_that_the_file_was_made_of(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = made.read_text(encoding="utf-8")
+    assert told(monkeypatch, "--check") == 0
+    assert made.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize(("old", "new"), [('"1", null', '"1.5", null'), ('"sha256": "', '"sha256": "0')])
+def test_a_check_fails_when_the_file_says_something_else_and_names_it(
+    old: str, new: str, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = made.read_text(encoding="utf-8").replace(old, new)
+    made.write_text(edited, encoding="utf-8")
+    assert told(monkeypatch, "--check") == 1
+    assert new in capsys.readouterr().err
+    assert made.read_text(encoding="utf-8") == edited
+
+
+def test_a_check_fails_when_the_sources_do_not_agree(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(update_prices, "genai_models", lambda: {"gpt-9": Model([row("7", None, None, "2")])})
+    assert told(monkeypatch, "--check") == 1
+    assert "gpt-9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_only_the_version_that_was_used_is_fetched_and_only_once(
+    is_reached: bool, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = made.parent / "litellm-1.2.3-py3-none-any.whl"
+    wheel.unlink()
+    asked: list[list[str]] = []
+
+    def pip(command: list[str], *, check: bool) -> None:
+        asked.append(command)
+        if is_reached:
+            wheel.touch()
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    assert [told(monkeypatch, "--fetch") for _ in range(2)] == ([0, 0] if is_reached else [1, 1])
+    assert len(asked) == (1 if is_reached else 2)
+    assert asked[0][-1] == "litellm==1.2.3"
+    # Nothing of it is run, not even to be built.
+    assert {"download", "--no-deps", "--only-binary"} < set(asked[0])
