@@ -82,6 +82,7 @@ class Allotments:
     def __init__(self) -> None:
         self._of: dict[str, dict[str, Allotment]] = {}
         """By user and key."""
+        self._taken_out: dict[str, int] = {}
 
     def find(self, hold: Hold) -> Allotment | None:
         """Return what the key of a turn has; None when it has nothing."""
@@ -98,12 +99,22 @@ class Allotments:
         del some[allotment.key_id]
         if not some:
             del self._of[allotment.user_id]
+        self._count(allotment.user_id)
 
     def clear(self) -> bool:
         """Forget all; whether there were any."""
         had_some = bool(self._of)
+        for user_id in self._of:
+            self._count(user_id)
         self._of.clear()
         return had_some
+
+    def taken_out(self, user_id: str) -> int:
+        """Return how often something was taken out that keys of a user had."""
+        return self._taken_out.get(user_id, 0)
+
+    def _count(self, user_id: str) -> None:
+        self._taken_out[user_id] = self.taken_out(user_id) + 1
 
     def of_user(self, user_id: str) -> list[Allotment]:
         """Return those of all keys of a user."""

@@ -244,7 +244,7 @@ class Book:
         """
         if is_allotted:
             self._allot(hold.user_id, hold.key_id, -hold.nanos)
-        if hold.request_id in self.holds:
+        if hold.request_id in self.holds or hold.request_id in self.settled:
             return
         account = self.accounts.get(hold.user_id)
         nanos = hold.nanos if hold.nanos > 0 else 0

@@ -252,6 +252,7 @@ class Ledger:
     async def ask(self, asked: Authorize) -> None:
         """Do the rest of `authorize`."""
         hold = asked.hold
+        before = self._allotments.taken_out(hold.user_id)
         try:
             try:
                 is_there = await self._ask_paced(asked)
@@ -259,7 +260,7 @@ class Ledger:
                 if asked.allotment is not None:
                     # It was not looked at.
                     asked.allotment.answered(0, hold.at)
-                if not self._recall_of(hold.user_id):
+                if not self._recall_of(hold.user_id, before):
                     raise
                 # It may have been there, for another key.
                 is_there = await self._ask_paced(Authorize(hold, asked.is_billed))
@@ -291,12 +292,19 @@ class Ledger:
         self._allotments.take_out(allotment)
         self._writer.put_later(Recall(allotment.user_id, allotment.key_id))
 
-    def _recall_of(self, user_id: str) -> bool:
-        """Have a user's keys give back what they have; whether they had something."""
-        some = [one for one in self._allotments.of_user(user_id) if not one.is_empty]
-        for one in some:
-            self._recall(one)
-        return bool(some)
+    def _recall_of(self, user_id: str, before: int) -> bool:
+        """Have a user's keys give back what they have; whether who asks again may find more.
+
+        Also when others have had them do that since so many were taken out *before*: several may have been refused for
+        what one key had.
+        """
+        if self._is_over:
+            # Nobody would answer.
+            return False
+        for one in self._allotments.of_user(user_id):
+            if not one.is_empty:
+                self._recall(one)
+        return self._allotments.taken_out(user_id) != before
 
     def _recall_all(self) -> None:
         if self._allotments.clear():
@@ -328,8 +336,9 @@ class Ledger:
                 request_id, hold.user_id, hold.key_id, nanos, at, turn.is_billed, hold.budgets, promise
             )
 
+        before = self._allotments.taken_out(hold.user_id)
         grown: bool = await self._ask(more)
-        if not grown and self._recall_of(hold.user_id):
+        if not grown and self._recall_of(hold.user_id, before):
             grown = await self._ask(more)
         return grown
 

@@ -30,6 +30,8 @@ class Authorize:
     """What is to grow with it."""
     wish: int = 0
     """By how much."""
+    tried: int = 0
+    """How often it was to be done and may not be: then it may be done all the same, and its turn over."""
 
     @property
     def request_id(self) -> str:
@@ -39,6 +41,8 @@ class Authorize:
     def want(self, wanted: Wanted) -> None:
         """Say what has to be known for it."""
         wanted.begin(self.hold)
+        if self.tried:
+            wanted.requests.add(self.request_id)
 
     def decide(self, book: Book) -> None:
         """Do it."""

@@ -519,11 +519,14 @@ class Writer:
         if kept or unsure:
             self._spool.kept, self._unsure = [], []
             try:
-                self._apply([*unsure, *[Settle(one) for one in kept]])
+                is_there = self._apply([*unsure, *[Settle(one) for one in kept]])
             except Away:
                 self._spool.kept += kept
                 self._unsure += unsure
                 raise
+            if not is_there:
+                # What is left of it comes before everything else.
+                raise Away(self._trouble)
 
     # -- on a server, with others ------------------------------------------------------------
 
@@ -554,9 +557,13 @@ class Writer:
             self._mark_blind(batch)
         if self.is_away:
             self._do_without(batch)
-            return
+        else:
+            self._try(batch)
+
+    def _try(self, batch: list[Decided]) -> bool:
+        """Do *batch* with the database, or without it; whether the database is still there."""
         try:
-            self._apply(batch)
+            return self._apply(batch)
         except Exception as exc:
             if not isinstance(exc, Away):
                 # A mistake of ours must not leave anybody waiting.
@@ -568,6 +575,7 @@ class Writer:
                     hold = one.hold
                     self._unsure.append(Drop(hold.request_id, hold.user_id, hold.key_id, at))
             self._do_without(batch)
+            return False
 
     def _mark_blind(self, batch: list[Decided]) -> None:
         """Mark turns that end and have had more without a look, also when the database is back by now."""
@@ -578,21 +586,23 @@ class Writer:
             elif isinstance(one, Reap):
                 self._blind.pop(one.request_id, None)
 
-    def _apply(self, batch: list[Decided]) -> None:
+    def _apply(self, batch: list[Decided]) -> bool:
         """Decide and write *batch*, and tell what came of it.
+
+        Returns:
+            False when the database went away while it was done in parts, and what was left was done without it.
 
         Raises:
             Away: If it is not known to be written.
         """
         try:
             book, answers = self._transaction(lambda connection: self._decide(connection, batch))
-        except Away:
-            self._book = None
-            raise
         except Exception as exc:
             self._book = None
-            self._apply_apart(batch, exc)
-            return
+            _note_tried(batch)
+            if isinstance(exc, Away):
+                raise
+            return self._apply_apart(batch, exc)
         done = book.changes
         self._settled += len(done.charges)
         self._reaped += sum(1 for one in done.charges if one.settlement.end == "lost")
@@ -605,16 +615,26 @@ class Writer:
             self._book = book
         if balances or answers or done.answered:
             self._tell(News(answers, balances, [], [], allotted=done.answered))
+        return True
 
-    def _apply_apart(self, batch: list[Decided], error: Exception) -> None:
+    def _apply_apart(self, batch: list[Decided], error: Exception) -> bool:
         """Do one by one what could not be written together, so that one that cannot be written harms no other."""
         if len(batch) > 1:
             half = len(batch) // 2
-            # What of it becomes of the database meanwhile, each half finds out by itself.
-            self._do(batch[:half])
-            self._do(batch[half:])
-            return
+            if self._try(batch[:half]):
+                return self._try(batch[half:])
+            self._do_without(batch[half:])
+            return False
         (one,) = batch
+        if isinstance(one, Recall):
+            # Nothing of it is in the database.
+            book = Book(self._mode, self._process, self._allotted)
+            one.decide(book)
+            book.written()
+            return True
+        if isinstance(one, Authorize) and one.is_allotted and one.tried < _TRIES:
+            # Its turn has begun.
+            return self._try(batch)
         logger.error(
             "the database will not have an operation kind=%s request=%s error=%s",
             type(one).__name__, one.request_id, type(error).__name__,
@@ -624,15 +644,17 @@ class Writer:
             if ODD not in of.flags:
                 # Once more without what may be wrong with it: what was served is paid.
                 bare = replace(of, flags=(ODD,), prices={}, attempts=(), budgets=())
-                self._do([Settle(bare, one.promise)])
-                return
+                return self._try([Settle(bare, one.promise)])
             self._refused += 1
             keep_refused(self._folder, of)
             # That it was there is written down all the same, and nothing stays held.
-            self._do([Reap(of.request_id, of.user_id, of.key_id, self._at())])
+            is_there = self._try([Reap(of.request_id, of.user_id, of.key_id, self._at())])
+        else:
+            is_there = True
         refusal = LedgerAway("what this request costs cannot be written down")
         if one.promise is not None:
             self._answer([(one.promise, None, refusal)])
+        return is_there
 
     def _decide(self, connection: Connection, batch: Sequence[Decided]) -> tuple[Book, list[Answer]]:
         book, self._book = self._book, None
@@ -663,6 +685,7 @@ class Writer:
 
     def _do_without(self, batch: Sequence[Decided]) -> None:
         """Do what can be done: settlements are kept, and what would need a look at a balance is refused."""
+        _note_tried(batch)
         answers: list[Answer] = []
         settlements: list[Settlement] = []
         for one in batch:
@@ -873,6 +896,12 @@ class Writer:
 
 def _not_now() -> LedgerAway:
     return LedgerAway("the ledger cannot be written now; try again in a moment")
+
+
+def _note_tried(batch: Sequence[Decided]) -> None:
+    for one in batch:
+        if isinstance(one, Authorize):
+            one.tried += 1
 
 
 def _parts(found: list[dict[str, Any]], reader: SpoolReader) -> Iterator[list[Decided]]:

@@ -1,6 +1,7 @@
 """What keys are allotted: their turns begin at once, and nobody gets or loses anything by it."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from codex_proxy.ledger.allotments import MILLISECONDS
 from codex_proxy.ledger.bases import Away
 from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.model import Budget, Window
+from codex_proxy.ledger.operations import Errand, Work
 from tests.ledger.conftest import Database
 from tests.ledger.making import NOON, Holder, clock, hold, holder, money, running, settlement
 from tests.ledger.test_faults import until
@@ -169,6 +171,64 @@ async def test_what_one_key_has_is_there_for_another_that_needs_it(sqlite: Datab
         assert await ledger.top_up("again", 198 * TURN)
         assert not await ledger.top_up("again", 1)
         assert await ledger.check() == []
+
+
+async def others(ledger: Ledger, of: Holder) -> Holder:
+    """Another key of the same user."""
+    key, _ = await ledger.create_key(of.user_id, "other", actor="test")
+    return Holder(of.user_id, key.id)
+
+
+async def test_several_that_need_what_one_key_has_get_it(sqlite: Database) -> None:
+    async with running(sqlite) as ledger:
+        team = await holder(ledger, 200 * TURN)
+        other = await others(ledger, team)
+        await allotted(ledger, team)
+        # All that is free is what the first key has.
+        await ledger.authorize(hold(other, "large", 183 * TURN))
+        await asyncio.gather(*(ledger.authorize(hold(other, f"turn {number}", TURN)) for number in range(8)))
+        ledger.settle(settlement(other, "turn 0", 0))
+        assert await asyncio.gather(*(ledger.top_up("large", TURN) for _ in range(10))) == [True] * 9 + [
+            False
+        ]
+        assert money(ledger, team) == (200 * TURN, 200 * TURN)
+        assert await ledger.check() == []
+
+
+async def test_who_is_refused_what_was_just_given_back_asks_again(sqlite: Database) -> None:
+    now = clock()
+    async with running(sqlite, at=now) as ledger:
+        team = await holder(ledger, 200 * TURN)
+        other = await others(ledger, team)
+        await allotted(ledger, team)
+        now.advance(MILLISECONDS / 1_000)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ledger.authorize(hold(other, "large", 199 * TURN)))
+            await asyncio.sleep(0)
+            await ledger.recall_idle()
+        assert money(ledger, team) == (200 * TURN, 200 * TURN)
+
+
+async def test_nobody_waits_who_is_refused_at_the_end(sqlite: Database) -> None:
+    async with running(sqlite) as ledger:
+        team = await holder(ledger, 200 * TURN)
+        other = await others(ledger, team)
+        await allotted(ledger, team)
+        go_on = threading.Event()
+        ledger._writer.put(Work(lambda _: go_on.wait(5.0), None, is_quiet=True))
+
+        async def let_go() -> None:
+            # The end is asked for before the other two are answered.
+            await until(lambda: any(isinstance(one, Errand) for one in ledger._writer._waiting))
+            go_on.set()
+
+        turn = ledger.authorize(hold(other, "large", 199 * TURN))
+        more = ledger.top_up("first", 199 * TURN)
+        refusal, grown, *_ = await asyncio.wait_for(
+            asyncio.gather(turn, more, ledger.aclose(), let_go(), return_exceptions=True), 3.0
+        )
+        assert isinstance(refusal, OutOfFunds)
+        assert grown is False
 
 
 @pytest.mark.parametrize("mode", ["personal", "billing"])
