@@ -145,8 +145,8 @@ class Wanted:
         """Those that begin among the operations, so that nothing is there of them."""
         self.owners: set[str] = set()
         """Users and keys whose counters matter."""
-        self.budgets: list[tuple[str, Budgets, int]] = []
-        """User, budgets and when: each has to have its counter."""
+        self.budgets: dict[tuple[str, int], tuple[Budgets, list[int]]] = {}
+        """Budgets and moments, each of which has to have its counters; by user and identity: turns of one key share theirs."""
 
     def begin(self, hold: Hold) -> None:
         """Add that a turn begins: its key is looked at, and there is nothing of it yet."""
@@ -172,8 +172,12 @@ class Wanted:
         if key_id not in book.counters:
             self.owners.add(key_id)
         if budgets:
-            self.owners.update(owner for owner, _ in budgets if owner not in book.counters)
-            self.budgets.append((user_id, budgets, at))
+            known = self.budgets.get((user_id, id(budgets)))
+            if known is None:
+                self.owners.update([owner for owner, _ in budgets if owner not in book.counters])
+                self.budgets[user_id, id(budgets)] = budgets, [at]
+            else:
+                known[1].append(at)
 
 
 class Book:

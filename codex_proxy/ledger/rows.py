@@ -115,14 +115,23 @@ class Loader:
             book.counters[owner] = []
         for owner, period, start, until, spent in _find_counters.fetch(self._connection, owners):
             book.add_counter(Counter(owner, _WINDOWS[period], start, until, spent), is_new=False)
-        for user_id, budgets, at in wanted.budgets:
+        for (user_id, _), (budgets, moments) in wanted.budgets.items():
             for owner, budget in budgets:
-                if book.counter(owner, budget.window, at) is None:
-                    start, until = bounds(budget.window, at)
-                    spent = self._spent(owner == user_id, owner, budget.window, start, until)
-                    book.add_counter(Counter(owner, budget.window, start, until, spent), is_new=True)
+                self._have_counters(owner, budget.window, moments, is_user=owner == user_id)
         if not self._is_alone:
-            self._load_held({(user_id,) for user_id, _, _ in wanted.budgets})
+            self._load_held({(user_id,) for user_id, _ in wanted.budgets})
+
+    def _have_counters(self, owner: str, window: Window, moments: list[int], *, is_user: bool) -> None:
+        """Have a counter for each of some moments, which are nearly always in one window."""
+        book = self._book
+        for counter in book.counters[owner]:
+            if counter.window is window and counter.start <= min(moments) and max(moments) < counter.until:
+                return
+        for at in moments:
+            if book.counter(owner, window, at) is None:
+                start, until = bounds(window, at)
+                spent = self._spent(is_user, owner, window, start, until)
+                book.add_counter(Counter(owner, window, start, until, spent), is_new=True)
 
     def _spent(self, is_user: bool, owner: str, window: Window, start: int, until: int) -> int:
         """Return what was spent in a window so far."""
