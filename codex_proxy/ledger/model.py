@@ -165,7 +165,7 @@ class Settlement:
     """As in its hold."""
     attempts: tuple[AttemptRow, ...] = ()
     lent: int = 0
-    """What of *lender* was set aside for it, by a process that could not write the database any more."""
+    """What of *lender* it has used up, in a process that could not write the database any more."""
     lender: str = ""
     """A hold that is nobody's turn."""
 

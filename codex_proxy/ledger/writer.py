@@ -751,12 +751,18 @@ class Writer:
         return True
 
     def _with_loan(self, settlement: Settlement) -> Settlement:
-        """Return *settlement* with what was lent to its turn: whoever books it releases that."""
+        """Return *settlement* with what it has used up of what was lent: whoever books it releases that.
+
+        The rest can be lent again. Few turns could begin otherwise, because they are lent many times what they cost.
+        """
         loans = self._loans.pop(settlement.request_id, ())
         lent = sum(one.hold.nanos if isinstance(one, Authorize) else one.nanos for one in loans)
         if not lent:
             return settlement
-        return replace(settlement, lent=lent, lender=self._loan_of(settlement.user_id))
+        used = min(max(0, settlement.cost or 0), lent)
+        if settlement.user_id in self._lendable:
+            self._lendable[settlement.user_id] += lent - used
+        return replace(settlement, lent=used, lender=self._loan_of(settlement.user_id))
 
     # -- everything else -------------------------------------------------------------------
 

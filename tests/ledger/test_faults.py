@@ -338,7 +338,7 @@ async def test_no_money_is_spent_twice_while_two_processes_serve(sqlite: Databas
             assert await new.check() == []
 
 
-async def test_what_a_turn_did_not_need_of_a_loan_is_its_users_again(sqlite: Database) -> None:
+async def test_what_a_turn_did_not_need_of_a_loan_is_its_users_again_at_the_end(sqlite: Database) -> None:
     async with running(sqlite) as old:
         team = await holder(old, 100)
         await old.hand_over()
@@ -348,15 +348,16 @@ async def test_what_a_turn_did_not_need_of_a_loan_is_its_users_again(sqlite: Dat
             # What is left does not do, and it goes on for a little, with a mark.
             assert await old.top_up("one", 30)
             await old.settled(settlement(team, "one", 3))
-            await until(lambda: money(new, team) == (97, 20))
+            await until(lambda: money(new, team) == (97, 47))
             found = await new.read(lambda c: c.execute(text("SELECT flags, shortfall FROM usage")).one())
             assert tuple(found) == ("blind_top_up", 0)
-            # The other half, and what came back.
-            await new.authorize(hold(team, "two", 77))
-            await new.settled(settlement(team, "two", 77))
+            # The other half, and then what came back.
+            await new.authorize(hold(team, "two", 50))
+            await new.settled(settlement(team, "two", 50))
             assert await new.check() == []
             await old.aclose()
-            await until(lambda: money(new, team) == (20, 0))
+            await until(lambda: money(new, team) == (47, 0))
+            await new.authorize(hold(team, "three", 47))
 
 
 async def test_a_loan_is_in_no_budget(sqlite: Database) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from codex_proxy.errors import LedgerAway, OutOfFunds
 from codex_proxy.ledger import rows as rows_module
 from codex_proxy.ledger import writer as module
 from codex_proxy.ledger.ledger import Ledger
@@ -104,6 +105,35 @@ async def test_a_loan_that_was_refused_is_not_lent(sqlite: Database, monkeypatch
             by_new = await _begin(new, team, [f"n{n}" for n in range(20)])
             assert len(by_old) + len(by_new) <= 10
             await old.aclose()
+
+
+async def test_what_a_turn_has_not_used_is_lent_to_the_next(sqlite: Database) -> None:
+    """A turn is lent many times what it costs, and callers on kept connections go on for a while."""
+    async with running(sqlite) as old:
+        team = await holder(old, 100)
+        await old.hand_over()
+        async with running(sqlite) as new:
+            for number in range(20):
+                await old.authorize(hold(team, f"cheap {number}", 30))
+                await old.settled(settlement(team, f"cheap {number}", number % 3))
+            with pytest.raises(LedgerAway):
+                await old.authorize(hold(team, "too large", 50 - 19 + 1))
+            # What it costs beyond what it was lent comes out of the other half.
+            await old.authorize(hold(team, "dear", 10))
+            await old.settled(settlement(team, "dear", 25))
+            await old.authorize(hold(team, "rest", 50 - 19 - 10))
+            with pytest.raises(LedgerAway):
+                await old.authorize(hold(team, "more", 1))
+            await until(lambda: money(new, team) == (100 - 19 - 25, 50 - 19 - 10))
+            await new.authorize(hold(team, "own", 50 - 15))
+            with pytest.raises(OutOfFunds):
+                await new.authorize(hold(team, "own more", 1))
+            await new.settled(settlement(team, "own", 50 - 15))
+            await old.settled(settlement(team, "rest", 50 - 19 - 10))
+            await old.aclose()
+            await until(lambda: money(new, team) == (0, 0))
+            assert await rows(new, "SELECT sum(shortfall) FROM usage") == [(0,)]
+            assert await new.check() == []
 
 
 async def test_a_lent_turn_that_ends_after_it_was_given_up_is_settled_all_the_same(sqlite: Database) -> None:
