@@ -105,6 +105,7 @@ class Reap:
     key_id: str
     at: int
     promise: Promise = None
+    tried: int = 0
 
     def want(self, wanted: Wanted) -> None:
         """Say what has to be known for it."""
@@ -124,6 +125,7 @@ class Drop:
     key_id: str
     at: int
     promise: Promise = None
+    tried: int = 0
 
     def want(self, wanted: Wanted) -> None:
         """Say what has to be known for it."""

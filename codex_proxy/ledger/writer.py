@@ -632,8 +632,10 @@ class Writer:
             one.decide(book)
             book.written()
             return True
-        if isinstance(one, Authorize) and one.is_allotted and one.tried < _TRIES:
-            # Its turn has begun.
+        if (
+            isinstance(one, Reap | Drop) or (isinstance(one, Authorize) and one.is_allotted)
+        ) and one.tried < _TRIES:
+            # Nobody would ask for it again.
             return self._try(batch)
         logger.error(
             "the database will not have an operation kind=%s request=%s error=%s",
@@ -906,7 +908,7 @@ def _not_now() -> LedgerAway:
 
 def _note_tried(batch: Sequence[Decided]) -> None:
     for one in batch:
-        if isinstance(one, Authorize):
+        if isinstance(one, Authorize | Reap | Drop):
             one.tried += 1
 
 

@@ -79,6 +79,14 @@ async def test_one_failure_costs_nobody_what_was_taken_or_given_back(
         await until(lambda: not fails)
         await flush(ledger, team)
         assert not ledger._writer._allotted
+        await settle_all(ledger, team, "second")
+        fails = 1
+        now.advance(700.0)
+        await ledger.reap()
+        await until(lambda: not fails)
+        await flush(ledger, team)
+        assert money(ledger, team) == (PLENTY - TURN, 0)
+        assert ledger.statistics().writer.reaped == 1
 
 
 @pytest.mark.parametrize("error", [Away, RuntimeError])
