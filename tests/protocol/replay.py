@@ -1,9 +1,11 @@
 """A recorded stream in every disguise that a network or a relay may give it: what is told stays the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import orjson
 
 from codex_proxy.protocol.dialect import Encoder
-from codex_proxy.protocol.sse import Parser
+from codex_proxy.protocol.sse import Event, Parser, Run
 
 EVERY_SPLIT_UP_TO = 16 * 1024
 """Streams up to this size are cut at every byte; larger ones at the seams of their frames and now and then."""
@@ -28,6 +30,50 @@ def play(encoder: Encoder, chunks: list[bytes]) -> bytes:
     out = [encoder.encode(parser.feed(chunk)) for chunk in chunks]
     out.append(encoder.encode(parser.finish()))
     return b"".join(out)
+
+
+def replay(
+    make: Callable[[], Encoder], variants: Iterable[list[bytes]], *, runs: bool = True
+) -> Iterator[bytes]:
+    """Yield what goes out for each of some reads.
+
+    Every one of them is read. What an encoder is told is the same for many, such as for all cuts within one frame, and then it
+    is told once.
+    """
+    known: dict[tuple[object, ...], bytes] = {}
+    for chunks in variants:
+        told = _told(_batches(chunks, runs=runs))
+        out = known.get(told)
+        if out is None:
+            encoder = make()
+            # Read anew: an event remembers what was looked at in it.
+            out = known[told] = b"".join([encoder.encode(batch) for batch in _batches(chunks, runs=runs)])
+        yield out
+
+
+def _batches(chunks: list[bytes], *, runs: bool) -> list[list[Event]]:
+    parser = Parser(runs=runs)
+    return [*(parser.feed(chunk) for chunk in chunks), parser.finish()]
+
+
+def _told(batches: list[list[Event]]) -> tuple[object, ...]:
+    """Return all that an encoder can see of some batches: also which runs share the object that says their place."""
+    places: dict[int, int] = {}
+    return tuple([
+        tuple([
+            (
+                event.type,
+                event.data,
+                orjson.dumps(event.place),
+                places.setdefault(id(event.place), len(places)),
+                *event.pieces.spelled,
+            )
+            if isinstance(event, Run)
+            else (event.type, event.data)
+            for event in batch
+        ])
+        for batch in batches
+    ])
 
 
 def variants(stream: bytes) -> Iterator[list[bytes]]:

@@ -26,7 +26,7 @@ from codex_proxy.protocol.sse import Event, Parser
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.simulator.checks import check_shape
 from codex_proxy.trace import End, UsageSource
-from tests.protocol.replay import play, variants
+from tests.protocol.replay import play, replay, variants
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden" / "chat"
@@ -161,8 +161,8 @@ def test_the_bytes_of_a_stream(path: Path) -> None:
 @each_fixture
 def test_every_disguise_of_a_stream_gives_the_same_bytes(path: Path) -> None:
     expected = (GOLDEN / f"{path.stem}.sse").read_bytes()
-    for chunks_of in variants(path.read_bytes()):
-        assert play(golden_encoder(), chunks_of) == expected
+    for out in replay(golden_encoder, variants(path.read_bytes())):
+        assert out == expected
 
 
 @each_fixture

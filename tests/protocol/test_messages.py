@@ -39,7 +39,7 @@ from codex_proxy.protocol.sse import Batch, Event, Parser
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.simulator.checks import check_shape
 from codex_proxy.trace import End, UsageSource
-from tests.protocol.replay import play, variants
+from tests.protocol.replay import play, replay, variants
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden" / "messages"
@@ -224,8 +224,8 @@ def told(*events: JsonObject, **fields: Any) -> JsonObject:
 @EACH
 def test_however_a_stream_comes_the_callers_bytes_are_the_same(path: Path) -> None:
     expected = (GOLDEN / f"{path.stem}.sse").read_bytes()
-    for chunks in variants(path.read_bytes()):
-        assert play(encoder(), chunks) == expected
+    for out in replay(encoder, variants(path.read_bytes())):
+        assert out == expected
 
 
 @EACH

@@ -33,6 +33,7 @@ from codex_proxy.protocol.responses import (
 from codex_proxy.protocol.sse import Batch, Event, Parser
 from codex_proxy.protocol.wire import JsonObject
 from codex_proxy.trace import End, Usage, UsageSource
+from tests.protocol.replay import replay
 
 HERE = Path(__file__).parent
 FIXTURES = sorted((HERE / "fixtures").glob("*.sse"))
@@ -113,11 +114,9 @@ def test_every_cut_of_a_stream_gives_the_same_bytes(path: Path, is_codex: bool) 
     data = path.read_bytes()
     who = "codex" if is_codex else "other"
     expected = (HERE / "golden" / "responses" / f"{path.stem}.{who}.sse").read_bytes()
-    for cut in range(len(data) + 1):
-        parser, out = Parser(), golden_encoder(path.stem, is_codex)
-        parts = [out.encode(parser.feed(data[:cut])), out.encode(parser.feed(data[cut:]))]
-        parts.append(out.encode(parser.finish()))
-        assert b"".join(parts) == expected, cut
+    cuts = ([data[:cut], data[cut:]] for cut in range(len(data) + 1))
+    for cut, out in enumerate(replay(lambda: golden_encoder(path.stem, is_codex), cuts, runs=False)):
+        assert out == expected, cut
 
 
 @CALLERS
