@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_FILE = Path("config.yaml")
 PREFIX = "CODEX_PROXY_"
 CONFIG_VARIABLE = "CODEX_PROXY_CONFIG"
+CONTROL_SOCKET = "control.sock"
+"""In data-dir: where commands reach a running daemon; only its owner may open it."""
 # Twice a second, and an edit counts when two looks agree: well within the promised 2 s,
 # and a file that an editor is still writing is left alone.
 POLL_SECONDS = 0.5

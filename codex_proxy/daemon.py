@@ -32,7 +32,7 @@ from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.upkeep import EXCHANGE_SECONDS, Keeper
 from codex_proxy.alerts.watch import Alerts
 from codex_proxy.clock import Clock, SystemClock
-from codex_proxy.config import ApiKey, Live, Loaded, Settings, Watcher
+from codex_proxy.config import CONTROL_SOCKET, ApiKey, Live, Loaded, Settings, Watcher
 from codex_proxy.errors import ConfigError, PoolShortage, ProxyError
 from codex_proxy.handover import NotRestarted, Predecessor, Successor
 from codex_proxy.net import Outbound
@@ -86,9 +86,6 @@ if TYPE_CHECKING:
     from codex_proxy.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
-
-CONTROL_SOCKET = "control.sock"
-"""In data-dir: where commands reach a running daemon; only its owner may open it."""
 
 # How soon a daemon that was started beside another notices that it is alone.
 _TAKE_OVER_SECONDS = 2.0

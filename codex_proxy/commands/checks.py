@@ -32,8 +32,7 @@ from codex_proxy.accounts.credential import Credential
 from codex_proxy.accounts.tokens import mask_name
 from codex_proxy.commands.control import NoDaemon, daemon
 from codex_proxy.commands.terminal import span
-from codex_proxy.config import Live, Loaded, Settings, mask_url
-from codex_proxy.daemon import CONTROL_SOCKET
+from codex_proxy.config import CONTROL_SOCKET, Live, Loaded, Settings, mask_url
 from codex_proxy.errors import ProxyError
 from codex_proxy.net import NetError, NetKind, Outbound, Reply
 from codex_proxy.protocol.wire import JsonObject

@@ -21,8 +21,7 @@ from codex_proxy.accounts.memory import Memory
 from codex_proxy.accounts.pool import Pool
 from codex_proxy.accounts.upkeep import Keeper
 from codex_proxy.clock import SystemClock
-from codex_proxy.config import Live, Settings
-from codex_proxy.daemon import CONTROL_SOCKET
+from codex_proxy.config import CONTROL_SOCKET, Live, Settings
 from codex_proxy.errors import ProxyError
 from codex_proxy.net import Outbound
 from codex_proxy.protocol.sse import Parser

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from codex_proxy.accounts.memory import STATE_FILE
-from codex_proxy.daemon import CONTROL_SOCKET
+from codex_proxy.config import CONTROL_SOCKET
 from codex_proxy.protocol.sse import Parser
 from codex_proxy.simulator import Simulator
 from tests.harness import Stand, standing
