@@ -12,15 +12,13 @@ database. One counts for a few seconds by the wall clock, as budgets do: then it
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codex_proxy.ledger.model import Hold
+from codex_proxy.ledger.model import Budget, Hold
 
 MILLISECONDS = 5_000
 """How long one counts."""
 _TURNS = 16
 """For how many turns at first, of the size of the one that asks for it."""
 _MOST_TURNS = 256
-
-Budgets = tuple[tuple[str, object], ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +27,7 @@ class Allotment:
 
     user_id: str
     key_id: str
-    budgets: Budgets
+    budgets: tuple[tuple[str, Budget], ...]
     """Those that were looked at."""
     since: int
     """Epoch milliseconds."""
