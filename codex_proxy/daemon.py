@@ -316,6 +316,7 @@ class Daemon:
             resolve=access.resolve,
             providers=self.providers,
             models_of=None if self.books is None else self.books.gate.models_of,
+            count=None if self.books is None else self.books.gate.count,
         )
         usage = PoolUsage(self.pool, live=self.live)
         owner |= self._metrics(public).handlers()

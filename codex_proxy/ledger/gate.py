@@ -131,6 +131,20 @@ class TurnGate:
             one.models for one in (NO_LIMITS if key is None else key.limits, user.limits) if one.models
         ])
 
+    def count(self, caller_id: str) -> None:
+        """Let a caller have tokens counted, which is no turn and costs nothing but time.
+
+        Raises:
+            KeyRefused: If its key is not there any more.
+            RateLimited: If it has done so too often for its limit of requests, or its user's.
+        """
+        owners = self.standing(caller_id).owners
+        refusal = self.meters.count(owners, self.clock.monotonic()) if owners else None
+        if refusal is not None:
+            raise RateLimited(
+                f"tokens may be counted {refusal.limit} times a minute", retry_after=refusal.seconds
+            )
+
     def request_id(self, trace: Trace) -> str:
         """Return a name for a turn that nothing else in the ledger has."""
         return f"{trace.id}{self._own}{next(self._numbers):x}"

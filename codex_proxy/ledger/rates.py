@@ -16,6 +16,9 @@ from codex_proxy.trace import Allowance, Room
 MINUTE = 60_000_000_000
 """In nanoseconds."""
 
+COUNTS = 8
+"""How often the tokens of something may be counted for each request that may be made: clients do it several times a turn."""
+
 
 @dataclass(slots=True)
 class Bucket:
@@ -92,6 +95,7 @@ class _Meter:
 
     requests: Bucket = field(default_factory=Bucket)
     tokens: Bucket = field(default_factory=Bucket)
+    counts: Bucket = field(default_factory=Bucket)
 
 
 Owners = Sequence[tuple[str, Limits]]
@@ -104,7 +108,7 @@ class Refusal:
 
     owner: str
     what: str
-    """"requests" or "tokens"."""
+    """"requests", "tokens" or "counts"."""
     limit: int
     seconds: float
 
@@ -141,6 +145,21 @@ class Meters:
         if not requested and not tokened:
             return worst, None
         return worst, Allowance(_tightest(requested), _tightest(tokened))
+
+    def count(self, owners: Owners, now: float) -> Refusal | None:
+        """Count one request that is no turn, for all *owners* or for none; the longest wait where it was for none."""
+        buckets, worst, moment = [], None, _moment(now)
+        for owner, limits in owners:
+            if limits.requests_per_minute is None:
+                continue
+            bucket, limit = self._meter(owner).counts, limits.requests_per_minute * COUNTS
+            buckets.append(bucket)
+            if seconds := bucket.wait_at(1, limit, moment):
+                worst = _longer(worst, owner, "counts", limit, seconds)
+        if worst is None:
+            for bucket in buckets:
+                bucket.level += MINUTE
+        return worst
 
     def left(self, owners: Owners, now: float) -> Allowance | None:
         """Return what may still be asked, as `take` does, and count nothing."""

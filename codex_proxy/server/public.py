@@ -129,8 +129,9 @@ class Public:
         listeners: Sequence[TraceSink] | None = None,
         providers: Providers | None = None,
         models_of: Callable[[str], Patterns] | None = None,
+        count: Callable[[str], None] | None = None,
     ) -> None:
-        """Make the handlers; *models_of* tells what the caller with an id may use; *listeners* hear of turns that the executor never had: refused, or served here."""
+        """Make the handlers; *models_of* tells what the caller with an id may use, *count* refuses one that counts tokens too often; *listeners* hear of turns that the executor never had: refused, or served here."""
         self._executor = executor
         self._pool = pool
         self._live = live
@@ -140,6 +141,7 @@ class Public:
         self._listeners = listeners if listeners is not None else (log_turn,)
         self._continuations = Continuations(clock)
         self._models_of = models_of
+        self._count = count
         self._providers = providers
         self._natives = (
             Natives(providers, is_priced=live.current.ledger != "off") if providers is not None else None
@@ -378,15 +380,22 @@ class Public:
 
     async def input_tokens(self, request: web.Request) -> web.StreamResponse:
         """Count the tokens of a request, here."""
+        self._count_once(request)
         raw = await read_body(request, limit=self._live.current.max_body_bytes)
         return _json(dumps(render_count(await self._counter.count_request(decode_count(raw)))))
 
     async def count_tokens(self, request: web.Request) -> web.StreamResponse:
         """Count the tokens of a Messages request, here and without an account."""
+        self._count_once(request)
         raw = await read_body(request, limit=self._live.current.max_body_bytes)
         headers = {name.lower(): value for name, value in request.headers.items()}
         body = countable(raw, headers, catalog=self._models.catalog)
         return _json(dumps({"input_tokens": await self._counter.count_request(body)}))
+
+    def _count_once(self, request: web.Request) -> None:
+        # Before its body is read: whoever is refused costs nothing.
+        if self._count is not None:
+            self._count(request.get(CALLER, LOCAL).id)
 
     async def hello(self, request: web.Request) -> web.StreamResponse:
         """Say that somebody is here; a person with a browser is shown the page."""

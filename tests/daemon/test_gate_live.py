@@ -31,6 +31,31 @@ def told(answer: Answer) -> tuple[int, str]:
     return answer.status, error.get("code") or error["type"]
 
 
+async def test_tokens_are_counted_eight_times_as_often_and_take_no_turn(tmp_path: Path) -> None:
+    """Somebody's key cannot keep the tokenizer busy for all the others."""
+    async with billing(tmp_path) as stand:
+        key = await key_with(stand, requests_per_minute=2)
+        both = [
+            ("/v1/messages/count_tokens", CHAT),
+            ("/v1/responses/input_tokens", {"model": STANDARD, "input": "hi"}),
+        ]
+        for number in range(16):
+            path, body = both[number % 2]
+            answer = await stand.post(path, body, headers=key)
+            assert answer.json["input_tokens"] > 0
+        refused = await stand.post(*both[0], headers=key)
+        assert told(refused) == (429, "rate_limit_error")
+        assert refused.headers["retry-after"] == "4"
+        refused = await stand.post(*both[1], headers=key)
+        assert told(refused) == (429, "rate_limit_exceeded")
+        assert "16 times a minute" in refused.json["error"]["message"]
+        assert (await stand.ask(headers=key)).status == 200
+        free = await key_with(stand, name="free")
+        for _ in range(20):
+            assert (await stand.post(*both[1], headers=free)).status == 200
+        assert len(await rows(stand)) == 1
+
+
 async def test_a_rate_is_told_in_the_heads_that_clients_read(tmp_path: Path) -> None:
     async with billing(tmp_path) as stand:
         key = await key_with(stand, requests_per_minute=2, tokens_per_minute=100_000)

@@ -207,3 +207,18 @@ def test_without_limits_nothing_is_counted_and_nothing_told() -> None:
         assert meters.take(free, 10**9, NOW) == (None, None)
     _, allowance = meters.take([("key", Limits(tokens_per_minute=5))], 0, NOW)
     assert allowance == Allowance(None, Room(5, 5, 0.0))
+
+
+def test_counts_are_apart_from_turns_and_for_all_owners_or_for_none() -> None:
+    meters = Meters()
+    owners: Owners = (("key", Limits(requests_per_minute=2)), ("user", Limits(requests_per_minute=1)))
+    for _ in range(8):
+        assert meters.count(owners, NOW) is None
+    refusal = meters.count(owners, NOW)
+    assert refusal == Refusal("user", "counts", 8, 7.5)
+    assert meters.take(owners, 1, NOW)[0] is None
+    for _ in range(8):
+        assert meters.count(owners[:1], NOW) is None
+    assert meters.count(owners[:1], NOW) == Refusal("key", "counts", 16, 3.75)
+    assert meters.count((("free", Limits(tokens_per_minute=1)),), NOW) is None
+    assert meters.count(owners, NOW + 7.5) is None
