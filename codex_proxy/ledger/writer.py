@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -632,10 +632,7 @@ class Writer:
             one.decide(book)
             book.written()
             return True
-        if (
-            isinstance(one, Reap | Drop) or (isinstance(one, Authorize) and one.is_allotted)
-        ) and one.tried < _TRIES:
-            # Nobody would ask for it again.
+        if _is_owed(one) and one.tried < _TRIES:
             return self._try(batch)
         logger.error(
             "the database will not have an operation kind=%s request=%s error=%s",
@@ -904,6 +901,11 @@ class Writer:
 
 def _not_now() -> LedgerAway:
     return LedgerAway("the ledger cannot be written now; try again in a moment")
+
+
+def _is_owed(one: Decided) -> TypeGuard[Authorize | Reap | Drop]:
+    """Tell whether nobody would ask for it again: a turn that has begun, or a release."""
+    return isinstance(one, Reap | Drop) or (isinstance(one, Authorize) and one.is_allotted)
 
 
 def _note_tried(batch: Sequence[Decided]) -> None:

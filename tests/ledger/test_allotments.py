@@ -2,20 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from codex_proxy.errors import KeyRefused, LedgerAway, OutOfFunds, ProxyError, RequestError
 from codex_proxy.ledger.allotments import MILLISECONDS
-from codex_proxy.ledger.bases import Away
 from codex_proxy.ledger.ledger import Ledger
 from codex_proxy.ledger.model import Budget, Window
 from codex_proxy.ledger.operations import Errand, Work
 from tests.ledger.conftest import Database
 from tests.ledger.making import NOON, Holder, clock, hold, holder, money, running, settlement
-from tests.ledger.test_faults import until
+from tests.ledger.test_faults import cut, until
 
 TURN = 1_000
 PLENTY = 1_000 * TURN
@@ -327,25 +325,6 @@ async def test_a_turn_that_costs_more_takes_nothing_that_others_were_allotted(sq
         await flush(ledger, team)
         assert money(ledger, team) == (0, 0)
         assert await ledger.check() == []
-
-
-def cut(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Have the database be away; what is returned brings it back."""
-    own: Any = ledger._writer
-    real = own._transaction
-    is_away = True
-
-    def transaction(*given: Any, **named: Any) -> Any:
-        if is_away:
-            raise Away("cut")
-        return real(*given, **named)
-
-    def back() -> None:
-        nonlocal is_away
-        is_away = False
-
-    monkeypatch.setattr(own, "_transaction", transaction)
-    return back
 
 
 async def test_turns_that_have_begun_when_the_database_goes_away(

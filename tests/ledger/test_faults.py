@@ -24,6 +24,25 @@ from tests.ledger.postgres import Server, execute
 from tests.ledger.postgres import running as running_server
 
 
+def cut(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have the database be away; what is returned brings it back."""
+    own: Any = ledger._writer
+    real = own._transaction
+    is_away = True
+
+    def transaction(*given: Any, **named: Any) -> Any:
+        if is_away:
+            raise Away("cut")
+        return real(*given, **named)
+
+    def back() -> None:
+        nonlocal is_away
+        is_away = False
+
+    monkeypatch.setattr(own, "_transaction", transaction)
+    return back
+
+
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while True:

@@ -11,7 +11,6 @@ import pytest
 from codex_proxy.errors import LedgerAway
 from codex_proxy.ledger import spooling
 from codex_proxy.ledger import writer as module
-from codex_proxy.ledger.bases import Away
 from codex_proxy.ledger.cleaning import clean
 from codex_proxy.ledger.model import Budget, Window
 from codex_proxy.ledger.spooling import Spool, row_of, settlement_of, spools_in
@@ -19,7 +18,7 @@ from codex_proxy.storage.spool import SpoolReader, SpoolWriter
 from tests.ledger.conftest import Database
 from tests.ledger.making import NOON, Holder, clock, hold, holder, money, running, settlement
 from tests.ledger.postgres import execute
-from tests.ledger.test_faults import count, is_back, locked, no_room, soon, until, usages
+from tests.ledger.test_faults import count, cut, is_back, locked, no_room, soon, until, usages
 
 __all__ = ["soon"]
 
@@ -77,23 +76,14 @@ async def test_on_a_server_a_process_that_reads_its_spool_is_not_gone(
         async with running(postgres) as two:
             await until(lambda: two.directory.user(team.user_id) is not None)
             await one.authorize(hold(team, "under way", 50))
-            own: Any = one._writer
-            real = own._transaction
-            is_away = True
-
-            def transaction(*given: Any, **named: Any) -> Any:
-                if is_away:
-                    raise Away("cut")
-                return real(*given, **named)
-
-            monkeypatch.setattr(own, "_transaction", transaction)
+            back = cut(one, monkeypatch)
             await one.settled(settlement(team, "earlier", 10))
             # It lets the other one read, which is no slower than a disk can be.
-            monkeypatch.setattr(own, "_read_spools", lambda: None)
+            monkeypatch.setattr(one._writer, "_read_spools", lambda: None)
             monkeypatch.setattr(
                 spooling, "SpoolWriter", lambda path: threading.Event().wait(0.6) or SpoolWriter(path)
             )
-            is_away = False
+            back()
             await until(lambda: two.directory.user(team.user_id).balance == 90)  # type: ignore[union-attr]
             await until(lambda: one.is_away is False)
             await asyncio.sleep(1.2)
