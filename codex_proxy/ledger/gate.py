@@ -39,6 +39,7 @@ from codex_proxy.ledger.prices import MILLION, Cost, Price, clamped, cost, estim
 from codex_proxy.ledger.pricing import Pricing
 from codex_proxy.ledger.rates import Meters
 from codex_proxy.patterns import fits
+from codex_proxy.protocol.compact import COMPACT
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.tasks import Job
 from codex_proxy.trace import End, Trace, Usage, UsageSource
@@ -317,6 +318,9 @@ class TurnPassage:
         self._reserve = reserve = gate.live.current.reserve_tokens
         # Embedding writes nothing.
         most = 0 if self._trace.route == "embeddings" else request.max_output_tokens
+        if request.endpoint == COMPACT:
+            # It comes whole, and is no longer than what it is made of.
+            most = max(read, reserve)
         written = reserve if most is None else min(most, reserve)
         self._take_rates(read + written)
         at = int(gate.clock.now() * 1000)
@@ -339,7 +343,8 @@ class TurnPassage:
         if is_whole and price is not None and (most is None or most > reserve):
             # There is no moment at which more could be set aside, or the answer be cut.
             written = price.most_written if most is None else min(most, price.most_written)
-            self._is_whole = written > reserve
+            # A compaction can be had in no other way.
+            self._is_whole = written > reserve and request.endpoint != COMPACT
         elif price is not None and written and (self._is_billed or self._budgets):
             # A caller's limit bounds what is said, not what is thought; and an upstream may not keep it at all.
             at_part = _TOP_UP_AT if most is None or most > reserve else _LIMIT_PASSED_AT
@@ -470,8 +475,8 @@ def input_tokens(request: BackendRequest) -> int:
 
 
 def _may_come_whole(request: BackendRequest) -> bool:
-    """Tell whether an upstream may answer with all of it at once."""
-    return request.native is not None and not request.native.stream
+    """Tell whether all of it may come at once."""
+    return request.endpoint == COMPACT or (request.native is not None and not request.native.stream)
 
 
 def _may_be_other(request: BackendRequest) -> bool:

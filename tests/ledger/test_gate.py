@@ -31,6 +31,7 @@ from codex_proxy.ledger.prices import estimate
 from codex_proxy.ledger.pricing import Pricing
 from codex_proxy.ledger.queries import usage_of
 from codex_proxy.ledger.tables import usage
+from codex_proxy.protocol.compact import COMPACT
 from codex_proxy.protocol.native import Native
 from codex_proxy.protocol.request import BackendRequest
 from codex_proxy.storage.lock import StoreLock
@@ -90,6 +91,7 @@ class Desk:
         asked: str | None = None,
         input_bytes: int = 4000,
         name: str | None = None,
+        endpoint: str = "responses",
         **request: Any,
     ) -> TurnPassage:
         """A turn at the gate."""
@@ -105,7 +107,7 @@ class Desk:
         )
         passage = self.gate.enter(
             trace,
-            BackendRequest("responses", asked or model, model, b"{}", input_bytes=input_bytes, **request),
+            BackendRequest(endpoint, asked or model, model, b"{}", input_bytes=input_bytes, **request),
         )
         self.traces[id(passage)] = trace
         return passage
@@ -627,6 +629,25 @@ async def test_nothing_more_is_set_aside_where_the_caller_has_a_limit_or_nothing
     free = await desk.admitted(LOCAL)
     assert await free.top_up(10**9)
     desk.end(free)
+    assert await desk.adds_up()
+
+
+async def test_a_compaction_sets_aside_as_much_as_it_can_become(desk: Desk) -> None:
+    """There is no moment at which more could be set aside for it; and it is no longer than what it is made of."""
+    key = await desk.holder(1000)
+    passage = await desk.admitted(key, route=COMPACT, endpoint=COMPACT, input_bytes=400_000)
+    # 100,000 tokens, in and out.
+    assert (await desk.balance(key))[1] == 100_000 * (1_250 + 10_000)
+    assert await passage.top_up(10**6)
+    desk.end(passage, Usage(100_000, 0, 0, 90_000, 0, UsageSource.BACKEND))
+    small = await desk.admitted(key, route=COMPACT, endpoint=COMPACT, input_bytes=40)
+    assert (await desk.balance(key))[1] == 10 * 1_250 + 1_000 * 10_000
+    desk.end(small)
+    poor = await desk.holder(100)
+    refused = await desk.refused(desk.passage(poor, route=COMPACT, endpoint=COMPACT, input_bytes=400_000))
+    assert isinstance(refused, OutOfFunds)
+    assert "stream" not in refused.message
+    assert [row.shortfall for row in await desk.rows()] == [0, 0]
     assert await desk.adds_up()
 
 
