@@ -39,16 +39,16 @@ async def test_tokens_are_counted_eight_times_as_often_and_take_no_turn(tmp_path
             ("/v1/messages/count_tokens", CHAT),
             ("/v1/responses/input_tokens", {"model": STANDARD, "input": "hi"}),
         ]
-        for number in range(16):
-            path, body = both[number % 2]
-            answer = await stand.post(path, body, headers=key)
+        served = 0
+        while (answer := await stand.post(*both[served % 2], headers=key)).status == 200:
             assert answer.json["input_tokens"] > 0
-        refused = await stand.post(*both[0], headers=key)
-        assert told(refused) == (429, "rate_limit_error")
-        assert refused.headers["retry-after"] == "4"
-        refused = await stand.post(*both[1], headers=key)
-        assert told(refused) == (429, "rate_limit_exceeded")
-        assert "16 times a minute" in refused.json["error"]["message"]
+            served += 1
+        # One more every four seconds, should it take so long.
+        assert 16 <= served < 30
+        words = ("rate_limit_error", "rate_limit_exceeded")[served % 2]
+        assert told(answer) == (429, words)
+        assert 1 <= int(answer.headers["retry-after"]) <= 4
+        assert "16 times a minute" in answer.json["error"]["message"]
         assert (await stand.ask(headers=key)).status == 200
         free = await key_with(stand, name="free")
         for _ in range(20):
