@@ -45,6 +45,19 @@ def failing(
     monkeypatch.setattr(own, "_transaction", transaction)
 
 
+class Once:
+    """Fails when it is due, and then no more."""
+
+    def __init__(self, error: type[Exception], *, is_due: bool = True) -> None:
+        self.error = error
+        self.is_due = is_due
+
+    def __call__(self) -> None:
+        if self.is_due:
+            self.is_due = False
+            raise self.error("once")
+
+
 async def settle_all(ledger: Ledger, of: Holder, *names: str) -> None:
     for name in names:
         await ledger.settled(settlement(of, name, TURN))
@@ -58,32 +71,25 @@ async def test_one_failure_costs_nobody_what_was_taken_or_given_back(
     async with running(sqlite, at=now) as ledger:
         team = await holder(ledger, PLENTY)
         await allotted(ledger, team)
-        fails = 0
-
-        def once() -> None:
-            nonlocal fails
-            if fails:
-                fails -= 1
-                raise RuntimeError("once")
-
+        once = Once(RuntimeError, is_due=False)
         monkeypatch.setattr(ledger._writer, "_look", lambda: None)
         failing(ledger, monkeypatch, once)
-        fails = 1
+        once.is_due = True
         assert begins(ledger, team, "second")
-        await until(lambda: not fails)
+        await until(lambda: not once.is_due)
         await flush(ledger, team)
         assert money(ledger, team) == (PLENTY, 2 * TURN)
-        fails = 1
+        once.is_due = True
         now.advance(10.0)
         await ledger.recall_idle()
-        await until(lambda: not fails)
+        await until(lambda: not once.is_due)
         await flush(ledger, team)
         assert not ledger._writer._allotted
         await settle_all(ledger, team, "second")
-        fails = 1
+        once.is_due = True
         now.advance(700.0)
         await ledger.reap()
-        await until(lambda: not fails)
+        await until(lambda: not once.is_due)
         await flush(ledger, team)
         assert money(ledger, team) == (PLENTY - TURN, 0)
         assert ledger.statistics().writer.reaped == 1
@@ -96,15 +102,7 @@ async def test_what_was_written_though_it_seemed_not_is_written_once(
     async with running(sqlite) as ledger:
         team = await holder(ledger, PLENTY)
         await allotted(ledger, team)
-        fails = 1
-
-        def once() -> None:
-            nonlocal fails
-            if fails:
-                fails -= 1
-                raise error("after all")
-
-        failing(ledger, monkeypatch, lambda: None, once)
+        failing(ledger, monkeypatch, lambda: None, Once(error))
         assert begins(ledger, team, "second")
         await settle_all(ledger, team, "second")
         await until(lambda: not (ledger.is_away or ledger.statistics().writer.spooled))

@@ -24,12 +24,9 @@ LARGE = (
 READ = 64 * 1024
 
 
-def play(encoder: Encoder, chunks: list[bytes]) -> bytes:
+def play(encoder: Encoder, chunks: list[bytes], *, runs: bool = True) -> bytes:
     """Feed the reads to *encoder* as the executor does, and return what goes out."""
-    parser = Parser(runs=True)
-    out = [encoder.encode(parser.feed(chunk)) for chunk in chunks]
-    out.append(encoder.encode(parser.finish()))
-    return b"".join(out)
+    return b"".join([encoder.encode(batch) for batch in _batches(chunks, runs=runs)])
 
 
 def replay(
@@ -42,18 +39,19 @@ def replay(
     """
     known: dict[tuple[object, ...], bytes] = {}
     for chunks in variants:
-        told = _told(_batches(chunks, runs=runs))
+        told = _told(list(_batches(chunks, runs=runs)))
         out = known.get(told)
         if out is None:
-            encoder = make()
             # Read anew: an event remembers what was looked at in it.
-            out = known[told] = b"".join([encoder.encode(batch) for batch in _batches(chunks, runs=runs)])
+            out = known[told] = play(make(), chunks, runs=runs)
         yield out
 
 
-def _batches(chunks: list[bytes], *, runs: bool) -> list[list[Event]]:
+def _batches(chunks: list[bytes], *, runs: bool) -> Iterator[list[Event]]:
     parser = Parser(runs=runs)
-    return [*(parser.feed(chunk) for chunk in chunks), parser.finish()]
+    for chunk in chunks:
+        yield parser.feed(chunk)
+    yield parser.finish()
 
 
 def _told(batches: list[list[Event]]) -> tuple[object, ...]:
